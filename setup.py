@@ -32,8 +32,8 @@ def require_compiler() -> None:
     candidates = wanted or ["c++", "g++", "clang++"]
     if not any(shutil.which(name) for name in candidates):
         sys.exit(
-            f"msvit: no C++ compiler found (looked for {', '.join(candidates)}). Install GCC >= 10 or Clang >= 12, for example "
-            "`apt install g++`, `dnf install gcc-c++` or `xcode-select --install`, or set CXX, and try again."
+            f"msvit: no C++ compiler found (looked for {', '.join(candidates)}). Install GCC >= 10 or Clang >= 12, "
+            "such as `apt install g++`, `dnf install gcc-c++` or `xcode-select --install`, or set CXX, and try again."
         )
 
 
