@@ -1,0 +1,24 @@
+"""Attention over packed tokens and the fused gather of mixed-scale tokens, each with a pure-PyTorch reference.
+
+The four operators are `varlen_attention`, `mixed_scale_layout`, `mixed_scale_embed` and `unpack_to_grid`;
+`explain()` tells which backends this machine has. Importing needs neither Triton, nor a GPU, nor the compiled
+extension.
+"""
+
+from msvit_kernels.dispatch import BACKENDS, OPERATORS, explain
+from msvit_kernels.layout import MixedScaleLayout
+from msvit_kernels.mixed_scale_embed import mixed_scale_embed
+from msvit_kernels.mixed_scale_layout import mixed_scale_layout
+from msvit_kernels.unpack_to_grid import unpack_to_grid
+from msvit_kernels.varlen_attention import varlen_attention
+
+__all__ = [
+    "BACKENDS",
+    "OPERATORS",
+    "MixedScaleLayout",
+    "explain",
+    "mixed_scale_embed",
+    "mixed_scale_layout",
+    "unpack_to_grid",
+    "varlen_attention",
+]

@@ -1,0 +1,131 @@
+"""The one table of backends: which there are, in which order they are tried, and why one cannot serve a call."""
+
+import functools
+import importlib
+import platform
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+
+# Tried from left to right when the caller names none.
+BACKENDS = ("cuda", "triton", "cpu", "reference")
+OPERATORS = ("varlen_attention", "mixed_scale_layout", "mixed_scale_embed", "unpack_to_grid")
+
+# What `explain` asks each backend: the inputs of a ViT-S in the dtype that suits the device.
+_TYPICAL_INPUTS: dict[str, dict[str, Any]] = {
+    "varlen_attention": {"head_dim": 64},
+    "mixed_scale_layout": {},
+    "mixed_scale_embed": {"images_dtype": torch.uint8},
+    "unpack_to_grid": {},
+}
+
+
+@functools.cache
+def _load(backend: str, operator: str) -> ModuleType | str:
+    """The module that implements `operator`, or the reason why there is none."""
+    name = f"msvit_kernels.{backend}.{operator}"
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and name.startswith(error.name):
+            return f"this version has no {backend} kernel for {operator}"
+        return f"not importable: {error}"
+    except ImportError as error:
+        return f"not importable: {error}"
+
+
+@functools.cache
+def unsupported_reason(
+    operator: str, backend: str, device_type: str, dtype: torch.dtype, **details: Any
+) -> str | None:
+    """Why `backend` cannot run `operator` on such inputs; None when it can."""
+    module = _load(backend, operator)
+    if isinstance(module, str):
+        return module
+    reason: str | None = module.unsupported_reason(device_type, dtype, **details)
+    return reason
+
+
+@functools.cache
+def resolve(operator: str, backend: str | None, device_type: str, dtype: torch.dtype, **details: Any) -> str:
+    """Name of the backend that runs the call.
+
+    Args:
+        operator: one of `OPERATORS`.
+        backend: a name from `BACKENDS`, which then runs or is refused, or None for the first that can.
+        device_type: "cpu" or "cuda", where the inputs are.
+        dtype: of the inputs.
+        details: further properties that a backend may refuse, as its `unsupported_reason` names them.
+
+    Raises:
+        ValueError: `backend` is not a name from the table.
+        NotImplementedError: the named backend, or every backend, refuses; the text gives the reason of each.
+    """
+    if backend is not None and backend not in BACKENDS:
+        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)} or None, got {backend!r}")
+    reasons = {name: unsupported_reason(operator, name, device_type, dtype, **details) for name in BACKENDS}
+    for name in BACKENDS if backend is None else (backend,):
+        if reasons[name] is None:
+            return name
+    wanted = f"backend {backend!r} cannot" if backend else "no backend can"
+    inputs = ", ".join([device_type, str(dtype).removeprefix("torch."), *(f"{k} {v}" for k, v in details.items())])
+    lines = "".join(f"\n  {name}: {reason or 'supports it'}" for name, reason in reasons.items())
+    raise NotImplementedError(f"{operator}: {wanted} run these inputs ({inputs}):{lines}")
+
+
+@functools.cache
+def function(operator: str, backend: str, name: str) -> Callable[..., Any]:
+    """Raw function `name` of a backend that `resolve` returned."""
+    found: Callable[..., Any] = getattr(_load(backend, operator), name)
+    return found
+
+
+def explain() -> str:
+    """Tells, as text, which backends this machine has for each operator and why others are missing.
+
+    Returns:
+        Several lines: versions and devices, then for CPU tensors (fp32) and GPU tensors (bf16) each operator with
+        the backend that `backend=None` takes and the reason of each that is not available.
+    """
+    lines = [f"msvit_kernels on {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}"]
+    lines.append(f"  triton: {_version_of('triton')}")
+    lines.append(f"  native CPU module: {_native_cpu_info()}")
+    if torch.cuda.is_available():
+        lines += [f"  GPU {i}: {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
+    else:
+        lines.append("  GPU: none that torch can use")
+    for device_type, dtype in (("cpu", torch.float32), ("cuda", torch.bfloat16)):
+        lines.append(f"{device_type} tensors, {str(dtype).removeprefix('torch.')}:")
+        if device_type == "cuda" and not torch.cuda.is_available():
+            lines.append("  not on this machine")
+            continue
+        for operator in OPERATORS:
+            lines += _explain_operator(operator, device_type, dtype)
+    return "\n".join(lines)
+
+
+def _explain_operator(operator: str, device_type: str, dtype: torch.dtype) -> list[str]:
+    details = _TYPICAL_INPUTS[operator]
+    if operator == "mixed_scale_layout":
+        dtype = torch.bool
+    reasons = {name: unsupported_reason(operator, name, device_type, dtype, **details) for name in BACKENDS}
+    taken = next((name for name, reason in reasons.items() if reason is None), "none")
+    missing = [f"    {name}: {reason}" for name, reason in reasons.items() if reason is not None]
+    return [f"  {operator}: takes {taken}", *missing]
+
+
+def _version_of(package: str) -> str:
+    try:
+        return str(importlib.import_module(package).__version__)
+    except ImportError as error:
+        return f"missing ({error})"
+
+
+def _native_cpu_info() -> str:
+    try:
+        native = importlib.import_module("msvit_kernels._C")
+    except ImportError as error:
+        return f"missing ({error})"
+    return ", ".join(f"{key} {value}" for key, value in native.cpu_info().items())

@@ -1,0 +1,77 @@
+"""`mixed_scale_embed`: from images to packed embedded tokens of two scales, in one pass."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+import msvit_kernels.ops  # noqa: F401  registers torch.ops.msvit
+from msvit_kernels import validation
+from msvit_kernels.layout import MixedScaleLayout
+
+
+def mixed_scale_embed(
+    images: Tensor,
+    layout: MixedScaleLayout,
+    weight: Tensor,
+    bias: Tensor | None,
+    table: Tensor,
+    *,
+    patch_size: int,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Embeds the active tokens of a batch: patch projection plus the row of a table of position encodings.
+
+        row_t = table[token_index_t] + [t is a patch] * (weight . patch_t + bias)
+
+    with patch_t cut from the image of row t; a coarse patch is the area average over s x s pixels (eq. 4 and 5 of
+    the MSViT paper). Prefix tokens are rows of the table alone.
+
+    Args:
+        images: [batch, 3, H, W], uint8 or floating, H and W the fine grid of the layout times `patch_size`.
+        layout: from `mixed_scale_layout`, on the device of `images`.
+        weight: [dim, 3, patch_size, patch_size], float32, bfloat16 or float16 (float64 on the reference backend).
+        bias: [dim], dtype of `weight`, or None.
+        table: [num_prefix + Nc + Nf, dim], dtype of `weight`: what is added to each candidate.
+        patch_size: pixels along one side of a fine patch.
+        mean: three numbers, one per channel, in units of [0, 1] for uint8 images and of the images themselves else;
+            pixels become (x / 255 - mean) / std for uint8, (x - mean) / std for floating images. Required for uint8.
+        std: three numbers above zero; goes with `mean`.
+        backend: "cuda", "triton", "cpu", "reference", or None for the first that supports the inputs.
+
+    Returns:
+        [total_tokens, dim], dtype of `weight`, contiguous.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: shapes, devices or numbers that do not fit; a layout with indices out of range (checked on the
+            CPU, and on a GPU under MSVIT_CHECK=1).
+        NotImplementedError: no backend, or not the named one, supports the inputs; the text gives every reason.
+
+    Note:
+        Sums are accumulated in fp32. Deterministic in forward and backward. Differentiable in weight, bias, table and
+        floating images. Images that are not contiguous are copied once. Cost: 6 * patch_size ** 2 * dim operations
+        for each active patch token; no tensor of all candidates is written.
+    """
+    validation.validate_embed(images, layout, weight, bias, table, patch_size)
+    mean_list, std_list = validation.validate_normalisation(images, mean, std)
+    out: Tensor = torch.ops.msvit.mixed_scale_embed.default(
+        images.contiguous(),
+        layout.fine_mask,
+        layout.region_start,
+        layout.cu_seqlens,
+        layout.batch_index,
+        layout.token_index,
+        weight.contiguous(),
+        None if bias is None else bias.contiguous(),
+        table.contiguous(),
+        patch_size,
+        layout.scale_factor,
+        layout.num_prefix,
+        mean_list,
+        std_list,
+        backend,
+    )
+    return out

@@ -1,0 +1,75 @@
+"""`mixed_scale_layout`: offsets and indices of the packed tokens that a mask of fine regions asks for."""
+
+import torch
+from torch import Tensor
+
+import msvit_kernels.ops  # noqa: F401  registers torch.ops.msvit
+from msvit_kernels import validation
+from msvit_kernels.layout import MixedScaleLayout
+
+
+def mixed_scale_layout(
+    fine_mask: Tensor,
+    *,
+    scale_factor: int = 2,
+    num_prefix: int = 1,
+    total_tokens: int | None = None,
+    backend: str | None = None,
+) -> MixedScaleLayout:
+    """Lays the active tokens of a batch end to end (eq. 3 of the MSViT paper, with True meaning fine).
+
+    A fine region has scale_factor ** 2 active tokens, a coarse one has one, every image has `num_prefix` more.
+
+    Args:
+        fine_mask: bool [batch, Hc, Wc], True where a region is fine.
+        scale_factor: fine tokens along one side of a region, at least 2.
+        num_prefix: prefix tokens (class, registers) of each image, at least 0.
+        total_tokens: packed rows of the whole batch, prefix included, where the caller knows them (a budget fixes
+            them): then nothing is copied from the device. None: one integer is.
+        backend: "cuda", "triton", "cpu", "reference", or None for the first that supports the inputs.
+
+    Returns:
+        The layout; its tensors are on the device of `fine_mask`.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: a shape or number out of range; `total_tokens` other than the mask asks for (checked on the CPU,
+            and on a GPU under MSVIT_CHECK=1).
+        NotImplementedError: no backend, or not the named one, supports the inputs; the text gives every reason.
+
+    Note:
+        Exact integers, by scans on the device. Cost: a few bytes for each region and each token.
+    """
+    validation.require_tensor("fine_mask", fine_mask, 3, (torch.bool,), None)
+    validation.require_int("scale_factor", scale_factor, 2)
+    validation.require_int("num_prefix", num_prefix, 0)
+    batch, height, width = fine_mask.shape
+    if height * width == 0:
+        raise ValueError(f"fine_mask: expected at least one region, got shape {tuple(fine_mask.shape)}")
+    max_seqlen = num_prefix + height * width * scale_factor**2
+    validation.check_int32_range("fine_mask", batch * max_seqlen)
+    fine_mask = fine_mask.contiguous()
+    num_tokens, cu_seqlens, region_start = torch.ops.msvit.mixed_scale_layout_offsets.default(
+        fine_mask, scale_factor, num_prefix, backend
+    )
+    if total_tokens is None:
+        total_tokens = int(cu_seqlens[-1])
+    else:
+        validation.require_int("total_tokens", total_tokens, 0)
+        validation.check_int32_range("total_tokens", total_tokens)
+    batch_index, token_index = torch.ops.msvit.mixed_scale_layout.default(
+        fine_mask, cu_seqlens, region_start, total_tokens, scale_factor, num_prefix, backend
+    )
+    return MixedScaleLayout(
+        fine_mask=fine_mask,
+        cu_seqlens=cu_seqlens,
+        num_tokens=num_tokens,
+        batch_index=batch_index,
+        token_index=token_index,
+        region_start=region_start,
+        total_tokens=total_tokens,
+        max_seqlen=max_seqlen,
+        grid_size=(height * scale_factor, width * scale_factor),
+        scale_factor=scale_factor,
+        num_prefix=num_prefix,
+    )

@@ -1,0 +1,53 @@
+"""Offsets and indices of packed mixed-scale tokens, by cumulative sums and one scatter over all candidates."""
+
+import torch
+from torch import Tensor
+
+
+def mixed_scale_layout_offsets(
+    fine_mask: Tensor, scale_factor: int, num_prefix: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    region_size = 1 + fine_mask.flatten(1).int() * (scale_factor**2 - 1)  # [batch, Nc]
+    region_end = region_size.cumsum(1, dtype=torch.int32)
+    num_tokens = num_prefix + region_size.sum(1, dtype=torch.int32)
+    cu_seqlens = torch.nn.functional.pad(num_tokens.cumsum(0, dtype=torch.int32), (1, 0))
+    region_start = cu_seqlens[:-1, None] + num_prefix + region_end - region_size
+    return num_tokens, cu_seqlens, region_start.contiguous()
+
+
+def mixed_scale_layout_fwd(
+    fine_mask: Tensor,
+    cu_seqlens: Tensor,
+    region_start: Tensor,
+    total_tokens: int,
+    scale_factor: int,
+    num_prefix: int,
+) -> tuple[Tensor, Tensor]:
+    rows = candidate_rows(fine_mask, cu_seqlens, region_start, scale_factor, num_prefix)
+    batch, num_candidates = rows.shape
+    # Row total_tokens takes what is inactive and is cut off, so the scatter needs no count from the device.
+    rows = torch.where((rows >= 0) & (rows < total_tokens), rows, total_tokens).flatten().long()
+    index = torch.zeros(2, total_tokens + 1, dtype=torch.int32, device=rows.device)
+    images = torch.arange(batch, dtype=torch.int32, device=rows.device).repeat_interleave(num_candidates)
+    candidates = torch.arange(num_candidates, dtype=torch.int32, device=rows.device).repeat(batch)
+    index[0].scatter_(0, rows, images)
+    index[1].scatter_(0, rows, candidates)
+    return index[0, :total_tokens].contiguous(), index[1, :total_tokens].contiguous()
+
+
+def candidate_rows(
+    fine_mask: Tensor, cu_seqlens: Tensor, region_start: Tensor, scale_factor: int, num_prefix: int
+) -> Tensor:
+    """int32 [batch, num_candidates]: the packed row of each candidate, -1 for one that is not active."""
+    batch, height, width = fine_mask.shape
+    s = scale_factor
+    prefix = cu_seqlens[:-1, None] + torch.arange(num_prefix, dtype=torch.int32, device=fine_mask.device)
+    coarse = torch.where(fine_mask.flatten(1), -1, region_start)
+    local = torch.arange(s * s, dtype=torch.int32, device=fine_mask.device).view(s, 1, s)
+    fine = region_start.view(batch, height, 1, width, 1) + local
+    fine = torch.where(fine_mask.view(batch, height, 1, width, 1), fine, -1).flatten(1)
+    return torch.cat([prefix, coarse, fine], dim=1)
+
+
+def unsupported_reason(device_type: str, dtype: torch.dtype = torch.bool) -> str | None:
+    return None

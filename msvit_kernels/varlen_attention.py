@@ -1,0 +1,116 @@
+"""`varlen_attention`: attention inside each packed sequence, with a weight for every key."""
+
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+
+import msvit_kernels.ops  # noqa: F401  registers torch.ops.msvit
+from msvit_kernels import validation
+
+
+@overload
+def varlen_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *,
+    cu_seqlens_k: Tensor | None = None,
+    max_seqlen_k: int | None = None,
+    key_weight: Tensor | None = None,
+    softmax_scale: float | None = None,
+    return_lse: Literal[False] = False,
+    backend: str | None = None,
+) -> Tensor: ...
+@overload
+def varlen_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *,
+    cu_seqlens_k: Tensor | None = None,
+    max_seqlen_k: int | None = None,
+    key_weight: Tensor | None = None,
+    softmax_scale: float | None = None,
+    return_lse: Literal[True],
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]: ...
+def varlen_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *,
+    cu_seqlens_k: Tensor | None = None,
+    max_seqlen_k: int | None = None,
+    key_weight: Tensor | None = None,
+    softmax_scale: float | None = None,
+    return_lse: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Non-causal attention inside each sequence, or from each query sequence to its key sequence.
+
+        out_i = sum_j w_j exp(s_ij) v_j / sum_p w_p exp(s_ip),   s_ij = softmax_scale * q_i . k_j
+
+    which is eq. 10 of the MSViT paper with w the token mask. The gradient of the weight needs no weight above zero:
+    dw_j = sum_heads sum_i exp(s_ij - lse_i) (dout_i . v_j - dout_i . out_i), the straight-through gradient of a gate.
+
+    Args:
+        q: [total_tokens, num_heads, head_dim], float32, bfloat16 or float16 (float64 on the reference backend), last
+            axis contiguous, other strides free; head_dim from 16 to 128, a multiple of 8.
+        k: [total_tokens_k, num_heads, head_dim], as q; total_tokens_k = total_tokens without `cu_seqlens_k`.
+        v: [total_tokens_k, num_heads, head_dim], as k.
+        cu_seqlens: int32 [batch + 1], contiguous, first token of each sequence, then the total. Empty ones are legal.
+        max_seqlen: tokens that no sequence exceeds; a bound, not read from the device.
+        cu_seqlens_k: int32 [batch + 1], offsets of the keys where they differ from those of the queries.
+        max_seqlen_k: tokens that no key sequence exceeds; goes with `cu_seqlens_k`.
+        key_weight: float32 [total_tokens_k] (float64 with float64 inputs), finite, >= 0; None for all ones.
+        softmax_scale: factor of the scores; head_dim ** -0.5 when None.
+        return_lse: return also the logarithm of the softmax denominator.
+        backend: "cuda", "triton", "cpu", "reference", or None for the first that supports the inputs.
+
+    Returns:
+        out [total_tokens, num_heads, head_dim], dtype of q, contiguous; with `return_lse` also lse, float32
+        [num_heads, total_tokens], natural logarithm. A query without a key of weight above zero gets 0 and lse -inf.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: shapes, strides, devices, sizes or offsets that do not fit; contents of `cu_seqlens` and
+            `key_weight` are checked on the CPU, and on a GPU under MSVIT_CHECK=1.
+        NotImplementedError: no backend, or not the named one, supports the inputs; the text gives every reason.
+
+    Note:
+        Sums are accumulated in fp32. Deterministic in forward and backward: same inputs, same bits. Differentiable in
+        q, k, v, key_weight and, through lse, in what is made of it. Cost: 4 * num_heads * head_dim operations for
+        each pair of a query and a key of its sequence.
+    """
+    validation.validate_attention(q, k, v, key_weight)
+    validation.validate_offsets("cu_seqlens", cu_seqlens, q.device)
+    validation.require_int("max_seqlen", max_seqlen, 0)
+    if cu_seqlens_k is None:
+        if max_seqlen_k is not None:
+            raise ValueError("max_seqlen_k: expected None without cu_seqlens_k, got a number")
+        if k.shape[0] != q.shape[0]:
+            raise ValueError(f"k: expected {q.shape[0]} tokens as in q without cu_seqlens_k, got {k.shape[0]}")
+        cu_seqlens_k, max_seqlen_k = cu_seqlens, max_seqlen
+    else:
+        validation.validate_offsets("cu_seqlens_k", cu_seqlens_k, q.device)
+        validation.require_shape("cu_seqlens_k", cu_seqlens_k, cu_seqlens.shape)
+        if max_seqlen_k is None:
+            raise ValueError("max_seqlen_k: expected an int with cu_seqlens_k, got None")
+        validation.require_int("max_seqlen_k", max_seqlen_k, 0)
+    if softmax_scale is None:
+        softmax_scale = q.shape[2] ** -0.5
+    else:
+        validation.require_finite("softmax_scale", softmax_scale)
+    if key_weight is not None:
+        key_weight = key_weight.contiguous()
+    out, lse = torch.ops.msvit.varlen_attention.default(
+        q, k, v, cu_seqlens, cu_seqlens_k, max_seqlen, max_seqlen_k, key_weight, softmax_scale, backend
+    )
+    return (out, lse) if return_lse else out
