@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-# Tried from left to right when the caller names none.
-BACKENDS = ("cuda", "triton", "cpu", "reference")
+# Tried from left to right when the caller names none. Triton comes after cpu because its interpreter takes CPU tensors too.
+BACKENDS = ("cuda", "cpu", "triton", "reference")
 OPERATORS = ("varlen_attention", "mixed_scale_layout", "mixed_scale_embed", "unpack_to_grid")
 
 # What `explain` asks each backend: the inputs of a ViT-S in the dtype that suits the device.
@@ -37,9 +37,7 @@ def _load(backend: str, operator: str) -> ModuleType | str:
 
 
 @functools.cache
-def unsupported_reason(
-    operator: str, backend: str, device_type: str, dtype: torch.dtype, **details: Any
-) -> str | None:
+def unsupported_reason(operator: str, backend: str, device_type: str, dtype: torch.dtype, **details: Any) -> str | None:
     """Why `backend` cannot run `operator` on such inputs; None when it can."""
     module = _load(backend, operator)
     if isinstance(module, str):

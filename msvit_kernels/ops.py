@@ -176,9 +176,7 @@ def _mixed_scale_layout(
         validation.check_total(cu_seqlens, total_tokens)
     name = dispatch.resolve("mixed_scale_layout", backend, fine_mask.device.type, fine_mask.dtype)
     forward = dispatch.function("mixed_scale_layout", name, "mixed_scale_layout_fwd")
-    result: tuple[Tensor, Tensor] = forward(
-        fine_mask, cu_seqlens, region_start, total_tokens, scale_factor, num_prefix
-    )
+    result: tuple[Tensor, Tensor] = forward(fine_mask, cu_seqlens, region_start, total_tokens, scale_factor, num_prefix)
     return result
 
 
@@ -215,9 +213,7 @@ def _mixed_scale_embed(
     if validation.checks_contents(images):
         validation.check_indices("layout.batch_index", batch_index, images.shape[0])
         validation.check_indices("layout.token_index", token_index, table.shape[0])
-    name = dispatch.resolve(
-        "mixed_scale_embed", backend, images.device.type, weight.dtype, images_dtype=images.dtype
-    )
+    name = dispatch.resolve("mixed_scale_embed", backend, images.device.type, weight.dtype, images_dtype=images.dtype)
     forward = dispatch.function("mixed_scale_embed", name, "mixed_scale_embed_fwd")
     result: Tensor = forward(
         images, batch_index, token_index, weight, bias, table, patch_size, scale_factor, num_prefix, mean, std
@@ -239,7 +235,7 @@ def _mixed_scale_embed_fake(
 
 
 def _mixed_scale_embed_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    tensors, (bias, table), arguments = inputs[:7], inputs[7:9], inputs[9:]
+    tensors, bias, arguments = inputs[:7], inputs[7], inputs[9:]
     ctx.save_for_backward(*tensors)
     ctx.arguments = arguments
     ctx.has_bias = bias is not None
@@ -267,9 +263,7 @@ def _mixed_scale_embed_bwd(
     *arguments: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *arguments, backend = arguments  # type: ignore[assignment]
-    name = dispatch.resolve(
-        "mixed_scale_embed", backend, images.device.type, weight.dtype, images_dtype=images.dtype
-    )
+    name = dispatch.resolve("mixed_scale_embed", backend, images.device.type, weight.dtype, images_dtype=images.dtype)
     backward = dispatch.function("mixed_scale_embed", name, "mixed_scale_embed_bwd")
     layout = fine_mask, region_start, cu_seqlens, batch_index, token_index
     gradients = backward(dout.contiguous(), images, *layout, weight, *arguments)
@@ -369,7 +363,5 @@ def _unpack_to_grid_bwd_fake(
     return dgrid.new_empty((total_tokens, dgrid.shape[1]))
 
 
-_register(
-    "unpack_to_grid", _unpack_to_grid, _unpack_to_grid_fake, (_unpack_to_grid_backward, _unpack_to_grid_setup)
-)
+_register("unpack_to_grid", _unpack_to_grid, _unpack_to_grid_fake, (_unpack_to_grid_backward, _unpack_to_grid_setup))
 _register("unpack_to_grid_bwd", _unpack_to_grid_bwd, _unpack_to_grid_bwd_fake)

@@ -164,9 +164,9 @@ def checks_contents(x: Tensor) -> bool:
 
 def check_offsets(name: str, cu_seqlens: Tensor, total: int, max_seqlen: int) -> None:
     """Raises unless the offsets start at 0, never fall, end at `total` and bound every length by `max_seqlen`."""
-    if _native is not None and cu_seqlens.device.type == "cpu":
-        if _native.check_offsets(cu_seqlens.data_ptr(), cu_seqlens.shape[0], total, max_seqlen) == 0:
-            return
+    native = _native if cu_seqlens.device.type == "cpu" else None
+    if native and native.check_offsets(cu_seqlens.data_ptr(), cu_seqlens.shape[0], total, max_seqlen) == 0:
+        return
     lengths = cu_seqlens.diff().tolist()
     first, last = int(cu_seqlens[0]), int(cu_seqlens[-1])
     if first != 0:

@@ -4,9 +4,7 @@ import torch
 from torch import Tensor
 
 
-def mixed_scale_layout_offsets(
-    fine_mask: Tensor, scale_factor: int, num_prefix: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def mixed_scale_layout_offsets(fine_mask: Tensor, scale_factor: int, num_prefix: int) -> tuple[Tensor, Tensor, Tensor]:
     region_size = 1 + fine_mask.flatten(1).int() * (scale_factor**2 - 1)  # [batch, Nc]
     region_end = region_size.cumsum(1, dtype=torch.int32)
     num_tokens = num_prefix + region_size.sum(1, dtype=torch.int32)
@@ -32,7 +30,7 @@ def mixed_scale_layout_fwd(
     candidates = torch.arange(num_candidates, dtype=torch.int32, device=rows.device).repeat(batch)
     index[0].scatter_(0, rows, images)
     index[1].scatter_(0, rows, candidates)
-    return index[0, :total_tokens].contiguous(), index[1, :total_tokens].contiguous()
+    return index[0, :total_tokens].clone(), index[1, :total_tokens].clone()
 
 
 def candidate_rows(

@@ -1,0 +1,89 @@
+"""What tests and benches share: the one tolerance policy, and inputs that exercise the operators."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from msvit_kernels import dispatch
+
+
+def assert_accurate(name: str, actual: Tensor, eager: Tensor, oracle: Tensor) -> None:
+    """Holds a result to twice the error of eager code in the same dtype, both measured against fp64.
+
+    |actual - oracle| <= 2 * max|eager - oracle| + rounding, where rounding is two units in the last place of the
+    largest value: what storing the result in its dtype may cost.
+
+    Args:
+        name: what is compared, for the message.
+        actual: the result to judge, any dtype.
+        eager: the same from the reference backend in the dtype of `actual`.
+        oracle: the same from the reference backend in float64.
+
+    Raises:
+        AssertionError: a wrong shape or dtype, a NaN, an infinity that the oracle has not, or an error too large.
+    """
+    assert actual.shape == oracle.shape, f"{name}: shape {tuple(actual.shape)}, expected {tuple(oracle.shape)}"
+    assert actual.dtype == eager.dtype, f"{name}: dtype {actual.dtype}, expected {eager.dtype}"
+    if actual.numel() == 0:
+        return
+    epsilon = torch.finfo(actual.dtype).eps
+    actual, eager, oracle = (x.detach().cpu().double() for x in (actual, eager, oracle))
+    finite = oracle.isfinite()
+    assert torch.equal(actual[~finite], oracle[~finite]), f"{name}: infinities differ from those of the oracle"
+    assert actual[finite].isfinite().all(), f"{name}: has NaN or infinity where the oracle is finite"
+    if not finite.any():
+        return
+    error = (actual - oracle)[finite].abs().max().item()
+    eager_error = (eager - oracle)[finite].abs().max().item()
+    rounding = 2 * epsilon * oracle[finite].abs().max().item()
+    bound = 2 * eager_error + rounding
+    assert error <= bound, f"{name}: error {error:.3e} above {bound:.3e} (eager in the same dtype: {eager_error:.3e})"
+
+
+def backends_for(operator: str, device_type: str, dtype: torch.dtype, **details: Any) -> list[str]:
+    """Backends of the table that run `operator` on such inputs on this machine."""
+    return [
+        name
+        for name in dispatch.BACKENDS
+        if dispatch.unsupported_reason(operator, name, device_type, dtype, **details) is None
+    ]
+
+
+def offsets(lengths: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+    """int32 [len(lengths) + 1]: `cu_seqlens` of sequences of these lengths."""
+    return torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0).to(device, torch.int32)
+
+
+def qkv_views(
+    total_tokens: int, num_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k, v as strided views of one packed projection [total_tokens, 3, num_heads, head_dim], unit normal."""
+    q, k, v = torch.randn(total_tokens, 3, num_heads, head_dim, device=device).to(dtype).unbind(1)
+    return q, k, v
+
+
+def key_weights(kind: str, total_tokens: int, device: torch.device | str = "cpu") -> Tensor | None:
+    """float32 [total_tokens] weights: "none", "ones", "zeros", "binary" or "fractional" (a third of it zeros)."""
+    if kind == "none":
+        return None
+    fixed = {"ones": torch.ones, "zeros": torch.zeros}
+    if kind in fixed:
+        return fixed[kind](total_tokens, device=device)
+    weights = torch.rand(total_tokens, device=device)
+    if kind == "binary":
+        return (weights > 0.5).float()
+    return weights.masked_fill(torch.rand_like(weights) < 1 / 3, 0)
+
+
+def fine_masks(batch: int, height: int, width: int) -> Iterator[tuple[str, Tensor]]:
+    """Masks that every test of the layout should see, with a name each."""
+    mask = torch.rand(batch, height, width) < 0.5
+    yield "random", mask
+    yield "all_coarse", torch.zeros_like(mask)
+    yield "all_fine", torch.ones_like(mask)
+    mixed = mask.clone()
+    mixed[0] = False
+    mixed[-1] = True
+    yield "coarse_beside_fine", mixed

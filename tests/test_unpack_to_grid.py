@@ -1,0 +1,95 @@
+"""`unpack_to_grid` of every backend: a copy in forward, a sum in backward."""
+
+import pytest
+import torch
+from conftest import DEVICES
+
+from msvit_kernels import mixed_scale_layout, testing, unpack_to_grid
+
+TARGETS = [
+    pytest.param((backend, device, dtype), id=f"{backend}-{device}-{str(dtype).removeprefix('torch.')}")
+    for device in DEVICES
+    for dtype in (torch.float32, torch.bfloat16, torch.float16)
+    for backend in testing.backends_for("unpack_to_grid", device, dtype)
+]
+
+
+def grid_by_hand(tokens, layout):
+    """Cell by cell: the row of the fine token, or of the coarse one that covers it."""
+    (height, width), s, prefix = layout.grid_size, layout.scale_factor, layout.num_prefix
+    row_of = {
+        (image, candidate): row
+        for row, (image, candidate) in enumerate(
+            zip(layout.batch_index.tolist(), layout.token_index.tolist(), strict=True)
+        )
+    }
+    first_fine = prefix + (height // s) * (width // s)
+    grid = tokens.new_empty(layout.batch, tokens.shape[1], height, width)
+    for image in range(layout.batch):
+        for y, x in ((y, x) for y in range(height) for x in range(width)):
+            fine = (image, first_fine + y * width + x)
+            coarse = (image, prefix + (y // s) * (width // s) + x // s)
+            grid[image, :, y, x] = tokens[row_of.get(fine, row_of.get(coarse))]
+    return grid
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("scale_factor", "num_prefix", "dim"), [(2, 1, 48), (3, 0, 5), (4, 5, 1), (2, 1, 384)])
+def test_matches_the_grid_by_hand(target, scale_factor, num_prefix, dim, poisoned_memory):
+    backend, device, dtype = target
+    for _, mask in testing.fine_masks(3, 3, 4):
+        layout = mixed_scale_layout(mask.to(device), scale_factor=scale_factor, num_prefix=num_prefix)
+        tokens = torch.randn(layout.total_tokens, dim, device=device).to(dtype)
+        assert torch.equal(unpack_to_grid(tokens, layout, backend=backend), grid_by_hand(tokens, layout))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_backward_matches_fp64(target, poisoned_memory):
+    backend, device, dtype = target
+    for _, mask in testing.fine_masks(3, 3, 4):
+        layout = mixed_scale_layout(mask.to(device), num_prefix=2)
+        tokens = torch.randn(layout.total_tokens, 20, device=device).to(dtype)
+        dgrid = torch.randn(3, 20, 6, 8, device=device).to(dtype)
+
+        def gradient(backend, dtype, tokens=tokens, dgrid=dgrid, layout=layout):
+            leaf = tokens.detach().to(dtype).requires_grad_()
+            unpack_to_grid(leaf, layout, backend=backend).backward(dgrid.to(dtype))
+            return leaf.grad
+
+        actual = gradient(backend, dtype)
+        eager, oracle = gradient("reference", dtype), gradient("reference", torch.float64)
+        testing.assert_accurate("dtokens", actual, eager, oracle)
+        prefix = layout.token_index < 2
+        assert (actual[prefix] == 0).all()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_rows_may_be_strided(target):
+    backend, device, dtype = target
+    layout = mixed_scale_layout((torch.rand(2, 3, 3) < 0.5).to(device))
+    wide = torch.randn(layout.total_tokens, 64, device=device).to(dtype)
+    strided = wide[:, 8:40]
+    assert torch.equal(unpack_to_grid(strided, layout, backend=backend), unpack_to_grid(strided.contiguous(), layout))
+
+
+def test_gradcheck():
+    layout = mixed_scale_layout(torch.rand(2, 2, 2) < 0.5)
+    tokens = torch.randn(layout.total_tokens, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: unpack_to_grid(x, layout), [tokens])
+
+
+def test_opcheck():
+    layout = mixed_scale_layout(torch.rand(2, 2, 2) < 0.5)
+    for grad in (False, True):
+        tokens = torch.randn(layout.total_tokens, 3, requires_grad=grad)
+        arguments = (tokens, layout.fine_mask, layout.region_start, 2, None)
+        torch.library.opcheck(torch.ops.msvit.unpack_to_grid.default, arguments)
+
+
+def test_compile_keeps_one_graph():
+    layout = mixed_scale_layout(torch.rand(2, 2, 2) < 0.5)
+    tokens = torch.randn(layout.total_tokens, 3, requires_grad=True)
+    compiled = torch.compile(lambda x: unpack_to_grid(x * 2, layout).sin(), fullgraph=True, backend="aot_eager")
+    (actual,) = torch.autograd.grad(compiled(tokens).sum(), tokens)
+    (expected,) = torch.autograd.grad(unpack_to_grid(tokens * 2, layout).sin().sum(), tokens)
+    torch.testing.assert_close(actual, expected)

@@ -1,0 +1,260 @@
+"""`varlen_attention` of every backend against fp64, and the properties that do not depend on numbers."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import DEVICES
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from msvit_kernels import testing, varlen_attention
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+TARGETS = [
+    pytest.param((backend, device, dtype), id=f"{backend}-{device}-{str(dtype).removeprefix('torch.')}")
+    for device in DEVICES
+    for dtype in DTYPES
+    for backend in testing.backends_for("varlen_attention", device, dtype, head_dim=64)
+    if backend != "reference"
+]
+BACKENDS = sorted({target.values[0][:2] for target in TARGETS} | {("reference", device) for device in DEVICES})
+LENGTHS = {
+    "vit": [64, 196, 98, 127],
+    "empty_sequences": [0, 5, 0, 0, 17, 0],
+    "one_token": [1],
+    "single_image": [197],
+    "partial_tiles": [49, 65, 33, 16, 15],
+}
+
+
+def make_inputs(lengths, num_heads, head_dim, dtype, device="cpu", weights="none", lengths_k=None):
+    """Inputs of one call and an upstream gradient for both outputs."""
+    total, total_k = sum(lengths), sum(lengths_k or lengths)
+    q, k, v = testing.qkv_views(max(total, total_k), num_heads, head_dim, dtype, device)
+    arguments = {"key_weight": testing.key_weights(weights, total_k, device)}
+    if lengths_k is not None:
+        arguments["cu_seqlens_k"] = testing.offsets(lengths_k, device)
+        arguments["max_seqlen_k"] = max(lengths_k)
+    dout = torch.randn(total, num_heads, head_dim, device=device).to(dtype)
+    dlse = torch.randn(num_heads, total, device=device)
+    qkv = q[:total], k[:total_k], v[:total_k]
+    return qkv, testing.offsets(lengths, device), max(lengths, default=0), arguments, dout, dlse
+
+
+def run(inputs, backend, dtype=None):
+    """Outputs and gradients of one call, by name; inputs are cast to `dtype` first, statistics to fp64 with it."""
+    qkv, cu_seqlens, max_seqlen, arguments, dout, dlse = inputs
+    qkv = [leaf(x if dtype is None else x.to(dtype)) for x in qkv]
+    arguments = dict(arguments)
+    weight = arguments["key_weight"]
+    if weight is not None:
+        weight = arguments["key_weight"] = leaf(weight.double() if dtype == torch.float64 else weight)
+    out, lse = varlen_attention(*qkv, cu_seqlens, max_seqlen, **arguments, return_lse=True, backend=backend)
+    dlse = dlse.to(lse.dtype).masked_fill(lse == -torch.inf, 0)
+    torch.autograd.backward([out, lse], [dout.to(out.dtype), dlse])
+    results = {"out": out, "lse": lse, "dq": qkv[0].grad, "dk": qkv[1].grad, "dv": qkv[2].grad}
+    if weight is not None:
+        results["dweight"] = weight.grad
+    return {name: x.detach() for name, x in results.items()}
+
+
+def leaf(x):
+    """`x` as a leaf that keeps its strides."""
+    return x.detach().requires_grad_()
+
+
+def check_accuracy(inputs, backend):
+    oracle = run(inputs, "reference", torch.float64)
+    eager = run(inputs, "reference")
+    for name, actual in run(inputs, backend).items():
+        testing.assert_accurate(name, actual, eager[name], oracle[name])
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("weights", ["none", "binary", "fractional"])
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
+def test_forward_and_backward_match_fp64(target, lengths, weights, poisoned_memory):
+    backend, device, dtype = target
+    check_accuracy(make_inputs(lengths, 2, 64, dtype, device, weights), backend)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("head_dim", [16, 24, 32, 40, 64, 72, 80, 128])
+def test_every_head_dim(target, head_dim, poisoned_memory):
+    backend, device, dtype = target
+    check_accuracy(make_inputs([50, 0, 17], 3, head_dim, dtype, device, "fractional"), backend)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("lengths_k", [[7, 0, 70], [1, 1, 1], [130, 64, 0]], ids=str)
+def test_keys_with_offsets_of_their_own(target, lengths_k, poisoned_memory):
+    backend, device, dtype = target
+    inputs = make_inputs([1, 33, 5], 2, 32, dtype, device, "fractional", lengths_k)
+    check_accuracy(inputs, backend)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    lengths=st.lists(st.sampled_from([0, 1, 49, 196, 577, 1025]), min_size=1, max_size=3),
+    head_dim=st.sampled_from([16, 32, 40, 64, 80, 128]),
+    weights=st.sampled_from(["none", "ones", "zeros", "binary", "fractional"]),
+)
+def test_drawn_lengths(target, lengths, head_dim, weights):
+    backend, device, dtype = target
+    check_accuracy(make_inputs(lengths, 1, head_dim, dtype, device, weights), backend)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_gradcheck(weighted):
+    inputs = make_inputs([3, 0, 5], 2, 16, torch.float64, weights="fractional" if weighted else "none")
+    (q, k, v), cu_seqlens, max_seqlen, arguments, _, _ = inputs
+    weight = arguments["key_weight"]
+    leaves = [leaf(x) for x in (q, k, v)]
+    if weighted:
+        # Central differences must not step below zero, so the weights of this test stay above it.
+        leaves.append(leaf(weight.double() + 0.1))
+
+    def call(q, k, v, weight=None):
+        return varlen_attention(
+            q, k, v, cu_seqlens, max_seqlen, key_weight=weight, return_lse=True, backend="reference"
+        )
+
+    assert torch.autograd.gradcheck(call, leaves)
+
+
+def test_weight_gradient_at_zero_is_the_one_sided_derivative():
+    inputs = make_inputs([6, 4], 2, 16, torch.float64, weights="zeros")
+    (q, k, v), cu_seqlens, max_seqlen, _, dout, _ = inputs
+    weight = torch.tensor([1, 0, 0, 1, 0, 1, 0, 1, 0, 1], dtype=torch.float64)
+
+    def loss(weight):
+        out = varlen_attention(q, k, v, cu_seqlens, max_seqlen, key_weight=weight, backend="reference")
+        return (out * dout).sum()
+
+    at_zero = leaf(weight)
+    loss(at_zero).backward()
+    step = 1e-7
+    for j in range(len(weight)):
+        nudged = weight.clone()
+        nudged[j] += step
+        expected = (loss(nudged) - loss(weight)) / step
+        torch.testing.assert_close(at_zero.grad[j], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+def test_packed_equals_padded_sdpa(backend, device):
+    lengths = [9, 30, 1]
+    (q, k, v), cu_seqlens, max_seqlen, _, _, _ = make_inputs(lengths, 2, 32, torch.float32, device)
+    out = varlen_attention(q, k, v, cu_seqlens, max_seqlen, backend=backend)
+    pad = [torch.nn.utils.rnn.pad_sequence(x.split(lengths), batch_first=True).transpose(1, 2) for x in (q, k, v)]
+    mask = torch.arange(max_seqlen, device=device) < torch.tensor(lengths, device=device)[:, None]
+    padded = F.scaled_dot_product_attention(*pad, attn_mask=mask[:, None, None])
+    torch.testing.assert_close(out, padded.transpose(1, 2)[mask], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+def test_result_does_not_depend_on_the_neighbours(backend, device):
+    lengths = [50, 13, 64]
+    inputs = make_inputs(lengths, 2, 64, torch.float32, device, "fractional")
+    together = run(inputs, backend)
+    (q, k, v), _, _, arguments, dout, dlse = inputs
+    middle = slice(50, 63)
+    alone = run(
+        (
+            (q[middle], k[middle], v[middle]),
+            testing.offsets([13], device),
+            13,
+            {"key_weight": arguments["key_weight"][middle]},
+            dout[middle],
+            dlse[:, middle],
+        ),
+        backend,
+    )
+    for name, x in alone.items():
+        part = together[name][:, middle] if name == "lse" else together[name][middle]
+        torch.testing.assert_close(part, x, rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_same_inputs_give_the_same_bits(target):
+    backend, device, dtype = target
+    inputs = make_inputs([70, 0, 196, 31], 3, 64, dtype, device, "fractional")
+    first, second = run(inputs, backend), run(inputs, backend)
+    for name, x in first.items():
+        assert torch.equal(x, second[name]), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_cpu_bits_do_not_depend_on_threads(dtype):
+    pytest.importorskip("msvit_kernels._C")
+    inputs = make_inputs([300, 64, 577], 3, 64, dtype, weights="fractional")
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for n in (1, 2, 3, 7):
+            torch.set_num_threads(n)
+            results.append(run(inputs, "cpu"))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        for name, x in results[0].items():
+            assert torch.equal(x, other[name]), name
+
+
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+def test_queries_without_active_keys_return_zero(backend, device):
+    inputs = make_inputs([4, 5], 2, 16, torch.float32, device, "ones")
+    inputs[3]["key_weight"][4:] = 0
+    results = run(inputs, backend)
+    assert (results["out"][4:] == 0).all()
+    assert (results["lse"][:, 4:] == -torch.inf).all()
+    for name in ("dq", "dk", "dv", "dweight"):
+        assert (results[name][4:] == 0).all(), name
+
+
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+def test_inactive_key_with_a_huge_score_changes_nothing(backend, device):
+    (q, k, v), cu_seqlens, max_seqlen, _, _, _ = make_inputs([8], 1, 16, torch.float32, device)
+    q, k, v = q.clone(), k.clone(), v.clone()
+    weight = torch.ones(8, device=device)
+    weight[3] = 0
+    expected = varlen_attention(q, k, v, cu_seqlens, max_seqlen, key_weight=weight, backend=backend)
+    k[3] = q[0] * 1e4
+    leaves = [leaf(x) for x in (q, k, v)]
+    out = varlen_attention(*leaves, cu_seqlens, max_seqlen, key_weight=weight, backend=backend)
+    torch.testing.assert_close(out, expected)
+    out.sum().backward()
+    assert all(x.grad.isfinite().all() for x in leaves)
+    assert (leaves[1].grad[3] == 0).all()
+    assert (leaves[2].grad[3] == 0).all()
+
+
+@pytest.mark.parametrize(("backend", "device"), BACKENDS)
+@pytest.mark.parametrize("lengths", [[], [0], [0, 0]], ids=str)
+def test_no_tokens_at_all(backend, device, lengths):
+    results = run(make_inputs(lengths, 2, 32, torch.float32, device, "ones"), backend)
+    assert results["out"].shape == (0, 2, 32)
+    assert results["lse"].shape == (2, 0)
+
+
+def test_opcheck():
+    (q, k, v), cu_seqlens, max_seqlen, arguments, _, _ = make_inputs([3, 0, 9], 2, 16, torch.float32, weights="binary")
+    for grad in (False, True):
+        leaves = [x.detach().requires_grad_(grad) for x in (q, k, v, arguments["key_weight"])]
+        call = (*leaves[:3], cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, leaves[3], 0.25, None)
+        torch.library.opcheck(torch.ops.msvit.varlen_attention.default, call)
+
+
+def test_compile_keeps_one_graph():
+    (q, k, v), cu_seqlens, max_seqlen, arguments, _, _ = make_inputs([3, 0, 9], 2, 16, torch.float32, weights="binary")
+
+    def call(q, k, v, weight):
+        return varlen_attention(q * 2, k, v, cu_seqlens, max_seqlen, key_weight=weight).sin()
+
+    leaves = [leaf(x) for x in (q, k, v, arguments["key_weight"])]
+    expected = torch.autograd.grad(call(*leaves).sum(), leaves)
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    actual = torch.autograd.grad(compiled(*leaves).sum(), leaves)
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, b)
