@@ -1,0 +1,21 @@
+"""Mixed-scale vision transformers whose token count follows the image: models, gates, policies, checkpoints.
+
+Importing registers the models with timm.
+"""
+
+from msvit import gates, policies
+from msvit.checkpoint import load_checkpoint, save_checkpoint
+from msvit.macs import gate_macs, macs
+from msvit.models import MixedScaleVisionTransformer, create_model, from_timm
+
+__all__ = [
+    "MixedScaleVisionTransformer",
+    "create_model",
+    "from_timm",
+    "gate_macs",
+    "gates",
+    "load_checkpoint",
+    "macs",
+    "policies",
+    "save_checkpoint",
+]

@@ -1,0 +1,135 @@
+"""Checkpoints: safetensors files, and whatever `torch.load(weights_only=True)` reads."""
+
+import os
+import pickle
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from timm.layers import resample_abs_pos_embed
+from timm.models.vision_transformer import checkpoint_filter_fn
+from torch import Tensor, nn
+
+# Where training scripts keep the weights inside a checkpoint, the averaged ones first.
+_NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")
+
+
+def save_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Writes the model's parameters as a safetensors file, in one step: a reader sees the old file or the new one.
+
+    Args:
+        model: any module without shared parameters.
+        path: of the file; its folder must exist.
+
+    Raises:
+        OSError: the file cannot be written; then the old one is still there.
+    """
+    path = Path(path)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        temporary = Path(file.name)
+    try:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, load_head: bool = True) -> list[str]:
+    """Loads a checkpoint of an msvit model, or of the timm model that it wraps.
+
+    Position grids are resampled where the image size differs (bicubic, as timm does). A checkpoint without a gate
+    leaves the model's gate as it is.
+
+    Args:
+        model: made by `create_model` or `from_timm`.
+        path: safetensors, or a file of `torch.save` that `weights_only=True` can read.
+        load_head: False leaves the classifier aside and keeps the model's own.
+
+    Returns:
+        Names of the parameters that the checkpoint did not set: the gate's, the classifier's, or none.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged or of another kind, or its parameters do not fit the model; the text names them.
+    """
+    state = checkpoint_filter_fn(_read_state_dict(Path(path)), model)
+    if not load_head:
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
+    _resample_gate_positions(state, model)
+    optional = {name for name in model.state_dict() if _is_optional(name, state, load_head)}
+    _check_fits(state, model, optional, path)
+    model.load_state_dict(state, strict=False)
+    return sorted(optional)
+
+
+def _is_optional(name: str, state: Mapping[str, Tensor], load_head: bool) -> bool:
+    if name.startswith("gate."):
+        return not any(key.startswith("gate.") for key in state)
+    return name.startswith("head.") and not load_head
+
+
+def _check_fits(
+    state: Mapping[str, Tensor], model: nn.Module, optional: set[str], path: str | os.PathLike[str]
+) -> None:
+    own = model.state_dict()
+    problems = []
+    if missing := sorted(own.keys() - state.keys() - optional):
+        problems.append(f"lacks {_some(missing)}")
+    if unexpected := sorted(state.keys() - own.keys()):
+        problems.append(f"has {_some(unexpected)}, which the model lacks")
+    for name in sorted(own.keys() & state.keys()):
+        if own[name].shape != state[name].shape:
+            hint = "; load_head=False keeps the model's own" if name.startswith("head.") else ""
+            problems.append(f"has {name} of shape {[*state[name].shape]}, expected {[*own[name].shape]}{hint}")
+    if problems:
+        raise ValueError(f"checkpoint {os.fspath(path)} does not fit the model: it {'; it '.join(problems[:5])}")
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path}: no such file")
+    try:
+        state = _read(path)
+    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, KeyError, OSError) as error:
+        raise ValueError(f"checkpoint {path} cannot be read, damaged or of another kind: {error}") from error
+    for key in _NESTED:
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+            break
+    if not isinstance(state, Mapping) or not state:
+        raise ValueError(f"checkpoint {path}: expected a state dict, got {type(state).__name__}")
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise ValueError(f"checkpoint {path}: expected tensors by name, got {type(tensor).__name__} for {name!r}")
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def _read(path: Path) -> Any:
+    with path.open("rb") as file:
+        start = file.read(9)
+    # A safetensors file is the length of its header, in eight bytes, and the header, which is JSON.
+    if start[8:] == b"{":
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _resample_gate_positions(state: dict[str, Tensor], model: nn.Module) -> None:
+    """Brings the gate's position encodings to the model's regions, in place."""
+    own = getattr(getattr(model, "gate", None), "pos_embed", None)
+    given = state.get("gate.pos_embed")
+    if own is None or given is None or given.ndim != 3 or given.shape[1] == own.shape[1]:
+        return
+    state["gate.pos_embed"] = resample_abs_pos_embed(given, list(model.coarse_grid_size), num_prefix_tokens=0)

@@ -1,0 +1,19 @@
+"""Gates: modules that map images [batch, 3, H, W] to logits [batch, Hc, Wc], positive where a region should be fine."""
+
+from msvit.gates.base import INITIAL_LOGIT, Gate
+from msvit.gates.entropy import EntropyGate
+from msvit.gates.factory import GATE_NAMES, make_gate
+from msvit.gates.fixed import ConstantGate, RadialGate, RandomGate
+from msvit.gates.mlp import MLPGate
+
+__all__ = [
+    "GATE_NAMES",
+    "INITIAL_LOGIT",
+    "ConstantGate",
+    "EntropyGate",
+    "Gate",
+    "MLPGate",
+    "RadialGate",
+    "RandomGate",
+    "make_gate",
+]

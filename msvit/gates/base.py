@@ -1,0 +1,55 @@
+"""What all gates share: the size of a region, and pixels from uint8 or normalised images."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+# sigmoid(INITIAL_LOGIT) = 0.95: a learned gate starts with fine regions and yet gets gradients.
+INITIAL_LOGIT = math.log(0.95 / 0.05)
+
+
+class Gate(nn.Module):
+    """Base class.
+
+    Args:
+        coarse: width of a region in pixels.
+        mean, std: three floats each, per channel in [0, 1], by which the images that the gate sees are normalised; None
+            where they are not.
+
+    Raises:
+        ValueError: `coarse` is not positive; only one of `mean` and `std` is given, or not three values.
+    """
+
+    mean: Tensor | None
+    std: Tensor | None
+
+    def __init__(
+        self, coarse: int, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+    ) -> None:
+        super().__init__()
+        if coarse < 1:
+            raise ValueError(f"coarse: expected a positive number of pixels, got {coarse}")
+        if (mean is None) != (std is None):
+            raise ValueError(f"mean, std: expected both or neither, got mean={mean} and std={std}")
+        for name, values in (("mean", mean), ("std", std)):
+            if values is not None and len(values) != 3:
+                raise ValueError(f"{name}: expected three values, one per channel, got {values}")
+        self.coarse = coarse
+        # Constants of the input, not state: checkpoints do without them.
+        self.register_buffer("mean", None if mean is None else torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", None if std is None else torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates per image."""
+        return 0
+
+    def regions(self, images: Tensor) -> tuple[int, int, int]:
+        """(batch, Hc, Wc) of images [batch, 3, H, W]; ValueError where the regions do not divide them."""
+        if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % self.coarse or images.shape[3] % self.coarse:
+            raise ValueError(
+                f"images: expected [batch, 3, H, W] with H and W multiples of {self.coarse}, got {[*images.shape]}"
+            )
+        return images.shape[0], images.shape[2] // self.coarse, images.shape[3] // self.coarse

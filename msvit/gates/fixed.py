@@ -1,0 +1,89 @@
+"""Gates that do not look at the pixels: radial (appendix G.1 of the MSViT paper), random and constant."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from msvit.gates.base import INITIAL_LOGIT, Gate
+
+
+class RadialGate(Gate):
+    """Fine around the centre: logit = radius - distance of the region's centre from the centre of the image.
+
+    Args:
+        coarse: width of a region in pixels.
+        radius: in units of half the image's height and width, so that 1 is the middle of an edge and sqrt(2) a corner.
+
+    Raises:
+        ValueError: `radius` is negative.
+    """
+
+    def __init__(self, coarse: int, radius: float = 0.75) -> None:
+        super().__init__(coarse)
+        if radius < 0:
+            raise ValueError(f"radius: expected 0 or more, got {radius}")
+        self.radius = radius
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [batch, Hc, Wc], the same for every image."""
+        batch, height, width = self.regions(images)
+        y, x = (
+            (2 * torch.arange(n, dtype=torch.float32, device=images.device) + 1) / n - 1 for n in (height, width)
+        )
+        return (self.radius - torch.hypot(y[:, None], x[None])).expand(batch, -1, -1)
+
+
+class RandomGate(Gate):
+    """Fine with a given probability, independently: logit = logit(probability) + logistic noise.
+
+    Args:
+        coarse: width of a region in pixels.
+        probability: in (0, 1), that a logit is positive.
+        seed: of the gate's own generator; `reset()` starts its sequence again.
+
+    Raises:
+        ValueError: `probability` is not inside (0, 1).
+    """
+
+    def __init__(self, coarse: int, probability: float = 0.5, seed: int = 0) -> None:
+        super().__init__(coarse)
+        self.bias = _logit(probability)
+        self.seed = seed
+        self.reset()
+
+    def reset(self) -> None:
+        """Starts the sequence of random masks again."""
+        # On the CPU, so that the masks do not depend on the device.
+        self.generator = torch.Generator().manual_seed(self.seed)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [batch, Hc, Wc], new ones at every call."""
+        uniform = torch.rand(self.regions(images), generator=self.generator).clamp(1e-6, 1 - 1e-6)
+        return (self.bias + torch.logit(uniform)).to(images.device)
+
+
+class ConstantGate(Gate):
+    """The same logit everywhere.
+
+    Args:
+        coarse: width of a region in pixels.
+        fine: True for fine, False for coarse (probability 0.95 and 0.05), or the probability itself, in (0, 1).
+
+    Raises:
+        ValueError: `fine` is a number outside (0, 1).
+    """
+
+    def __init__(self, coarse: int, fine: bool | float = True) -> None:
+        super().__init__(coarse)
+        self.logit = (INITIAL_LOGIT if fine else -INITIAL_LOGIT) if isinstance(fine, bool) else _logit(fine)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [batch, Hc, Wc]."""
+        return torch.full(self.regions(images), self.logit, dtype=torch.float32, device=images.device)
+
+
+def _logit(probability: float) -> float:
+    if not 0 < probability < 1:
+        raise ValueError(f"probability: expected a value inside (0, 1), got {probability}")
+    return math.log(probability) - math.log1p(-probability)

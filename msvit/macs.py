@@ -1,0 +1,64 @@
+"""Multiply-accumulates, counted as in the tables of the MSViT paper."""
+
+from torch import nn
+
+
+def macs(model: nn.Module, num_tokens: int) -> int:
+    """Multiply-accumulates of backbone and head for one image of `num_tokens` patch tokens.
+
+    Counted: linear layers, the patch convolution (once per active patch token) and both products of attention, with
+    prefix tokens in the sequence. Not counted: biases, norms, softmax, activations, and the gate (see `gate_macs`).
+
+    Args:
+        model: an `msvit` model or a timm `VisionTransformer`.
+        num_tokens: patch tokens, without prefix tokens.
+
+    Returns:
+        MACs; 4.60e9 for ViT-S/16 with 196 tokens.
+
+    Raises:
+        TypeError: the model is neither.
+        ValueError: `num_tokens` is negative.
+    """
+    for name in ("patch_embed", "blocks", "head", "num_prefix_tokens"):
+        if not hasattr(model, name):
+            raise TypeError(f"model: expected an msvit model or a timm VisionTransformer, got {type(model).__name__}")
+    if num_tokens < 0:
+        raise ValueError(f"num_tokens: expected 0 or more patch tokens, got {num_tokens}")
+    length = num_tokens + model.num_prefix_tokens
+    total = num_tokens * model.patch_embed.proj.weight.numel()
+    for block in model.blocks:
+        attn_dim = block.attn.num_heads * block.attn.head_dim
+        total += length * _linear_weights(block) + 2 * length * length * attn_dim
+    if model.attn_pool is not None:
+        keys = length if model.pool_include_prefix else num_tokens
+        total += _attention_pool_macs(model.attn_pool, keys)
+    return int(total + _linear_weights(model.head))
+
+
+def gate_macs(model: nn.Module) -> int:
+    """Multiply-accumulates of the gate for one image.
+
+    Args:
+        model: an `msvit` model.
+
+    Returns:
+        MACs; 0 for gates without linear layers.
+
+    Raises:
+        TypeError: the model has no gate, or one that does not tell its `macs`.
+    """
+    count = getattr(getattr(model, "gate", None), "macs", None)
+    if count is None:
+        raise TypeError(f"model: expected an msvit model whose gate has `macs`, got {type(model).__name__}")
+    return int(count)
+
+
+def _attention_pool_macs(pool: nn.Module, keys: int) -> int:
+    kv = pool.kv.weight.numel()
+    once = _linear_weights(pool) - kv
+    return keys * kv + once + 2 * keys * pool.num_heads * pool.head_dim
+
+
+def _linear_weights(module: nn.Module) -> int:
+    return sum(layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear))

@@ -1,0 +1,73 @@
+"""A timm transformer block over the rows of `Sequences`: only attention and drop path are replaced."""
+
+import torch
+from timm.models.vision_transformer import Attention, Block
+from torch import Tensor, nn
+
+from msvit.sequences import Sequences
+
+
+class MixedScaleAttention(nn.Module):
+    """Self-attention inside each image, with the parameters and parameter names of a timm `Attention`."""
+
+    def __init__(self, attn: Attention) -> None:
+        super().__init__()
+        self.num_heads = attn.num_heads
+        self.head_dim = attn.head_dim
+        self.attn_dim = attn.num_heads * attn.head_dim
+        self.scale = attn.scale
+        self.qkv = attn.qkv
+        self.q_norm = attn.q_norm
+        self.k_norm = attn.k_norm
+        self.norm = attn.norm
+        self.gate = getattr(attn, "gate", None)
+        self.proj = attn.proj
+        self.proj_drop = attn.proj_drop
+
+    def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
+        # [rows, dim] -> three views [rows, num_heads, head_dim] of one projection
+        q, k, v = self.qkv(x).view(x.shape[0], 3, self.num_heads, self.head_dim).unbind(1)
+        # Under autocast a norm returns fp32.
+        q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+        out = self.norm(sequences.attend(q, k, v, self.scale).flatten(1))
+        if self.gate is not None:
+            out = out * self.gate(x).sigmoid()
+        attended: Tensor = self.proj_drop(self.proj(out))
+        return attended
+
+
+class MixedScaleBlock(nn.Module):
+    """Pre-norm transformer block, with the parameters and parameter names of a timm `Block`."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self.norm1 = block.norm1
+        self.attn = MixedScaleAttention(block.attn)
+        self.ls1 = block.ls1
+        self.drop_path1 = block.drop_path1
+        self.norm2 = block.norm2
+        self.mlp = block.mlp
+        self.ls2 = block.ls2
+        self.drop_path2 = block.drop_path2
+
+    def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
+        """x: [rows, dim], laid out as `sequences` says; returns the same shape."""
+        x = x + drop_path(self.ls1(self.attn(self.norm1(x), sequences)), self.drop_path1, sequences)
+        return x + drop_path(self.ls2(self.mlp(self.norm2(x))), self.drop_path2, sequences)
+
+
+def drop_path(x: Tensor, module: nn.Module, sequences: Sequences) -> Tensor:
+    """Stochastic depth with one draw per image: its rows are dropped together or kept and scaled up.
+
+    Args:
+        x: [rows, dim].
+        module: timm's `DropPath` or `Identity`.
+    """
+    rate = getattr(module, "drop_prob", 0.0)
+    if not module.training or not rate:
+        return x
+    keep = 1 - rate
+    factors = torch.empty(sequences.batch, dtype=x.dtype, device=x.device).bernoulli_(keep)
+    if module.scale_by_keep and keep > 0:
+        factors = factors / keep
+    return sequences.scale_images(x, factors)

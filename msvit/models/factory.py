@@ -1,0 +1,178 @@
+"""`create_model` and `from_timm`: models by name, and around existing timm models."""
+
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+from timm.data import IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from msvit.checkpoint import load_checkpoint
+from msvit.gates import make_gate
+from msvit.models.support import check_supported
+from msvit.models.vit import MixedScaleVisionTransformer
+from msvit.policies import Policy
+
+# Width, depth and heads of the ViT paper's models.
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3},
+    "small": {"embed_dim": 384, "depth": 12, "num_heads": 6},
+    "base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
+    "large": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
+}
+# Patch and region width in pixels.
+SCALES = {"16_32": (16, 32), "8_16": (8, 16), "32_64": (32, 64)}
+
+_NAME = re.compile(rf"msvit_({'|'.join(SIZES)})_patch({'|'.join(SCALES)})_([1-9]\d*)")
+
+
+def create_model(
+    name: str,
+    *,
+    pretrained: bool = False,
+    checkpoint_path: str | os.PathLike[str] | None = None,
+    load_head: bool = True,
+    img_size: int | tuple[int, int] | None = None,
+    gate: str | nn.Module = "mlp",
+    policy: Policy | None = None,
+    token_mode: str = "packed",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    **vit_kwargs: Any,
+) -> MixedScaleVisionTransformer:
+    """Makes a mixed-scale ViT by name.
+
+    Args:
+        name: "msvit_{tiny,small,base,large}_patch{16_32,8_16,32_64}_{image size in pixels}".
+        pretrained: load timm's weights of the ViT of that size and patch, as timm finds them; the gate starts anew.
+        checkpoint_path: file to load afterwards, see `msvit.load_checkpoint`.
+        load_head: False leaves the classifier of that file aside.
+        img_size: pixels, replaces the number in the name; a multiple of the region's width.
+        gate: "mlp", "radial", "random", "entropy", "fine", "coarse", or a module, see `msvit.gates`.
+        policy: see `msvit.policies`; `Threshold(0.5)` by default.
+        token_mode: "packed", "trimmed" or "masked".
+        mean, std: three floats each, by which uint8 images are normalised; those of timm's ViT by default.
+        vit_kwargs: arguments of timm's `VisionTransformer`, such as `num_classes`, `drop_path_rate`, `global_pool`.
+
+    Returns:
+        The model, on the CPU, in fp32 and in training mode.
+
+    Raises:
+        ValueError: an unknown name, an image size that regions do not divide, no weights of that name, or an argument
+            that the model refuses.
+        TypeError: an argument that `VisionTransformer` does not know.
+    """
+    size, patch_size, coarse, name_img_size = _parse(name)
+    img_size = name_img_size if img_size is None else img_size
+    if pretrained:
+        timm_name = _pretrained_name(size, patch_size, name_img_size)
+        vit = timm.create_model(timm_name, pretrained=True, img_size=img_size, **vit_kwargs)
+    else:
+        vit = VisionTransformer(img_size=img_size, patch_size=patch_size, **{**SIZES[size], **vit_kwargs})
+        vit.pretrained_cfg = _default_cfg(vit)
+    return from_timm(
+        vit,
+        coarse,
+        checkpoint_path=checkpoint_path,
+        load_head=load_head,
+        gate=gate,
+        policy=policy,
+        token_mode=token_mode,
+        mean=mean,
+        std=std,
+    )
+
+
+def from_timm(
+    model_or_name: nn.Module | str,
+    coarse: int = 32,
+    *,
+    pretrained: bool = False,
+    checkpoint_path: str | os.PathLike[str] | None = None,
+    load_head: bool = True,
+    gate: str | nn.Module = "mlp",
+    policy: Policy | None = None,
+    token_mode: str = "packed",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    **timm_kwargs: Any,
+) -> MixedScaleVisionTransformer:
+    """Wraps a timm `VisionTransformer`; with an all-fine gate the wrapped model returns its outputs.
+
+    Parameters keep their names, those of the gate begin with "gate.". A model that is passed in shares its parameters
+    with the result.
+
+    Args:
+        model_or_name: a timm model of class `VisionTransformer` (ViT, DeiT, and the CLIP, SigLIP and DINOv2 towers of
+            that class), or the name of one.
+        coarse: width of a region in pixels, a multiple of the patch size that divides the image.
+        pretrained: for a name, load timm's weights.
+        checkpoint_path, load_head, gate, policy, token_mode: as in `create_model`.
+        mean, std: three floats each, by which uint8 images are normalised; those of the timm model by default.
+        timm_kwargs: for a name, arguments of `timm.create_model`, such as `img_size` and `num_classes`.
+
+    Returns:
+        The mixed-scale model.
+
+    Raises:
+        ValueError: a name that timm does not know, or a class, feature or size that cannot be wrapped, by name.
+        TypeError: neither a model nor a name, or arguments that only a name can take.
+    """
+    vit = _timm_model(model_or_name, pretrained, timm_kwargs)
+    check_supported(vit, coarse)
+    config = getattr(vit, "pretrained_cfg", None) or {}
+    mean = config.get("mean") if mean is None else mean
+    std = config.get("std") if std is None else std
+    height, width = vit.patch_embed.img_size
+    module = make_gate(gate, coarse, (height // coarse, width // coarse), mean, std)
+    model = MixedScaleVisionTransformer(vit, coarse, module, policy, token_mode, mean, std)
+    if checkpoint_path is not None:
+        load_checkpoint(model, checkpoint_path, load_head=load_head)
+    return model
+
+
+def _timm_model(model_or_name: nn.Module | str, pretrained: bool, timm_kwargs: dict[str, Any]) -> nn.Module:
+    if not isinstance(model_or_name, str):
+        if pretrained or timm_kwargs:
+            given = ", ".join(["pretrained"] * pretrained + list(timm_kwargs))
+            raise TypeError(f"{given}: can be given with the name of a model, not with a model")
+        return model_or_name
+    if ":" not in model_or_name and not timm.is_model(model_or_name):
+        raise ValueError(f"model: timm {timm.__version__} has no model named {model_or_name!r}")
+    return timm.create_model(model_or_name, pretrained=pretrained, **timm_kwargs)
+
+
+def _parse(name: str) -> tuple[str, int, int, int]:
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise ValueError(
+            f"name: expected msvit_{{{','.join(SIZES)}}}_patch{{{','.join(SCALES)}}}_{{image size}}, got {name!r}"
+        )
+    size, scales, img_size = match.groups()
+    return size, *SCALES[scales], int(img_size)
+
+
+def _pretrained_name(size: str, patch_size: int, img_size: int) -> str:
+    """timm's name of the weights that are closest in image size."""
+    for candidate in dict.fromkeys((img_size, 384 if img_size >= 320 else 224, 224)):
+        name = f"vit_{size}_patch{patch_size}_{candidate}"
+        if timm.is_model(name) and timm.models.is_model_pretrained(name):
+            return name
+    raise ValueError(f"pretrained: timm has no weights of a vit_{size}_patch{patch_size}; use checkpoint_path")
+
+
+def _default_cfg(vit: VisionTransformer) -> dict[str, Any]:
+    return {
+        "input_size": (3, *vit.patch_embed.img_size),
+        "fixed_input_size": True,
+        "num_classes": vit.num_classes,
+        "interpolation": "bicubic",
+        "crop_pct": 0.9,
+        "mean": IMAGENET_INCEPTION_MEAN,
+        "std": IMAGENET_INCEPTION_STD,
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+    }

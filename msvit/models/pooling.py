@@ -1,0 +1,39 @@
+"""From the tokens of each image to one vector: class token, mean, or timm's attention pooling."""
+
+from timm.layers import AttentionPoolLatent
+from torch import Tensor, nn
+
+from msvit.sequences import Sequences
+
+
+def attention_pool(pool: AttentionPoolLatent, x: Tensor, sequences: Sequences, with_prefix: bool) -> Tensor:
+    """timm's `AttentionPoolLatent` with one latent query per image.
+
+    Args:
+        pool: the module, whose parameters are used as they are.
+        x: [rows, dim].
+        with_prefix: whether prefix tokens are attended to.
+
+    Returns:
+        [batch, dim].
+    """
+    heads = (pool.num_heads, pool.head_dim)
+    q = pool.q(pool.latent[0]).view(1, *heads)
+    k, v = pool.kv(x).view(x.shape[0], 2, *heads).unbind(1)
+    q, k = pool.q_norm(q).to(v.dtype), pool.k_norm(k).to(v.dtype)
+    q = q.expand(sequences.batch, -1, -1)
+    out = pool.proj_drop(pool.proj(sequences.attend_pool(q, k, v, pool.scale, with_prefix).flatten(1)))
+    if pool.mlp is not None:
+        out = out + pool.mlp(pool.norm(out))
+    return out
+
+
+def pool_tokens(
+    x: Tensor, sequences: Sequences, pool_type: str, attn_pool: nn.Module | None, num_heads: int, with_prefix: bool
+) -> Tensor:
+    """[rows, dim] -> [batch, dim] by `pool_type` "token", "avg" or "map" (the last by `attn_pool`)."""
+    if pool_type == "token":
+        return sequences.first(x)
+    if pool_type == "avg":
+        return sequences.mean(x, num_heads, with_prefix)
+    return attention_pool(attn_pool, x, sequences, with_prefix)

@@ -1,0 +1,276 @@
+"""The mixed-scale ViT: tokenisation, attention and pooling around the modules of a timm `VisionTransformer`."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from msvit_kernels import MixedScaleLayout, mixed_scale_layout
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from msvit.models.blocks import MixedScaleBlock
+from msvit.models.pooling import pool_tokens
+from msvit.models.support import check_supported
+from msvit.policies import Policy, Threshold
+from msvit.sequences import PackedSequences, Sequences
+from msvit.tokenization import Decision, Embedding, embed_masked, embed_packed, embed_trimmed, position_table
+
+TOKEN_MODES: dict[str, Callable[[Tensor, Decision, Embedding], tuple[Tensor, Sequences]]] = {
+    "packed": embed_packed,
+    "trimmed": embed_trimmed,
+    "masked": embed_masked,
+}
+
+
+class MixedScaleVisionTransformer(nn.Module):
+    """A ViT whose gate gives every image its own number of tokens.
+
+    It holds the modules of the timm model that it is made from, under the same names: parameters are shared with that
+    model, not copied. `forward` maps images to logits, `forward_features` to packed tokens.
+
+    Args:
+        vit: timm `VisionTransformer`.
+        coarse: width of a region in pixels, a multiple of the patch size.
+        gate: module that maps images to logits [batch, Hc, Wc]; positive means fine at threshold 0.5.
+        policy: which regions become fine, given the logits; `Threshold(0.5)` by default.
+        token_mode: "packed", "trimmed" or "masked".
+        mean, std: three floats each, per channel in [0, 1], by which uint8 images are normalised; None: such images
+            are refused. Float images are taken as normalised already.
+
+    Attributes:
+        gate, policy, token_mode, mean, std: as given, and settable.
+        image_size, grid_size, coarse_grid_size: (height, width) in pixels, fine patches and regions.
+        patch_size, coarse: in pixels. scale_factor: s = coarse / patch_size.
+
+    Raises:
+        ValueError: what cannot be wrapped, by name; see `msvit.from_timm`.
+    """
+
+    def __init__(
+        self,
+        vit: VisionTransformer,
+        coarse: int,
+        gate: nn.Module,
+        policy: Policy | None = None,
+        token_mode: str = "packed",
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        check_supported(vit, coarse)
+        super().__init__()
+        self.coarse = coarse
+        self.patch_size: int = vit.patch_embed.patch_size[0]
+        self.scale_factor = coarse // self.patch_size
+        self.image_size: tuple[int, int] = tuple(vit.patch_embed.img_size)
+        self.grid_size: tuple[int, int] = tuple(vit.patch_embed.grid_size)
+        self.coarse_grid_size = (self.image_size[0] // coarse, self.image_size[1] // coarse)
+        self.mean = None if mean is None else tuple(mean)
+        self.std = None if std is None else tuple(std)
+        self._adopt(vit)
+        self.gate = gate
+        self.policy = policy or Threshold()
+        self.token_mode = token_mode
+
+    def _adopt(self, vit: VisionTransformer) -> None:
+        for name in ("num_classes", "embed_dim", "num_features", "head_hidden_size", "global_pool"):
+            setattr(self, name, getattr(vit, name))
+        for name in ("num_prefix_tokens", "no_embed_class", "pool_include_prefix", "has_class_token"):
+            setattr(self, name, getattr(vit, name))
+        self.pretrained_cfg = self.default_cfg = getattr(vit, "pretrained_cfg", {})
+        self.num_heads: int = vit.blocks[0].attn.num_heads if len(vit.blocks) else 1
+        self.grad_checkpointing = False
+        self.cls_token = vit.cls_token
+        self.reg_token = vit.reg_token
+        self.pos_embed = vit.pos_embed
+        self.patch_embed = vit.patch_embed
+        self.pos_drop = vit.pos_drop
+        self.norm_pre = vit.norm_pre
+        self.blocks = nn.ModuleList(MixedScaleBlock(block) for block in vit.blocks)
+        self.norm = vit.norm
+        self.attn_pool = vit.attn_pool
+        self.fc_norm = vit.fc_norm
+        self.head_drop = vit.head_drop
+        self.head = vit.head
+
+    @property
+    def token_mode(self) -> str:
+        """Layout of the tokens: "packed", "trimmed" or "masked"."""
+        return self._token_mode
+
+    @token_mode.setter
+    def token_mode(self, value: str) -> None:
+        if value not in TOKEN_MODES:
+            raise ValueError(f"token_mode: expected one of {', '.join(TOKEN_MODES)}, got {value!r}")
+        self._token_mode = value
+
+    @property
+    def policy(self) -> Policy:
+        """Which regions become fine, given the gate's logits."""
+        return self._policy
+
+    @policy.setter
+    def policy(self, value: Policy) -> None:
+        if not callable(value) or not hasattr(value, "check"):
+            raise TypeError(f"policy: expected a policy such as msvit.policies.Threshold, got {type(value).__name__}")
+        value.check(self.coarse_grid_size[0] * self.coarse_grid_size[1], self.scale_factor)
+        self._policy = value
+
+    def forward(
+        self, images: Tensor, fine_mask: Tensor | None = None, *, gate_logits: Tensor | None = None
+    ) -> Tensor:
+        """Classifies images.
+
+        Args:
+            images: [batch, 3, H, W], normalised floats, or uint8, which is normalised by `mean` and `std`.
+            fine_mask: bool [batch, Hc, Wc], replaces the gate's decision.
+            gate_logits: [batch, Hc, Wc], what `self.gate(images)` returned, to spare a second call.
+
+        Returns:
+            [batch, num_classes] logits; [batch, dim] features where the model has no classifier.
+
+        Raises:
+            ValueError, TypeError: an argument with another shape, dtype or device, by name.
+
+        Note:
+            With a learned gate and gradients enabled, attention weighs keys by the straight-through mask (eq. 2, 10),
+            so that the gate gets its gradient; in the packed mode from active tokens only.
+        """
+        return self._head(*self._encode(images, fine_mask, gate_logits))
+
+    def forward_features(
+        self, images: Tensor, fine_mask: Tensor | None = None, *, gate_logits: Tensor | None = None
+    ) -> tuple[Tensor, MixedScaleLayout]:
+        """Tokens after the last block and its norm, packed, whatever the token mode.
+
+        Args and Raises: as in `forward`.
+
+        Returns:
+            tokens [total_tokens, dim], and the layout of their rows.
+        """
+        images_mask = self._decide(images, fine_mask, gate_logits)
+        tokens, sequences = self._encode_decided(images, images_mask)
+        if isinstance(sequences, PackedSequences):
+            return tokens, sequences.layout
+        layout = mixed_scale_layout(
+            images_mask.fine_mask, scale_factor=self.scale_factor, num_prefix=self.num_prefix_tokens
+        )
+        return sequences.pack(tokens, layout), layout
+
+    def forward_head(self, tokens: Tensor, layout: MixedScaleLayout, pre_logits: bool = False) -> Tensor:
+        """What `forward` does after `forward_features`.
+
+        Args:
+            tokens: [total_tokens, dim], rows as in `layout`.
+            pre_logits: leave out the classifier.
+
+        Returns:
+            [batch, num_classes], or [batch, dim].
+        """
+        return self._head(tokens, PackedSequences(layout), pre_logits)
+
+    def position_table(self) -> Tensor:
+        """[num_prefix + Nc + Nf, dim]: what each candidate gets added to its patch projection, with gradient."""
+        tokens = [token[0] for token in (self.cls_token, self.reg_token) if token is not None]
+        height, width = self.grid_size
+        weight = self.patch_embed.proj.weight
+        prefix = torch.cat(tokens) if tokens else weight.new_zeros(0, self.embed_dim)
+        if self.pos_embed is None:
+            grid = weight.new_zeros(height * width, self.embed_dim)
+        elif self.no_embed_class:
+            grid = self.pos_embed[0]
+        else:
+            positions, grid = self.pos_embed[0].split([self.num_prefix_tokens, height * width])
+            prefix = prefix + positions
+        return position_table(prefix, grid.view(height, width, -1), self.scale_factor)
+
+    def _encode(
+        self, images: Tensor, fine_mask: Tensor | None, gate_logits: Tensor | None
+    ) -> tuple[Tensor, Sequences]:
+        return self._encode_decided(images, self._decide(images, fine_mask, gate_logits))
+
+    def _encode_decided(self, images: Tensor, decision: Decision) -> tuple[Tensor, Sequences]:
+        raw = images.dtype == torch.uint8
+        embedding = Embedding(
+            weight=self.patch_embed.proj.weight,
+            bias=self.patch_embed.proj.bias,
+            table=self.position_table(),
+            scale_factor=self.scale_factor,
+            num_prefix=self.num_prefix_tokens,
+            mean=self.mean if raw else None,
+            std=self.std if raw else None,
+        )
+        x, sequences = TOKEN_MODES[self.token_mode](images, decision, embedding)
+        x = self.norm_pre(self.pos_drop(x))
+        for block in self.blocks:
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, sequences, use_reentrant=False)
+            else:
+                x = block(x, sequences)
+        return self.norm(x), sequences
+
+    def _head(self, x: Tensor, sequences: Sequences, pre_logits: bool = False) -> Tensor:
+        pooled = pool_tokens(
+            x, sequences, self.global_pool, self.attn_pool, self.num_heads, self.pool_include_prefix
+        )
+        pooled = self.head_drop(self.fc_norm(pooled))
+        return pooled if pre_logits else self.head(pooled)
+
+    def _decide(self, images: Tensor, fine_mask: Tensor | None, gate_logits: Tensor | None) -> Decision:
+        self._check_images(images)
+        if fine_mask is not None:
+            self._check_regions("fine_mask", fine_mask, images)
+            if fine_mask.dtype != torch.bool:
+                raise TypeError(f"fine_mask: expected dtype bool, got {fine_mask.dtype}")
+            return Decision(fine_mask)
+        logits = self.gate(images) if gate_logits is None else gate_logits
+        self._check_regions("gate_logits" if gate_logits is not None else "result of the gate", logits, images)
+        wants_gradient = logits.requires_grad and torch.is_grad_enabled()
+        if hasattr(self.gate, "sample"):
+            logits = self.gate.sample(logits)
+        mask, num_fine = self.policy(logits.detach(), self.scale_factor)
+        if not wants_gradient:
+            return Decision(mask, num_fine)
+        soft = torch.sigmoid(logits.float() / getattr(self.gate, "temperature", 1.0))
+        # Straight-through (eq. 2): the value of the mask, the gradient of the soft gate.
+        return Decision(mask, num_fine, mask.float() + (soft - soft.detach()))
+
+    def _check_images(self, images: Tensor) -> None:
+        if not isinstance(images, Tensor):
+            raise TypeError(f"images: expected a tensor, got {type(images).__name__}")
+        expected = (3, *self.image_size)
+        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
+            raise ValueError(f"images: expected shape [batch, {', '.join(map(str, expected))}], got {[*images.shape]}")
+        if images.dtype == torch.uint8 and (self.mean is None or self.std is None):
+            raise ValueError("images: uint8 needs the model's mean and std, which are None; got uint8")
+        if images.dtype != torch.uint8 and not images.is_floating_point():
+            raise TypeError(f"images: expected floats or uint8, got {images.dtype}")
+
+    def _check_regions(self, name: str, values: Tensor, images: Tensor) -> None:
+        if not isinstance(values, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(values).__name__}")
+        expected = (images.shape[0], *self.coarse_grid_size)
+        if tuple(values.shape) != expected:
+            raise ValueError(f"{name}: expected shape {[*expected]}, got {[*values.shape]}")
+        if values.device != images.device:
+            raise ValueError(f"{name}: expected device {images.device}, where the images are, got {values.device}")
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Whether blocks are computed again in the backward pass instead of keeping their activations."""
+        self.grad_checkpointing = enable
+
+    def get_classifier(self) -> nn.Module:
+        """The classifier head."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replaces the classifier by a new one with `num_classes` outputs; 0 removes it."""
+        weight = self.patch_embed.proj.weight
+        self.num_classes = num_classes
+        self.head = nn.Identity()
+        if num_classes > 0:
+            self.head = nn.Linear(self.embed_dim, num_classes, device=weight.device, dtype=weight.dtype)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay should leave alone."""
+        names = {"pos_embed", "cls_token", "reg_token", "gate.pos_embed"}
+        return names & {name for name, _ in self.named_parameters()}
