@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-# Tried from left to right when the caller names none. Triton comes after cpu because its interpreter takes CPU tensors too.
+# Tried from left to right when the caller names none; triton after cpu, because its interpreter takes CPU tensors too.
 BACKENDS = ("cuda", "cpu", "triton", "reference")
 OPERATORS = ("varlen_attention", "mixed_scale_layout", "mixed_scale_embed", "unpack_to_grid")
 
