@@ -5,7 +5,7 @@ import pickle
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -36,7 +36,7 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
         save_file(tensors, temporary, metadata={"format": "pt"})
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -60,7 +60,7 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, load_head
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged or of another kind, or its parameters do not fit the model; the text names them.
     """
-    state = checkpoint_filter_fn(_read_state_dict(Path(path)), model)
+    state = checkpoint_filter_fn(_read_state_dict(Path(path)), cast(Any, model))
     if not load_head:
         state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
     _resample_gate_positions(state, model)
@@ -132,4 +132,6 @@ def _resample_gate_positions(state: dict[str, Tensor], model: nn.Module) -> None
     given = state.get("gate.pos_embed")
     if own is None or given is None or given.ndim != 3 or given.shape[1] == own.shape[1]:
         return
-    state["gate.pos_embed"] = resample_abs_pos_embed(given, list(model.coarse_grid_size), num_prefix_tokens=0)
+    state["gate.pos_embed"] = resample_abs_pos_embed(
+        given, [*cast(tuple[int, int], model.coarse_grid_size)], num_prefix_tokens=0
+    )

@@ -1,5 +1,7 @@
 """Multiply-accumulates, counted as in the tables of the MSViT paper."""
 
+from typing import Any
+
 from torch import nn
 
 
@@ -25,15 +27,16 @@ def macs(model: nn.Module, num_tokens: int) -> int:
             raise TypeError(f"model: expected an msvit model or a timm VisionTransformer, got {type(model).__name__}")
     if num_tokens < 0:
         raise ValueError(f"num_tokens: expected 0 or more patch tokens, got {num_tokens}")
-    length = num_tokens + model.num_prefix_tokens
-    total = num_tokens * model.patch_embed.proj.weight.numel()
-    for block in model.blocks:
+    vit: Any = model
+    length = num_tokens + vit.num_prefix_tokens
+    total = num_tokens * vit.patch_embed.proj.weight.numel()
+    for block in vit.blocks:
         attn_dim = block.attn.num_heads * block.attn.head_dim
         total += length * _linear_weights(block) + 2 * length * length * attn_dim
-    if model.attn_pool is not None:
-        keys = length if model.pool_include_prefix else num_tokens
-        total += _attention_pool_macs(model.attn_pool, keys)
-    return int(total + _linear_weights(model.head))
+    if vit.attn_pool is not None:
+        keys = length if vit.pool_include_prefix else num_tokens
+        total += _attention_pool_macs(vit.attn_pool, keys)
+    return int(total + _linear_weights(vit.head))
 
 
 def gate_macs(model: nn.Module) -> int:
@@ -54,7 +57,7 @@ def gate_macs(model: nn.Module) -> int:
     return int(count)
 
 
-def _attention_pool_macs(pool: nn.Module, keys: int) -> int:
+def _attention_pool_macs(pool: Any, keys: int) -> int:
     kv = pool.kv.weight.numel()
     once = _linear_weights(pool) - kv
     return keys * kv + once + 2 * keys * pool.num_heads * pool.head_dim

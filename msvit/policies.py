@@ -1,7 +1,7 @@
 """Token policies: which regions become fine, given the gate's logits for a batch.
 
-A policy is called as `policy(logits, scale_factor)` and returns the mask together with the number of fine regions, where
-that number is known on the host before the device has computed anything. A known number keeps shapes static.
+A policy is called as `policy(logits, scale_factor)` and returns the mask together with the number of fine regions,
+where that number is known on the host before the device has computed anything. A known number keeps shapes static.
 """
 
 import math
@@ -96,7 +96,8 @@ class Budget:
         most = num_regions * scale_factor**2
         if not num_regions <= self.tokens_per_image <= most:
             raise ValueError(
-                f"tokens_per_image: expected {num_regions} (all coarse) to {most} (all fine), got {self.tokens_per_image}"
+                f"tokens_per_image: expected {num_regions} (all coarse) to {most} (all fine), "
+                f"got {self.tokens_per_image}"
             )
 
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from msvit_kernels import MixedScaleLayout, varlen_attention
 from torch import Tensor
+
+from msvit_kernels import MixedScaleLayout, varlen_attention
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from msvit_kernels import mixed_scale_embed, mixed_scale_layout
 from torch import Tensor
 
 from msvit.sequences import PackedSequences, PaddedSequences
+from msvit_kernels import mixed_scale_embed, mixed_scale_layout
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def embed_masked(images: Tensor, decision: Decision, embedding: Embedding) -> tu
 
 
 def embed_trimmed(images: Tensor, decision: Decision, embedding: Embedding) -> tuple[Tensor, PaddedSequences]:
-    """k tokens of every image, k the largest number of active tokens in the batch: [batch * k, dim] (section 2.3).
+    """As many tokens of every image as the fullest one has, k: [batch * k, dim] (section 2.3).
 
     Candidates are sorted by activity, descending; among equals the order of the candidates stays. Prefix tokens are
     always active and so stay in front.
@@ -131,6 +131,7 @@ def candidate_weight(fine_weight: Tensor, embedding: Embedding) -> Tensor:
 
     Args:
         fine_weight: [batch, Hc, Wc] in [0, 1].
+        embedding: has the scale factor and the number of prefix tokens.
 
     Returns:
         [batch, num_prefix + Nc + Nf], same dtype.

@@ -25,9 +25,7 @@ class Gate(nn.Module):
     mean: Tensor | None
     std: Tensor | None
 
-    def __init__(
-        self, coarse: int, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
-    ) -> None:
+    def __init__(self, coarse: int, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> None:
         super().__init__()
         if coarse < 1:
             raise ValueError(f"coarse: expected a positive number of pixels, got {coarse}")
@@ -45,6 +43,10 @@ class Gate(nn.Module):
     def macs(self) -> int:
         """Multiply-accumulates per image."""
         return 0
+
+    def sample(self, logits: Tensor) -> Tensor:
+        """What the decision is taken from, given the logits: the logits, unless a gate explores in training."""
+        return logits
 
     def regions(self, images: Tensor) -> tuple[int, int, int]:
         """(batch, Hc, Wc) of images [batch, 3, H, W]; ValueError where the regions do not divide them."""

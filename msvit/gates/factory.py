@@ -24,7 +24,8 @@ def make_gate(
         gate: one of `GATE_NAMES`, or a module that maps images to logits [batch, Hc, Wc].
         coarse: width of a region in pixels.
         grid_size: (Hc, Wc).
-        mean, std: by which the images are normalised, or None.
+        mean: per channel, by which the images are normalised, or None.
+        std: likewise.
 
     Raises:
         ValueError: a name that is not in `GATE_NAMES`.

@@ -28,9 +28,7 @@ class RadialGate(Gate):
     def forward(self, images: Tensor) -> Tensor:
         """Logits [batch, Hc, Wc], the same for every image."""
         batch, height, width = self.regions(images)
-        y, x = (
-            (2 * torch.arange(n, dtype=torch.float32, device=images.device) + 1) / n - 1 for n in (height, width)
-        )
+        y, x = ((2 * torch.arange(n, dtype=torch.float32, device=images.device) + 1) / n - 1 for n in (height, width))
         return (self.radius - torch.hypot(y[:, None], x[None])).expand(batch, -1, -1)
 
 

@@ -42,6 +42,7 @@ class MixedScaleBlock(nn.Module):
     def __init__(self, block: Block) -> None:
         super().__init__()
         self.norm1 = block.norm1
+        assert isinstance(block.attn, Attention)
         self.attn = MixedScaleAttention(block.attn)
         self.ls1 = block.ls1
         self.drop_path1 = block.drop_path1
@@ -62,6 +63,7 @@ def drop_path(x: Tensor, module: nn.Module, sequences: Sequences) -> Tensor:
     Args:
         x: [rows, dim].
         module: timm's `DropPath` or `Identity`.
+        sequences: which rows belong to which image.
     """
     rate = getattr(module, "drop_prob", 0.0)
     if not module.training or not rate:

@@ -12,7 +12,7 @@ from torch import nn
 
 from msvit.checkpoint import load_checkpoint
 from msvit.gates import make_gate
-from msvit.models.support import check_supported
+from msvit.models.support import supported
 from msvit.models.vit import MixedScaleVisionTransformer
 from msvit.policies import Policy
 
@@ -54,7 +54,8 @@ def create_model(
         gate: "mlp", "radial", "random", "entropy", "fine", "coarse", or a module, see `msvit.gates`.
         policy: see `msvit.policies`; `Threshold(0.5)` by default.
         token_mode: "packed", "trimmed" or "masked".
-        mean, std: three floats each, by which uint8 images are normalised; those of timm's ViT by default.
+        mean: three floats, by which uint8 images are normalised; those of timm's ViT by default.
+        std: likewise.
         vit_kwargs: arguments of timm's `VisionTransformer`, such as `num_classes`, `drop_path_rate`, `global_pool`.
 
     Returns:
@@ -72,7 +73,7 @@ def create_model(
         vit = timm.create_model(timm_name, pretrained=True, img_size=img_size, **vit_kwargs)
     else:
         vit = VisionTransformer(img_size=img_size, patch_size=patch_size, **{**SIZES[size], **vit_kwargs})
-        vit.pretrained_cfg = _default_cfg(vit)
+        vit.pretrained_cfg = default_cfg(vit.patch_embed.img_size, vit.num_classes)
     return from_timm(
         vit,
         coarse,
@@ -110,8 +111,13 @@ def from_timm(
             that class), or the name of one.
         coarse: width of a region in pixels, a multiple of the patch size that divides the image.
         pretrained: for a name, load timm's weights.
-        checkpoint_path, load_head, gate, policy, token_mode: as in `create_model`.
-        mean, std: three floats each, by which uint8 images are normalised; those of the timm model by default.
+        checkpoint_path: file to load afterwards, see `msvit.load_checkpoint`.
+        load_head: False leaves the classifier of that file aside.
+        gate: as in `create_model`.
+        policy: see `msvit.policies`; `Threshold(0.5)` by default.
+        token_mode: "packed", "trimmed" or "masked".
+        mean: three floats, by which uint8 images are normalised; those of the timm model by default.
+        std: likewise.
         timm_kwargs: for a name, arguments of `timm.create_model`, such as `img_size` and `num_classes`.
 
     Returns:
@@ -121,8 +127,7 @@ def from_timm(
         ValueError: a name that timm does not know, or a class, feature or size that cannot be wrapped, by name.
         TypeError: neither a model nor a name, or arguments that only a name can take.
     """
-    vit = _timm_model(model_or_name, pretrained, timm_kwargs)
-    check_supported(vit, coarse)
+    vit = supported(_timm_model(model_or_name, pretrained, timm_kwargs), coarse)
     config = getattr(vit, "pretrained_cfg", None) or {}
     mean = config.get("mean") if mean is None else mean
     std = config.get("std") if std is None else std
@@ -164,11 +169,12 @@ def _pretrained_name(size: str, patch_size: int, img_size: int) -> str:
     raise ValueError(f"pretrained: timm has no weights of a vit_{size}_patch{patch_size}; use checkpoint_path")
 
 
-def _default_cfg(vit: VisionTransformer) -> dict[str, Any]:
+def default_cfg(img_size: tuple[int, int], num_classes: int = 1000) -> dict[str, Any]:
+    """What timm's tools ask of a model: the input that it expects."""
     return {
-        "input_size": (3, *vit.patch_embed.img_size),
+        "input_size": (3, *img_size),
         "fixed_input_size": True,
-        "num_classes": vit.num_classes,
+        "num_classes": num_classes,
         "interpolation": "bicubic",
         "crop_pct": 0.9,
         "mean": IMAGENET_INCEPTION_MEAN,

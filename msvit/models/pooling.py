@@ -1,17 +1,18 @@
 """From the tokens of each image to one vector: class token, mean, or timm's attention pooling."""
 
 from timm.layers import AttentionPoolLatent
-from torch import Tensor, nn
+from torch import Tensor
 
 from msvit.sequences import Sequences
 
 
 def attention_pool(pool: AttentionPoolLatent, x: Tensor, sequences: Sequences, with_prefix: bool) -> Tensor:
-    """timm's `AttentionPoolLatent` with one latent query per image.
+    """The pooling of timm's `AttentionPoolLatent` with one latent query per image.
 
     Args:
         pool: the module, whose parameters are used as they are.
         x: [rows, dim].
+        sequences: which rows belong to which image.
         with_prefix: whether prefix tokens are attended to.
 
     Returns:
@@ -29,11 +30,17 @@ def attention_pool(pool: AttentionPoolLatent, x: Tensor, sequences: Sequences, w
 
 
 def pool_tokens(
-    x: Tensor, sequences: Sequences, pool_type: str, attn_pool: nn.Module | None, num_heads: int, with_prefix: bool
+    x: Tensor,
+    sequences: Sequences,
+    pool_type: str,
+    attn_pool: AttentionPoolLatent | None,
+    num_heads: int,
+    with_prefix: bool,
 ) -> Tensor:
     """[rows, dim] -> [batch, dim] by `pool_type` "token", "avg" or "map" (the last by `attn_pool`)."""
     if pool_type == "token":
         return sequences.first(x)
     if pool_type == "avg":
         return sequences.mean(x, num_heads, with_prefix)
+    assert attn_pool is not None
     return attention_pool(attn_pool, x, sequences, with_prefix)

@@ -3,10 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from timm.data import IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
 from timm.models import generate_default_cfgs, register_model
 
-from msvit.models.factory import SCALES, SIZES, create_model
+from msvit.models.factory import SCALES, SIZES, create_model, default_cfg
 from msvit.models.vit import MixedScaleVisionTransformer
 
 # Regions of 64 pixels divide 384 but not 224 pixels.
@@ -17,21 +16,8 @@ NAMES = tuple(
 )
 
 
-def _default_cfg(name: str) -> dict[str, Any]:
-    img_size = int(name.rpartition("_")[2])
-    return {
-        "input_size": (3, img_size, img_size),
-        "fixed_input_size": True,
-        "interpolation": "bicubic",
-        "crop_pct": 0.9,
-        "mean": IMAGENET_INCEPTION_MEAN,
-        "std": IMAGENET_INCEPTION_STD,
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-    }
-
-
-default_cfgs = generate_default_cfgs({name: _default_cfg(name) for name in NAMES})
+# timm looks for this name in the module of an entry point.
+default_cfgs = generate_default_cfgs({name: default_cfg((int(name.rpartition("_")[2]),) * 2) for name in NAMES})
 
 
 def _entrypoint(name: str) -> Callable[..., MixedScaleVisionTransformer]:

@@ -25,8 +25,8 @@ _NORM_NAMES = ("LayerNormFp32", "RmsNorm", "RmsNormFp32", "SimpleNorm", "SimpleN
 _NORMS = (nn.LayerNorm, LayerNorm, *(getattr(timm_norm, name) for name in _NORM_NAMES if hasattr(timm_norm, name)))
 
 
-def check_supported(vit: nn.Module, coarse: int) -> None:
-    """Checks that a model can be wrapped with regions of `coarse` pixels.
+def supported(vit: object, coarse: int) -> VisionTransformer:
+    """The model itself, if it can be wrapped with regions of `coarse` pixels.
 
     Raises:
         TypeError: `vit` is not a model, or `coarse` is not an int.
@@ -36,10 +36,11 @@ def check_supported(vit: nn.Module, coarse: int) -> None:
         raise TypeError(f"model: expected a timm VisionTransformer or its name, got {type(vit).__name__}")
     if isinstance(coarse, bool) or not isinstance(coarse, int):
         raise TypeError(f"coarse: expected an int, the width of a region in pixels, got {type(coarse).__name__}")
-    if type(vit) is not VisionTransformer:
+    if type(vit) is not VisionTransformer or not isinstance(vit, VisionTransformer):
         raise ValueError(f"model: can wrap a timm VisionTransformer and no other class, got {type(vit).__name__}")
     for refusal in (*_model_refusals(vit), *_block_refusals(vit), *_size_refusals(vit, coarse)):
         raise ValueError(f"model: cannot wrap a VisionTransformer with {refusal}")
+    return vit
 
 
 def _model_refusals(vit: VisionTransformer) -> Iterator[str]:
@@ -68,6 +69,8 @@ def _model_refusals(vit: VisionTransformer) -> Iterator[str]:
 
 
 def _block_refusals(vit: VisionTransformer) -> Iterator[str]:
+    if not len(vit.blocks):
+        yield "no blocks (depth 0)"
     for i, block in enumerate(vit.blocks):
         if type(block) is not Block:
             yield f"blocks.{i} of class {type(block).__name__}; expected Block"

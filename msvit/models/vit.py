@@ -1,19 +1,21 @@
 """The mixed-scale ViT: tokenisation, attention and pooling around the modules of a timm `VisionTransformer`."""
 
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
-from msvit_kernels import MixedScaleLayout, mixed_scale_layout
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from msvit.gates import Gate
 from msvit.models.blocks import MixedScaleBlock
 from msvit.models.pooling import pool_tokens
-from msvit.models.support import check_supported
+from msvit.models.support import supported
 from msvit.policies import Policy, Threshold
 from msvit.sequences import PackedSequences, Sequences
 from msvit.tokenization import Decision, Embedding, embed_masked, embed_packed, embed_trimmed, position_table
+from msvit_kernels import MixedScaleLayout, mixed_scale_layout
 
 TOKEN_MODES: dict[str, Callable[[Tensor, Decision, Embedding], tuple[Tensor, Sequences]]] = {
     "packed": embed_packed,
@@ -56,7 +58,7 @@ class MixedScaleVisionTransformer(nn.Module):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
-        check_supported(vit, coarse)
+        supported(vit, coarse)
         super().__init__()
         self.coarse = coarse
         self.patch_size: int = vit.patch_embed.patch_size[0]
@@ -72,12 +74,14 @@ class MixedScaleVisionTransformer(nn.Module):
         self.token_mode = token_mode
 
     def _adopt(self, vit: VisionTransformer) -> None:
-        for name in ("num_classes", "embed_dim", "num_features", "head_hidden_size", "global_pool"):
-            setattr(self, name, getattr(vit, name))
-        for name in ("num_prefix_tokens", "no_embed_class", "pool_include_prefix", "has_class_token"):
-            setattr(self, name, getattr(vit, name))
+        self.num_classes: int = vit.num_classes
+        self.num_heads: int = cast(Any, vit.blocks[0]).attn.num_heads
+        self.num_features = self.head_hidden_size = self.embed_dim = int(vit.embed_dim)
+        self.num_prefix_tokens: int = vit.num_prefix_tokens
+        self.no_embed_class: bool = vit.no_embed_class
+        self.global_pool: str = vit.global_pool
+        self.pool_include_prefix: bool = vit.pool_include_prefix
         self.pretrained_cfg = self.default_cfg = getattr(vit, "pretrained_cfg", {})
-        self.num_heads: int = vit.blocks[0].attn.num_heads if len(vit.blocks) else 1
         self.grad_checkpointing = False
         self.cls_token = vit.cls_token
         self.reg_token = vit.reg_token
@@ -85,7 +89,7 @@ class MixedScaleVisionTransformer(nn.Module):
         self.patch_embed = vit.patch_embed
         self.pos_drop = vit.pos_drop
         self.norm_pre = vit.norm_pre
-        self.blocks = nn.ModuleList(MixedScaleBlock(block) for block in vit.blocks)
+        self.blocks = nn.ModuleList(MixedScaleBlock(cast(Block, block)) for block in vit.blocks)
         self.norm = vit.norm
         self.attn_pool = vit.attn_pool
         self.fc_norm = vit.fc_norm
@@ -115,9 +119,7 @@ class MixedScaleVisionTransformer(nn.Module):
         value.check(self.coarse_grid_size[0] * self.coarse_grid_size[1], self.scale_factor)
         self._policy = value
 
-    def forward(
-        self, images: Tensor, fine_mask: Tensor | None = None, *, gate_logits: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, images: Tensor, fine_mask: Tensor | None = None, *, gate_logits: Tensor | None = None) -> Tensor:
         """Classifies images.
 
         Args:
@@ -160,7 +162,8 @@ class MixedScaleVisionTransformer(nn.Module):
         """What `forward` does after `forward_features`.
 
         Args:
-            tokens: [total_tokens, dim], rows as in `layout`.
+            tokens: [total_tokens, dim].
+            layout: of their rows.
             pre_logits: leave out the classifier.
 
         Returns:
@@ -183,9 +186,7 @@ class MixedScaleVisionTransformer(nn.Module):
             prefix = prefix + positions
         return position_table(prefix, grid.view(height, width, -1), self.scale_factor)
 
-    def _encode(
-        self, images: Tensor, fine_mask: Tensor | None, gate_logits: Tensor | None
-    ) -> tuple[Tensor, Sequences]:
+    def _encode(self, images: Tensor, fine_mask: Tensor | None, gate_logits: Tensor | None) -> tuple[Tensor, Sequences]:
         return self._encode_decided(images, self._decide(images, fine_mask, gate_logits))
 
     def _encode_decided(self, images: Tensor, decision: Decision) -> tuple[Tensor, Sequences]:
@@ -210,7 +211,12 @@ class MixedScaleVisionTransformer(nn.Module):
 
     def _head(self, x: Tensor, sequences: Sequences, pre_logits: bool = False) -> Tensor:
         pooled = pool_tokens(
-            x, sequences, self.global_pool, self.attn_pool, self.num_heads, self.pool_include_prefix
+            x,
+            sequences,
+            self.global_pool,
+            self.attn_pool,
+            self.num_heads,
+            self.pool_include_prefix,
         )
         pooled = self.head_drop(self.fc_norm(pooled))
         return pooled if pre_logits else self.head(pooled)
@@ -225,7 +231,7 @@ class MixedScaleVisionTransformer(nn.Module):
         logits = self.gate(images) if gate_logits is None else gate_logits
         self._check_regions("gate_logits" if gate_logits is not None else "result of the gate", logits, images)
         wants_gradient = logits.requires_grad and torch.is_grad_enabled()
-        if hasattr(self.gate, "sample"):
+        if isinstance(self.gate, Gate):
             logits = self.gate.sample(logits)
         mask, num_fine = self.policy(logits.detach(), self.scale_factor)
         if not wants_gradient:
