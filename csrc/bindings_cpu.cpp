@@ -10,6 +10,7 @@
 #endif
 
 #include "cpu/checks.h"
+#include "cpu/fma_peak.h"
 #include "cpu/isa.h"
 
 namespace py = pybind11;
@@ -44,11 +45,20 @@ py::dict cpu_info() {
   return info;
 }
 
+// (operations, seconds of the slowest thread)
+std::pair<double, double> fma_peak(int64_t iterations, int num_threads, bool bf16) {
+  const py::gil_scoped_release release;
+  msvit::FmaPeakArgs args{iterations, num_threads, bf16, 0, 0};
+  msvit::fma_peak(args);
+  return {args.flop, args.seconds};
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "CPU kernels of msvit_kernels (internal)";
   m.def("cpu_info", &cpu_info);
+  m.def("fma_peak", &fma_peak, py::arg("iterations"), py::arg("num_threads"), py::arg("bf16"));
   m.def("check_offsets", [](uintptr_t offsets, int64_t n, int64_t total, int64_t max_seqlen) {
     return static_cast<int>(msvit::check_offsets(in<int32_t>(offsets), n, total, max_seqlen));
   });
