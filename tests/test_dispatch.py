@@ -1,0 +1,97 @@
+"""The table of backends: no silent fallback, every refusal explained, an import that needs nothing optional."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import msvit_kernels
+from msvit_kernels import BACKENDS, OPERATORS, dispatch, testing, varlen_attention
+
+
+def attention_inputs(dtype=torch.float32, head_dim=16):
+    q, k, v = testing.qkv_views(5, 2, head_dim, dtype)
+    return q, k, v, testing.offsets([2, 3]), 3
+
+
+def test_named_backend_that_cannot_run_gives_every_reason():
+    with pytest.raises(NotImplementedError, match="backend 'cpu' cannot run these inputs") as raised:
+        varlen_attention(*attention_inputs(torch.float64), backend="cpu")
+    for name in BACKENDS:
+        assert f"\n  {name}: " in str(raised.value)
+    assert "reference: supports it" in str(raised.value)
+
+
+def test_unknown_backend_is_a_value_error():
+    with pytest.raises(ValueError, match=r"backend: expected one of cuda, cpu, triton, reference or None, got 'gpu'"):
+        varlen_attention(*attention_inputs(), backend="gpu")
+
+
+def test_none_takes_the_first_that_supports_the_inputs():
+    assert dispatch.resolve("varlen_attention", None, "cpu", torch.float64, head_dim=16) == "reference"
+    supported = testing.backends_for("varlen_attention", "cpu", torch.float32, head_dim=64)
+    assert dispatch.resolve("varlen_attention", None, "cpu", torch.float32, head_dim=64) == supported[0]
+
+
+def test_every_backend_has_every_raw_function():
+    raw = {
+        "varlen_attention": ("varlen_attention_fwd", "varlen_attention_bwd"),
+        "mixed_scale_layout": ("mixed_scale_layout_offsets", "mixed_scale_layout_fwd"),
+        "mixed_scale_embed": ("mixed_scale_embed_fwd", "mixed_scale_embed_bwd"),
+        "unpack_to_grid": ("unpack_to_grid_fwd", "unpack_to_grid_bwd"),
+    }
+    assert set(raw) == set(OPERATORS)
+    for backend in ("cpu", "triton", "reference"):
+        for operator, names in raw.items():
+            for name in names:
+                assert callable(dispatch.function(operator, backend, name)), f"{backend} {name}"
+
+
+def test_explain_names_every_operator_and_every_missing_backend():
+    text = msvit_kernels.explain()
+    for operator in OPERATORS:
+        assert f"{operator}: takes" in text
+    assert "cuda: " in text
+    assert torch.__version__ in text
+
+
+BLOCKED_IMPORT = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "triton" or name in ("msvit_kernels._C", "msvit_kernels._cuda"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Blocker())
+import torch
+import msvit_kernels as mk
+from msvit_kernels import dispatch, testing
+
+assert dispatch.resolve("varlen_attention", None, "cpu", torch.float32, head_dim=64) == "reference"
+q, k, v = testing.qkv_views(5, 2, 16, torch.float32)
+assert mk.varlen_attention(q, k, v, testing.offsets([2, 3]), 3).shape == (5, 2, 16)
+try:
+    mk.varlen_attention(q, k, v, testing.offsets([2, 4]), 4)
+except ValueError as error:
+    assert "cu_seqlens: expected to end at the number of tokens 5, got 6" in str(error), error
+else:
+    raise AssertionError("wrong offsets were accepted")
+text = mk.explain()
+assert "No module named 'msvit_kernels._C'" in text and "triton: missing" in text, text
+print("works without triton and without the native module")
+"""
+
+
+def test_works_in_a_fresh_process_without_triton_and_native_modules():
+    done = subprocess.run([sys.executable, "-c", BLOCKED_IMPORT], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "works without triton" in done.stdout
+
+
+def test_import_loads_no_backend():
+    code = "import sys, msvit_kernels; print([m for m in sys.modules if m.startswith('msvit_kernels.')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for backend in BACKENDS:
+        assert f"msvit_kernels.{backend}" not in done.stdout
