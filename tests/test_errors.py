@@ -23,7 +23,11 @@ ATTENTION = {
     "q_two_axes": ({"q": rand(5, 32)}, ValueError, r"q: expected 3 axes, got 2 \(shape \(5, 32\)\)"),
     "q_sparse": ({"q": rand(5, 2, 16).to_sparse()}, TypeError, "q: expected a strided tensor"),
     "q_int": ({"q": torch.ones(5, 2, 16, dtype=torch.int32)}, TypeError, "q: expected dtype float32.*got int32"),
-    "k_other_dtype": ({"k": rand(5, 2, 16, dtype=torch.bfloat16)}, TypeError, "k: expected dtype float32, got bfloat16"),
+    "k_other_dtype": (
+        {"k": rand(5, 2, 16, dtype=torch.bfloat16)},
+        TypeError,
+        "k: expected dtype float32, got bfloat16",
+    ),
     "v_other_device": ({"v": torch.empty(5, 2, 16, device="meta")}, ValueError, "v: expected device cpu, got meta"),
     "k_other_heads": ({"k": rand(5, 3, 16)}, ValueError, r"k: expected shape \(5, 2, 16\), got \(5, 3, 16\)"),
     "v_other_tokens": ({"v": rand(6, 2, 16)}, ValueError, r"v: expected shape \(5, 2, 16\), got \(6, 2, 16\)"),
@@ -38,7 +42,11 @@ ATTENTION = {
     "no_heads": ({n: rand(5, 0, 16) for n in "qkv"}, ValueError, "q: expected at least one head, got none"),
     "last_axis_strided": ({"q": rand(5, 2, 32)[..., ::2]}, ValueError, "q: expected a contiguous last axis.*stride 2"),
     "offsets_a_list": ({"cu_seqlens": [0, 2, 5]}, TypeError, "cu_seqlens: expected a tensor, got list"),
-    "offsets_int64": ({"cu_seqlens": torch.tensor([0, 2, 5])}, TypeError, "cu_seqlens: expected dtype int32, got int64"),
+    "offsets_int64": (
+        {"cu_seqlens": torch.tensor([0, 2, 5])},
+        TypeError,
+        "cu_seqlens: expected dtype int32, got int64",
+    ),
     "offsets_two_axes": ({"cu_seqlens": int32(0, 5)[None]}, ValueError, "cu_seqlens: expected 1 axes, got 2"),
     "offsets_empty": ({"cu_seqlens": int32()}, ValueError, r"cu_seqlens: expected shape \[batch \+ 1\], got \[0\]"),
     "offsets_strided": ({"cu_seqlens": int32(0, 9, 2, 9, 5, 9)[::2]}, ValueError, "cu_seqlens: expected a contiguous"),
@@ -46,12 +54,20 @@ ATTENTION = {
     "offsets_fall": ({"cu_seqlens": int32(0, 7, 5)}, ValueError, "cu_seqlens: expected offsets that never decrease"),
     "offsets_short": ({"cu_seqlens": int32(0, 2, 4)}, ValueError, "cu_seqlens: expected to end at.*5, got 4"),
     "offsets_long": ({"cu_seqlens": int32(0, 2, 6)}, ValueError, "cu_seqlens: expected to end at.*5, got 6"),
-    "max_seqlen_small": ({"max_seqlen": 2}, ValueError, "max_seqlen: expected a bound of every sequence, got 2 for one of 3"),
+    "max_seqlen_small": (
+        {"max_seqlen": 2},
+        ValueError,
+        "max_seqlen: expected a bound of every sequence, got 2 for one of 3",
+    ),
     "max_seqlen_negative": ({"max_seqlen": -1}, ValueError, "max_seqlen: expected at least 0, got -1"),
     "max_seqlen_tensor": ({"max_seqlen": torch.tensor(3)}, TypeError, "max_seqlen: expected an int, got Tensor"),
     "max_seqlen_bool": ({"max_seqlen": True}, TypeError, "max_seqlen: expected an int, got bool"),
     "max_seqlen_k_alone": ({"max_seqlen_k": 3}, ValueError, "max_seqlen_k: expected None without cu_seqlens_k"),
-    "cu_seqlens_k_alone": ({"cu_seqlens_k": int32(0, 2, 5)}, ValueError, "max_seqlen_k: expected an int with cu_seqlens_k"),
+    "cu_seqlens_k_alone": (
+        {"cu_seqlens_k": int32(0, 2, 5)},
+        ValueError,
+        "max_seqlen_k: expected an int with cu_seqlens_k",
+    ),
     "cu_seqlens_k_other_batch": (
         {"cu_seqlens_k": int32(0, 5), "max_seqlen_k": 5},
         ValueError,
@@ -62,15 +78,27 @@ ATTENTION = {
         ValueError,
         "cu_seqlens_k: expected offsets that never decrease",
     ),
-    "weight_half": ({"key_weight": rand(5, dtype=torch.float16)}, TypeError, "key_weight: expected dtype float32, got float16"),
+    "weight_half": (
+        {"key_weight": rand(5, dtype=torch.float16)},
+        TypeError,
+        "key_weight: expected dtype float32, got float16",
+    ),
     "weight_short": ({"key_weight": rand(4)}, ValueError, r"key_weight: expected shape \(5,\), got \(4,\)"),
-    "weight_negative": ({"key_weight": torch.tensor([1.0, 1, -1, 1, 1])}, ValueError, "key_weight: expected finite numbers >= 0"),
+    "weight_negative": (
+        {"key_weight": torch.tensor([1.0, 1, -1, 1, 1])},
+        ValueError,
+        "key_weight: expected finite numbers >= 0",
+    ),
     "weight_nan": ({"key_weight": torch.full((5,), torch.nan)}, ValueError, "key_weight: expected finite numbers >= 0"),
-    "weight_infinite": ({"key_weight": torch.full((5,), torch.inf)}, ValueError, "key_weight: expected finite numbers >= 0"),
+    "weight_infinite": (
+        {"key_weight": torch.full((5,), torch.inf)},
+        ValueError,
+        "key_weight: expected finite numbers >= 0",
+    ),
     "scale_a_string": ({"softmax_scale": "1"}, TypeError, "softmax_scale: expected a float, got str"),
     "scale_nan": ({"softmax_scale": float("nan")}, ValueError, "softmax_scale: expected a finite number, got nan"),
     "unknown_backend": ({"backend": "gpu"}, ValueError, "backend: expected one of"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("change", "error", "words"), ATTENTION.values(), ids=ATTENTION.keys())
@@ -95,7 +123,7 @@ LAYOUT = {
     "total_float": ({"total_tokens": 26.0}, TypeError, "total_tokens: expected an int, got float"),
     "total_wrong": ({"total_tokens": 27}, ValueError, "total_tokens: expected 26 for this fine_mask, got 27"),
     "unknown_backend": ({"backend": "gpu"}, ValueError, "backend: expected one of"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("change", "error", "words"), LAYOUT.values(), ids=LAYOUT.keys())
@@ -117,7 +145,11 @@ EMBED = {
     "images_other_size": ({"images": rand(2, 3, 24, 31)}, ValueError, r"images: expected shape \(2, 3, 24, 32\)"),
     "images_other_batch": ({"images": rand(1, 3, 24, 32)}, ValueError, r"images: expected shape \(2, 3, 24, 32\)"),
     "layout_a_mask": ({"layout": MASK}, TypeError, "layout: expected a MixedScaleLayout, got Tensor"),
-    "layout_other_device": ({"layout": wrong_layout(fine_mask=MASK.to("meta"))}, ValueError, "layout: expected device cpu"),
+    "layout_other_device": (
+        {"layout": wrong_layout(fine_mask=MASK.to("meta"))},
+        ValueError,
+        "layout: expected device cpu",
+    ),
     "layout_image_out_of_range": (
         {"layout": wrong_layout(batch_index=torch.full((26,), 2, dtype=torch.int32))},
         ValueError,
@@ -131,7 +163,11 @@ EMBED = {
     "weight_other_patch": ({"weight": rand(6, 3, 5, 5)}, ValueError, r"weight: expected shape \(6, 3, 4, 4\)"),
     "weight_int": ({"weight": torch.ones(6, 3, 4, 4, dtype=torch.int8)}, TypeError, "weight: expected dtype float32"),
     "bias_other_dim": ({"bias": rand(5)}, ValueError, r"bias: expected shape \(6,\), got \(5,\)"),
-    "bias_other_dtype": ({"bias": rand(6, dtype=torch.bfloat16)}, TypeError, "bias: expected dtype float32, got bfloat16"),
+    "bias_other_dtype": (
+        {"bias": rand(6, dtype=torch.bfloat16)},
+        TypeError,
+        "bias: expected dtype float32, got bfloat16",
+    ),
     "table_short": ({"table": rand(60, 6)}, ValueError, r"table: expected shape \(61, 6\), got \(60, 6\)"),
     "table_other_dtype": ({"table": rand(61, 6, dtype=torch.float64)}, TypeError, "table: expected dtype float32"),
     "patch_size_zero": ({"patch_size": 0}, ValueError, "patch_size: expected at least 1, got 0"),
@@ -147,7 +183,7 @@ EMBED = {
     "std_zero": ({"mean": MEAN, "std": (0.2, 0.0, 0.2)}, ValueError, "std: expected numbers above zero"),
     "std_nan": ({"mean": MEAN, "std": (0.2, float("nan"), 0.2)}, ValueError, "std: expected a finite number, got nan"),
     "unknown_backend": ({"backend": "gpu"}, ValueError, "backend: expected one of"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("change", "error", "words"), EMBED.values(), ids=EMBED.keys())
