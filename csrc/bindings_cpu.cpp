@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <cstdint>
 
 #ifdef _OPENMP
@@ -12,14 +13,23 @@
 #include "cpu/checks.h"
 #include "cpu/fma_peak.h"
 #include "cpu/isa.h"
+#include "cpu/mixed_scale_embed.h"
 
 namespace py = pybind11;
 
 namespace {
 
-template <typename T>
-const T* in(uintptr_t address) {
+using Address = uintptr_t;
+using Release = py::call_guard<py::gil_scoped_release>;
+
+template <typename T = void>
+const T* in(Address address) {
   return reinterpret_cast<const T*>(address);
+}
+
+template <typename T = void>
+T* out(Address address) {
+  return reinterpret_cast<T*>(address);
 }
 
 py::list names(const std::vector<msvit::Isa>& isas) {
@@ -53,16 +63,47 @@ std::pair<double, double> fma_peak(int64_t iterations, int num_threads, bool bf1
   return {args.flop, args.seconds};
 }
 
+using Triple = std::array<double, 3>;
+
+// The arguments of each function below are the fields of its argument structure, in their order.
+
+void mixed_scale_embed_fwd(Address images, Address batch_index, Address token_index, int64_t batch, int64_t height,
+                           int64_t width, int64_t total_tokens, int64_t patch_size, int64_t scale_factor,
+                           int64_t num_prefix, int pixel_type, Triple mean, Triple std, Address weight, Address bias,
+                           Address table, Address out_, int64_t dim, bool is_bf16, int num_threads) {
+  const msvit::PatchSource source{in(images), in<int32_t>(batch_index), in<int32_t>(token_index), batch, height, width,
+                                  total_tokens, patch_size, scale_factor, num_prefix,
+                                  static_cast<msvit::PixelType>(pixel_type), mean, std};
+  const msvit::MixedScaleEmbedFwdArgs args{source, in(weight), in(bias), in(table), out(out_), dim, is_bf16, num_threads};
+  MSVIT_CALL_CHOSEN_ISA(mixed_scale_embed_fwd, args);
+}
+
+void mixed_scale_embed_bwd(Address images, Address batch_index, Address token_index, int64_t batch, int64_t height,
+                           int64_t width, int64_t total_tokens, int64_t patch_size, int64_t scale_factor,
+                           int64_t num_prefix, int pixel_type, Triple mean, Triple std, Address dout, Address weight,
+                           Address fine_mask, Address region_start, Address cu_seqlens, Address dimages,
+                           Address dweight, Address dbias, Address dtable, int64_t dim, bool is_bf16, int num_threads) {
+  const msvit::PatchSource source{in(images), in<int32_t>(batch_index), in<int32_t>(token_index), batch, height, width,
+                                  total_tokens, patch_size, scale_factor, num_prefix,
+                                  static_cast<msvit::PixelType>(pixel_type), mean, std};
+  const msvit::MixedScaleEmbedBwdArgs args{source, in(dout), in(weight), in<bool>(fine_mask), in<int32_t>(region_start),
+                                           in<int32_t>(cu_seqlens), out(dimages), out(dweight), out(dbias), out(dtable),
+                                           dim, is_bf16, num_threads};
+  MSVIT_CALL_CHOSEN_ISA(mixed_scale_embed_bwd, args);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "CPU kernels of msvit_kernels (internal)";
   m.def("cpu_info", &cpu_info);
-  m.def("fma_peak", &fma_peak, py::arg("iterations"), py::arg("num_threads"), py::arg("bf16"));
-  m.def("check_offsets", [](uintptr_t offsets, int64_t n, int64_t total, int64_t max_seqlen) {
+  m.def("check_offsets", [](Address offsets, int64_t n, int64_t total, int64_t max_seqlen) {
     return static_cast<int>(msvit::check_offsets(in<int32_t>(offsets), n, total, max_seqlen));
   });
-  m.def("check_range", [](uintptr_t values, int64_t n, int64_t upper) {
+  m.def("check_range", [](Address values, int64_t n, int64_t upper) {
     return msvit::check_range(in<int32_t>(values), n, upper);
   });
+  m.def("fma_peak", &fma_peak, py::arg("iterations"), py::arg("num_threads"), py::arg("bf16"));
+  m.def("mixed_scale_embed_fwd", &mixed_scale_embed_fwd, Release());
+  m.def("mixed_scale_embed_bwd", &mixed_scale_embed_bwd, Release());
 }

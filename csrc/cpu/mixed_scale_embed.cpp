@@ -1,0 +1,212 @@
+// Forward of the patch embedding.
+//
+// A work item is one block of kTokens packed rows and a range of output columns. Per channel its patches are read from the
+// images into a panel [pixel][row] in the second-level cache, and register tiles of weight rows sweep over it, so lanes run
+// along packed rows and the weight is read in place. The product is transposed back when bias and table row are added.
+// fp32 accumulation; one partial sum per kDepth pixels, added up in order: the bits do not depend on threads or items.
+#include "mixed_scale_embed.h"
+
+#include <algorithm>
+
+#include "outer.h"
+#include "patches.h"
+#include "scratch.h"
+
+namespace msvit {
+namespace MSVIT_ISA {
+namespace {
+
+constexpr int64_t kTokens = 48;
+constexpr int64_t kDepth = 256;
+static_assert(kTokens % kPanelWidth == 0 && kTokens % kBlock == 0, "a block is whole panels and whole transposes");
+
+// Weight rows as operand words, and panels of pixels in the same words.
+template <class Op, class T>
+struct WeightTile;
+
+template <>
+struct WeightTile<F32, float> {
+  static constexpr int64_t kScratch = 0;
+  static Operand<float> rows(const float* weight, int64_t stride, int64_t, int64_t, float*) {
+    return {weight, stride, 1};
+  }
+};
+
+template <>
+struct WeightTile<F32, Bf16> {
+  static constexpr int64_t kScratch = kOuterRows * kDepth;
+  static Operand<float> rows(const Bf16* weight, int64_t stride, int64_t count, int64_t depth, float* scratch) {
+    for (int64_t r = 0; r < count; ++r) copy_floats(scratch + r * kDepth, weight + r * stride, depth, depth);
+    return {scratch, kDepth, 1};
+  }
+};
+
+inline void panel_words(F32, float*, int64_t) {}
+
+#ifdef __AVX512BF16__
+template <>
+struct WeightTile<Bf16Pairs, Bf16> {
+  static constexpr int64_t kScratch = 0;
+  static Operand<uint32_t> rows(const Bf16* weight, int64_t stride, int64_t, int64_t, float*) {
+    return {reinterpret_cast<const uint32_t*>(weight), stride / 2, 1};
+  }
+};
+
+// In place: two lines of floats become one line of pairs.
+inline void panel_words(Bf16Pairs, float* panel, int64_t depth) {
+  for (int64_t k = 0; k < depth; k += 2)
+    for (int64_t lane = 0; lane < kTokens; lane += kLanes) {
+      const VecU low = to_bf16_bits(load(panel + k * kTokens + lane));
+      const VecU high = to_bf16_bits(load(panel + (k + 1) * kTokens + lane));
+      store_bits(panel + k / 2 * kTokens + lane, low | high << 16);
+    }
+}
+#endif
+
+struct Sizes {
+  int64_t tokens, columns, row_stride, depth_padded;  // of one item; row_stride of the patch rows before the transpose
+  Sizes(int64_t tokens_, int64_t columns_, int64_t pixels)
+      : tokens(tokens_), columns(columns_), row_stride(round_up(pixels, kBlock) + kLanes),
+        depth_padded(round_up(pixels, kBlock)) {}
+};
+
+// Scratch of one thread, in floats.
+struct Buffers {
+  float *panel, *product, *rows, *line, *weight;
+
+  template <class Weight>
+  static int64_t floats(const Sizes& sizes, int64_t line_floats) {
+    return sizes.depth_padded * kTokens + round_up(sizes.columns, kBlock) * kTokens +
+           kBlock * std::max(sizes.row_stride, round_up(sizes.columns, kBlock)) + round_up(line_floats, kLanes) +
+           Weight::kScratch;
+  }
+  Buffers(float* base, const Sizes& sizes, int64_t line_floats) {
+    panel = base;
+    product = panel + sizes.depth_padded * kTokens;
+    rows = product + round_up(sizes.columns, kBlock) * kTokens;
+    line = rows + kBlock * std::max(sizes.row_stride, round_up(sizes.columns, kBlock));
+    weight = line + round_up(line_floats, kLanes);
+  }
+};
+
+template <class Op, class T, class Reader>
+class Forward {
+ public:
+  Forward(const MixedScaleEmbedFwdArgs& args, const Reader& reader) : a_(args), reader_(reader) {}
+
+  void run() const {
+    const int64_t blocks = (a_.source.total_tokens + kTokens - 1) / kTokens;
+    // With few blocks their columns are divided too; every part reads the block's patches again, so parts stay wide.
+    const int64_t wanted = (4 * a_.num_threads + blocks - 1) / std::max<int64_t>(blocks, 1);
+    const int64_t parts = a_.num_threads == 1 ? 1 : std::max<int64_t>(1, std::min(wanted, a_.dim / (8 * kOuterRows)));
+    const int64_t part_columns = round_up((a_.dim + parts - 1) / parts, kOuterRows);
+    const Sizes largest(kTokens, part_columns, reader_.pixels());
+    const Scratch<float> scratch(a_.num_threads, Buffers::floats<Weight>(largest, reader_.line_floats()));
+#pragma omp parallel for num_threads(a_.num_threads) schedule(dynamic, 1)
+    for (int64_t item = 0; item < blocks * parts; ++item) {
+      const int64_t token = item / parts * kTokens, column = item % parts * part_columns;
+      if (column >= a_.dim) continue;
+      const Sizes sizes(std::min(kTokens, a_.source.total_tokens - token), std::min(part_columns, a_.dim - column),
+                        reader_.pixels());
+      block(token, column, sizes, Buffers(scratch.of_thread(), largest, reader_.line_floats()));
+    }
+  }
+
+ private:
+  using Weight = WeightTile<Op, T>;
+  using Word = typename Op::Word;
+
+  void block(int64_t token, int64_t column, const Sizes& sizes, const Buffers& buffers) const {
+    PatchOrigin origins[kTokens];
+    for (int64_t i = 0; i < kTokens; ++i)
+      origins[i] = i < sizes.tokens ? reader_.origin(token + i) : PatchOrigin{-1, 0, 0, false};
+    std::memset(buffers.product, 0, round_up(sizes.columns, kBlock) * kTokens * sizeof(float));
+    for (int64_t channel = 0; channel < 3; ++channel) {
+      read_channel(origins, channel, sizes, buffers);
+      multiply_channel(column, channel, sizes, buffers);
+    }
+    for (int64_t i = 0; i < sizes.tokens; i += kBlock)
+      write_rows(token + i, column, origins + i, std::min<int64_t>(kBlock, sizes.tokens - i), sizes.columns,
+                 buffers.product + i, buffers.rows);
+  }
+
+  void read_channel(const PatchOrigin* origins, int64_t channel, const Sizes& sizes, const Buffers& buffers) const {
+    for (int64_t group = 0; group < round_up(sizes.tokens, kLanes); group += kBlock) {
+      for (int64_t i = 0; i < kBlock; ++i)
+        reader_.channel(origins[group + i], channel, buffers.rows + i * sizes.row_stride, buffers.line);
+      transpose_to_panel(buffers.rows, sizes.row_stride, reader_.pixels(), buffers.panel + group, kTokens);
+    }
+    panel_words(Op{}, buffers.panel, reader_.pixels());
+  }
+
+  void multiply_channel(int64_t column, int64_t channel, const Sizes& sizes, const Buffers& buffers) const {
+    const int64_t pixels = reader_.pixels(), vecs = round_up(sizes.tokens, kLanes) / kLanes;
+    const T* weight = static_cast<const T*>(a_.weight) + column * 3 * pixels + channel * pixels;
+    const Word* panel = reinterpret_cast<const Word*>(buffers.panel);
+    for (int64_t k = 0; k < pixels; k += kDepth) {
+      const int64_t depth = std::min(kDepth, pixels - k), words = depth / Op::kPerWord;
+      for (int64_t n = 0; n < sizes.columns; n += kOuterRows) {
+        const int64_t count = std::min<int64_t>(kOuterRows, sizes.columns - n);
+        const Operand<Word> rows =
+            Weight::rows(weight + n * 3 * pixels + k, 3 * pixels, count, depth, buffers.weight);
+        for (int64_t v = 0; v < vecs; v += kOuterVecs)
+          outer_function<Op>(count, std::min<int64_t>(kOuterVecs, vecs - v))(
+              rows, panel + k / Op::kPerWord * kTokens + v * kLanes, kTokens, words,
+              buffers.product + n * kTokens + v * kLanes, kTokens);
+      }
+    }
+  }
+
+  void write_rows(int64_t token, int64_t column, const PatchOrigin* origins, int64_t count, int64_t columns,
+                  const float* product, float* rows) const {
+    const int64_t stride = round_up(columns, kBlock);
+    for (int64_t n = 0; n < columns; n += kBlock) {
+      Block x[kBlock];
+      MSVIT_UNROLL
+      for (int i = 0; i < kBlock; ++i) x[i] = *reinterpret_cast<const BlockMem*>(product + (n + i) * kTokens);
+      transpose(x);
+      MSVIT_UNROLL
+      for (int i = 0; i < kBlock; ++i) *reinterpret_cast<BlockMem*>(rows + i * stride + n) = x[i];
+    }
+    const T* bias = static_cast<const T*>(a_.bias);
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t candidate = a_.source.token_index[token + i];
+      const int64_t entry = std::clamp<int64_t>(candidate, 0, reader_.grid.num_candidates - 1);
+      const T* table = static_cast<const T*>(a_.table) + entry * a_.dim + column;
+      T* out = static_cast<T*>(a_.out) + (token + i) * a_.dim + column;
+      const float* row = rows + i * stride;
+      if (origins[i].image < 0)
+        std::memcpy(out, table, columns * sizeof(T));
+      else if (bias == nullptr)
+        for (int64_t n = 0; n < columns; ++n) convert(out + n, row[n] + to_float(table[n]));
+      else
+        for (int64_t n = 0; n < columns; ++n)
+          convert(out + n, row[n] + to_float(bias[column + n]) + to_float(table[n]));
+    }
+  }
+
+  const MixedScaleEmbedFwdArgs& a_;
+  const Reader& reader_;
+};
+
+template <class Op, class T, class Reader>
+void run_forward(const MixedScaleEmbedFwdArgs& args, const Reader& reader) {
+  Forward<Op, T, Reader>(args, reader).run();
+}
+
+}  // namespace
+
+void mixed_scale_embed_fwd(const MixedScaleEmbedFwdArgs& args) {
+  with_patch_reader(args.source, [&](const auto& reader) {
+    if (!args.is_bf16) return run_forward<F32, float>(args, reader);
+#ifdef __AVX512BF16__
+    // Pairs of weights are read as one word: patches of an even size, and a weight that is not a view at an odd offset.
+    if (args.source.patch_size % 2 == 0 && reinterpret_cast<uintptr_t>(args.weight) % 4 == 0)
+      return run_forward<Bf16Pairs, Bf16>(args, reader);
+#endif
+    run_forward<F32, Bf16>(args, reader);
+  });
+}
+
+}  // namespace MSVIT_ISA
+}  // namespace msvit

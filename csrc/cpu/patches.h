@@ -1,0 +1,149 @@
+// Patches of packed tokens, cut out of the images one channel at a time: converted, averaged and normalised.
+#pragma once
+
+#include "elements.h"
+#include "mixed_scale_embed.h"
+
+namespace msvit {
+namespace MSVIT_ISA {
+
+// (sum / (n * 255) - mean) / std for uint8, (sum / n - mean) / std for floats, where sum is over the n pixels of an average.
+// A rounded constant would shift every pixel of a channel the same way, and the sum over the patch would collect that; so
+// constants come as a float and its remainder.
+template <class Pixel>
+struct Normalise {
+  float scale, mean, mean_low, inverse_std;
+  Normalise(double mean_, double std_, int64_t n)
+      : scale(static_cast<float>(1.0 / static_cast<double>(n))),
+        mean(static_cast<float>(mean_)),
+        mean_low(static_cast<float>(mean_ - mean)),
+        inverse_std(static_cast<float>(1.0 / std_)) {}
+  MSVIT_INLINE float operator()(float sum) const { return (sum * scale - mean - mean_low) * inverse_std; }
+};
+
+template <>
+struct Normalise<uint8_t> {
+  float scale, scale_low, shift, shift_low;
+  Normalise(double mean, double std, int64_t n) {
+    const double exact_scale = 1.0 / (255.0 * std * static_cast<double>(n)), exact_shift = -mean / std;
+    scale = static_cast<float>(exact_scale);
+    scale_low = static_cast<float>(exact_scale - scale);
+    shift = static_cast<float>(exact_shift);
+    shift_low = static_cast<float>(exact_shift - shift);
+  }
+  MSVIT_INLINE float operator()(float sum) const { return (sum * scale + shift) + (sum * scale_low + shift_low); }
+};
+
+// Where one packed row comes from. Rows that are no patch have image -1.
+struct PatchOrigin {
+  int64_t image, y, x;
+  bool coarse;
+};
+
+struct PatchGrid {
+  int64_t batch, height, width, patch_size, scale_factor, num_prefix;
+  int64_t coarse_columns, num_coarse, fine_columns, num_candidates;
+
+  explicit PatchGrid(const PatchSource& s)
+      : batch(s.batch), height(s.height), width(s.width), patch_size(s.patch_size), scale_factor(s.scale_factor),
+        num_prefix(s.num_prefix) {
+    const int64_t side = patch_size * scale_factor;
+    coarse_columns = width / side;
+    num_coarse = height / side * coarse_columns;
+    fine_columns = coarse_columns * scale_factor;
+    num_candidates = num_prefix + num_coarse * (1 + scale_factor * scale_factor);
+  }
+
+  PatchOrigin origin(int64_t image, int64_t candidate) const {
+    if (image < 0 || image >= batch || candidate < num_prefix || candidate >= num_candidates) return {-1, 0, 0, false};
+    const int64_t cell = candidate - num_prefix;
+    if (cell < num_coarse) {
+      const int64_t side = patch_size * scale_factor;
+      return {image, cell / coarse_columns * side, cell % coarse_columns * side, true};
+    }
+    const int64_t fine = cell - num_coarse;
+    return {image, fine / fine_columns * patch_size, fine % fine_columns * patch_size, false};
+  }
+};
+
+template <class Pixel>
+class PatchReader {
+ public:
+  explicit PatchReader(const PatchSource& s)
+      : grid(s), source_(s), images_(static_cast<const Pixel*>(s.images)) {}
+
+  const PatchGrid grid;
+
+  int64_t pixels() const { return grid.patch_size * grid.patch_size; }
+  // Floats that `channel` needs to work in: one line of an averaged patch.
+  int64_t line_floats() const { return grid.patch_size * grid.scale_factor; }
+
+  PatchOrigin origin(int64_t row) const { return grid.origin(source_.batch_index[row], source_.token_index[row]); }
+
+  // dst[0 .. p * p) = one channel of a patch; zeros for a row that is no patch.
+  void channel(const PatchOrigin& from, int64_t channel, float* dst, float* line) const {
+    const int64_t p = grid.patch_size, s = grid.scale_factor;
+    if (from.image < 0) {
+      std::memset(dst, 0, p * p * sizeof(float));
+      return;
+    }
+    const Pixel* src = images_ + ((from.image * 3 + channel) * grid.height + from.y) * grid.width + from.x;
+    const double mean = source_.mean[channel], std = source_.std[channel];
+    if (from.coarse && s > 1) {
+      const Normalise<Pixel> normalise(mean, std, s * s);
+      for (int64_t i = 0; i < p; ++i) averaged_line(src + i * s * grid.width, normalise, dst + i * p, line);
+    } else {
+      const Normalise<Pixel> normalise(mean, std, 1);
+      for (int64_t i = 0; i < p; ++i)
+        for (int64_t j = 0; j < p; ++j) dst[i * p + j] = normalise(to_float(src[i * grid.width + j]));
+    }
+  }
+
+ private:
+  // One line of p averages over s x s pixels: s image lines are added up, then s neighbours.
+  void averaged_line(const Pixel* src, const Normalise<Pixel>& normalise, float* dst, float* line) const {
+    const int64_t p = grid.patch_size, s = grid.scale_factor;
+    for (int64_t j = 0; j < s * p; ++j) line[j] = to_float(src[j]);
+    for (int64_t i = 1; i < s; ++i)
+      for (int64_t j = 0; j < s * p; ++j) line[j] += to_float(src[i * grid.width + j]);
+    if (s == 2) {  // the common case, as vector code
+      for (int64_t j = 0; j < p; ++j) dst[j] = normalise(line[2 * j] + line[2 * j + 1]);
+      return;
+    }
+    for (int64_t j = 0; j < p; ++j) {
+      float sum = line[j * s];
+      for (int64_t i = 1; i < s; ++i) sum += line[j * s + i];
+      dst[j] = normalise(sum);
+    }
+  }
+
+  const PatchSource source_;
+  const Pixel* images_;
+};
+
+// Calls f with a PatchReader of the images' pixel type.
+template <class Function>
+void with_patch_reader(const PatchSource& source, const Function& f) {
+  switch (source.pixel_type) {
+    case PixelType::float32: return f(PatchReader<float>(source));
+    case PixelType::bfloat16: return f(PatchReader<Bf16>(source));
+    case PixelType::float16: return f(PatchReader<Half>(source));
+    case PixelType::uint8: return f(PatchReader<uint8_t>(source));
+  }
+}
+
+// Rows of kBlock tokens [kBlock][stride] to columns of a panel: panel[k * width + i] = rows[i * stride + k], k < depth
+// rounded up to kBlock (both must have room for that).
+inline void transpose_to_panel(const float* rows, int64_t stride, int64_t depth, float* panel, int64_t width) {
+  for (int64_t k = 0; k < depth; k += kBlock) {
+    Block x[kBlock];
+    MSVIT_UNROLL
+    for (int i = 0; i < kBlock; ++i) x[i] = *reinterpret_cast<const BlockMem*>(rows + i * stride + k);
+    transpose(x);
+    MSVIT_UNROLL
+    for (int i = 0; i < kBlock; ++i) *reinterpret_cast<BlockMem*>(panel + (k + i) * width) = x[i];
+  }
+}
+
+}  // namespace MSVIT_ISA
+}  // namespace msvit
