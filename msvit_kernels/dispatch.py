@@ -74,6 +74,14 @@ def resolve(operator: str, backend: str | None, device_type: str, dtype: torch.d
 
 
 @functools.cache
+def resolve_function(
+    operator: str, name: str, backend: str | None, device_type: str, dtype: torch.dtype, **details: Any
+) -> Callable[..., Any]:
+    """Raw function `name` of the backend that `resolve` takes: one look-up, as this is on the path of every call."""
+    return function(operator, resolve(operator, backend, device_type, dtype, **details), name)
+
+
+@functools.cache
 def function(operator: str, backend: str, name: str) -> Callable[..., Any]:
     """Raw function `name` of a backend that `resolve` returned."""
     found: Callable[..., Any] = getattr(_load(backend, operator), name)

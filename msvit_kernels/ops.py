@@ -69,7 +69,7 @@ def _statistics_dtype(x: Tensor) -> torch.dtype:
 # ---- varlen_attention
 
 
-def _varlen_attention(
+def varlen_attention_unrecorded(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -81,14 +81,16 @@ def _varlen_attention(
     softmax_scale: float,
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
+    """What runs below autograd; the public function calls it directly where torch has nothing to record."""
     if validation.checks_contents(q):
         validation.check_offsets("cu_seqlens", cu_seqlens_q, q.shape[0], max_seqlen_q)
-        if cu_seqlens_k.data_ptr() != cu_seqlens_q.data_ptr():
+        if cu_seqlens_k is not cu_seqlens_q:
             validation.check_offsets("cu_seqlens_k", cu_seqlens_k, k.shape[0], max_seqlen_k)
         if key_weight is not None:
             validation.check_key_weight(key_weight)
-    name = dispatch.resolve("varlen_attention", backend, q.device.type, q.dtype, head_dim=q.shape[2])
-    forward = dispatch.function("varlen_attention", name, "varlen_attention_fwd")
+    forward = dispatch.resolve_function(
+        "varlen_attention", "varlen_attention_fwd", backend, q.device.type, q.dtype, head_dim=q.shape[2]
+    )
     result: tuple[Tensor, Tensor] = forward(
         q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, key_weight, softmax_scale
     )
@@ -122,8 +124,9 @@ def _varlen_attention_bwd(
     dout: Tensor, dlse: Tensor | None, q: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *arguments, backend = arguments  # type: ignore[assignment]
-    name = dispatch.resolve("varlen_attention", backend, q.device.type, q.dtype, head_dim=q.shape[2])
-    backward = dispatch.function("varlen_attention", name, "varlen_attention_bwd")
+    backward = dispatch.resolve_function(
+        "varlen_attention", "varlen_attention_bwd", backend, q.device.type, q.dtype, head_dim=q.shape[2]
+    )
     dq, dk, dv, dweight = backward(dout, dlse, q, *arguments)
     return dq, dk, dv, _none_as_empty(dweight, like=q)
 
@@ -138,7 +141,7 @@ def _varlen_attention_bwd_fake(
 
 _register(
     "varlen_attention",
-    _varlen_attention,
+    varlen_attention_unrecorded,
     _varlen_attention_fake,
     (_varlen_attention_backward, _varlen_attention_setup),
 )
@@ -151,8 +154,9 @@ _register("varlen_attention_bwd", _varlen_attention_bwd, _varlen_attention_bwd_f
 def _mixed_scale_layout_offsets(
     fine_mask: Tensor, scale_factor: int, num_prefix: int, backend: str | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    name = dispatch.resolve("mixed_scale_layout", backend, fine_mask.device.type, fine_mask.dtype)
-    offsets = dispatch.function("mixed_scale_layout", name, "mixed_scale_layout_offsets")
+    offsets = dispatch.resolve_function(
+        "mixed_scale_layout", "mixed_scale_layout_offsets", backend, fine_mask.device.type, fine_mask.dtype
+    )
     result: tuple[Tensor, Tensor, Tensor] = offsets(fine_mask, scale_factor, num_prefix)
     return result
 
@@ -174,8 +178,9 @@ def _mixed_scale_layout(
 ) -> tuple[Tensor, Tensor]:
     if validation.checks_contents(fine_mask):
         validation.check_total(cu_seqlens, total_tokens)
-    name = dispatch.resolve("mixed_scale_layout", backend, fine_mask.device.type, fine_mask.dtype)
-    forward = dispatch.function("mixed_scale_layout", name, "mixed_scale_layout_fwd")
+    forward = dispatch.resolve_function(
+        "mixed_scale_layout", "mixed_scale_layout_fwd", backend, fine_mask.device.type, fine_mask.dtype
+    )
     result: tuple[Tensor, Tensor] = forward(fine_mask, cu_seqlens, region_start, total_tokens, scale_factor, num_prefix)
     return result
 
@@ -213,8 +218,14 @@ def _mixed_scale_embed(
     if validation.checks_contents(images):
         validation.check_indices("layout.batch_index", batch_index, images.shape[0])
         validation.check_indices("layout.token_index", token_index, table.shape[0])
-    name = dispatch.resolve("mixed_scale_embed", backend, images.device.type, weight.dtype, images_dtype=images.dtype)
-    forward = dispatch.function("mixed_scale_embed", name, "mixed_scale_embed_fwd")
+    forward = dispatch.resolve_function(
+        "mixed_scale_embed",
+        "mixed_scale_embed_fwd",
+        backend,
+        images.device.type,
+        weight.dtype,
+        images_dtype=images.dtype,
+    )
     result: Tensor = forward(
         images, batch_index, token_index, weight, bias, table, patch_size, scale_factor, num_prefix, mean, std
     )
@@ -263,8 +274,14 @@ def _mixed_scale_embed_bwd(
     *arguments: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *arguments, backend = arguments  # type: ignore[assignment]
-    name = dispatch.resolve("mixed_scale_embed", backend, images.device.type, weight.dtype, images_dtype=images.dtype)
-    backward = dispatch.function("mixed_scale_embed", name, "mixed_scale_embed_bwd")
+    backward = dispatch.resolve_function(
+        "mixed_scale_embed",
+        "mixed_scale_embed_bwd",
+        backend,
+        images.device.type,
+        weight.dtype,
+        images_dtype=images.dtype,
+    )
     layout = fine_mask, region_start, cu_seqlens, batch_index, token_index
     gradients = backward(dout.contiguous(), images, *layout, weight, *arguments)
     dimages, dweight, dbias, dtable = (_none_as_empty(g, like=weight) for g in gradients)
@@ -319,8 +336,9 @@ def _unpack_to_grid(
 ) -> Tensor:
     if validation.checks_contents(tokens):
         validation.check_region_start(region_start, fine_mask, tokens.shape[0], scale_factor)
-    name = dispatch.resolve("unpack_to_grid", backend, tokens.device.type, tokens.dtype)
-    forward = dispatch.function("unpack_to_grid", name, "unpack_to_grid_fwd")
+    forward = dispatch.resolve_function(
+        "unpack_to_grid", "unpack_to_grid_fwd", backend, tokens.device.type, tokens.dtype
+    )
     result: Tensor = forward(tokens, fine_mask, region_start, scale_factor)
     return result
 
@@ -351,8 +369,9 @@ def _unpack_to_grid_bwd(
     scale_factor: int,
     backend: str | None,
 ) -> Tensor:
-    name = dispatch.resolve("unpack_to_grid", backend, dgrid.device.type, dgrid.dtype)
-    backward = dispatch.function("unpack_to_grid", name, "unpack_to_grid_bwd")
+    backward = dispatch.resolve_function(
+        "unpack_to_grid", "unpack_to_grid_bwd", backend, dgrid.device.type, dgrid.dtype
+    )
     result: Tensor = backward(dgrid.contiguous(), fine_mask, region_start, total_tokens, scale_factor)
     return result
 

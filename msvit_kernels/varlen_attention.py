@@ -5,8 +5,10 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-import msvit_kernels.ops  # noqa: F401  registers torch.ops.msvit
-from msvit_kernels import validation
+from msvit_kernels import ops, validation
+
+_HEAD_DIMS = frozenset(range(16, 129, 8))
+_FAST_DTYPES = frozenset(validation.FLOATING_DTYPES)
 
 
 @overload
@@ -89,6 +91,18 @@ def varlen_attention(
         q, k, v, key_weight and, through lse, in what is made of it. Cost: 4 * num_heads * head_dim operations for
         each pair of a query and a key of its sequence.
     """
+    if (
+        cu_seqlens_k is None
+        and max_seqlen_k is None
+        and softmax_scale is None
+        and key_weight is None
+        and _is_plainly_valid(q, k, v, cu_seqlens, max_seqlen)
+        and _nothing_records(q, k, v)
+    ):
+        out, lse = ops.varlen_attention_unrecorded(
+            q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, None, q.shape[2] ** -0.5, backend
+        )
+        return (out, lse) if return_lse else out
     validation.validate_attention(q, k, v, key_weight)
     validation.validate_offsets("cu_seqlens", cu_seqlens, q.device)
     validation.require_int("max_seqlen", max_seqlen, 0)
@@ -114,3 +128,42 @@ def varlen_attention(
         q, k, v, cu_seqlens, cu_seqlens_k, max_seqlen, max_seqlen_k, key_weight, softmax_scale, backend
     )
     return (out, lse) if return_lse else out
+
+
+# The two functions below keep a call in inference at a few microseconds: the dispatcher of torch costs several times
+# what a short kernel does. They only ever say "plain"; whatever is not goes the long way, which explains itself.
+
+
+def _is_plainly_valid(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> bool:
+    """True for the commonest valid call: self-attention over plain tensors on one device."""
+    if torch.compiler.is_compiling():
+        return False
+    if not (type(q) is type(k) is type(v) is type(cu_seqlens) is Tensor and type(max_seqlen) is int):
+        return False
+    shape, device = q.shape, q.device
+    return (
+        len(shape) == 3
+        and k.shape == shape == v.shape
+        and shape[1] > 0
+        and shape[2] in _HEAD_DIMS
+        and q.dtype is k.dtype is v.dtype
+        and q.dtype in _FAST_DTYPES
+        and cu_seqlens.dtype is torch.int32
+        and k.device == device == v.device
+        and cu_seqlens.device == device
+        and q.stride()[2] == k.stride()[2] == v.stride()[2] == 1
+        and cu_seqlens.dim() == 1
+        and cu_seqlens.is_contiguous()
+        and cu_seqlens.shape[0] > 0
+        and max_seqlen >= 0
+    )
+
+
+def _nothing_records(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """True where neither autograd, nor a transform, nor a dispatch mode, nor a tracer wants to see the operator."""
+    return (
+        not (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad))
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._get_tracing_state() is None
+    )

@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from conftest import DEVICES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from msvit_kernels import testing, varlen_attention
 
@@ -258,3 +260,22 @@ def test_compile_keeps_one_graph():
     actual = torch.autograd.grad(compiled(*leaves).sum(), leaves)
     for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_dispatch_modes_see_the_operator_also_where_a_plain_call_would_skip_it():
+    seen = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    (q, k, v), cu_seqlens, max_seqlen, _, _, _ = make_inputs([3, 4], 2, 16, torch.float32)
+    plain = varlen_attention(q, k, v, cu_seqlens, max_seqlen)
+    with Recorder(), torch.no_grad():
+        recorded = varlen_attention(q, k, v, cu_seqlens, max_seqlen)
+    assert torch.ops.msvit.varlen_attention.default in seen
+    assert torch.equal(plain, recorded)
+    with FakeTensorMode() as mode:
+        fake = varlen_attention(*(mode.from_tensor(x) for x in (q, k, v, cu_seqlens)), max_seqlen)
+    assert fake.shape == q.shape
