@@ -91,16 +91,18 @@ def varlen_attention(
         q, k, v, key_weight and, through lse, in what is made of it. Cost: 4 * num_heads * head_dim operations for
         each pair of a query and a key of its sequence.
     """
+    if softmax_scale is not None:
+        validation.require_finite("softmax_scale", softmax_scale)
     if (
         cu_seqlens_k is None
         and max_seqlen_k is None
-        and softmax_scale is None
         and key_weight is None
         and _is_plainly_valid(q, k, v, cu_seqlens, max_seqlen)
         and _nothing_records(q, k, v)
     ):
+        scale = q.shape[2] ** -0.5 if softmax_scale is None else softmax_scale
         out, lse = ops.varlen_attention_unrecorded(
-            q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, None, q.shape[2] ** -0.5, backend
+            q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, None, scale, backend
         )
         return (out, lse) if return_lse else out
     validation.validate_attention(q, k, v, key_weight)
@@ -120,8 +122,6 @@ def varlen_attention(
         validation.require_int("max_seqlen_k", max_seqlen_k, 0)
     if softmax_scale is None:
         softmax_scale = q.shape[2] ** -0.5
-    else:
-        validation.require_finite("softmax_scale", softmax_scale)
     if key_weight is not None:
         key_weight = key_weight.contiguous()
     out, lse = torch.ops.msvit.varlen_attention.default(
