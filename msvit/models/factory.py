@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import timm
 from timm.data import IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
@@ -73,7 +73,7 @@ def create_model(
         vit = timm.create_model(timm_name, pretrained=True, img_size=img_size, **vit_kwargs)
     else:
         vit = VisionTransformer(img_size=img_size, patch_size=patch_size, **{**SIZES[size], **vit_kwargs})
-        vit.pretrained_cfg = default_cfg(vit.patch_embed.img_size, vit.num_classes)
+        cast(Any, vit).pretrained_cfg = default_cfg(vit.patch_embed.img_size, vit.num_classes)
     return from_timm(
         vit,
         coarse,

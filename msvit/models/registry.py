@@ -28,7 +28,14 @@ def _entrypoint(name: str) -> Callable[..., MixedScaleVisionTransformer]:
         cache_dir: Any = None,
         **kwargs: Any,
     ) -> MixedScaleVisionTransformer:
-        # timm passes all three; weights come from the plain ViT of the same size, which has a configuration of its own.
+        # These three describe weights, which are those of the plain ViT of the same size.
+        weights = {
+            "pretrained_cfg": pretrained_cfg,
+            "pretrained_cfg_overlay": pretrained_cfg_overlay,
+            "cache_dir": cache_dir,
+        }
+        if pretrained:
+            kwargs |= {key: value for key, value in weights.items() if value is not None}
         return create_model(name, pretrained=pretrained, **kwargs)
 
     entrypoint.__name__ = entrypoint.__qualname__ = name
