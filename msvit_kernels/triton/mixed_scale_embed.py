@@ -1,0 +1,361 @@
+"""Patch embedding of packed mixed-scale tokens (eq. 4 and 5 of the MSViT paper), pixels read straight from the images.
+
+    row_t = table[token_index_t] + [t is a patch] * (weight . patch_t + bias)
+
+The forward is a matrix product whose left operand is gathered: one program computes BLOCK_M rows x BLOCK_N channels,
+in one pass over the 3 * p * p pixels of its patches, which it reads, averages, normalises and rounds to the dtype of
+`weight` on the way. The backward writes the patches of the active tokens once, [total_tokens, 3 * p * p], and leaves
+the product for dweight to torch.mm; the image gradient is a product of torch.mm, spread over the pixels by one program
+per BLOCK pixels; in the table gradient one program sums a candidate over BLOCK_B images. Sums are in fp32 and in a
+fixed order: same inputs, same bits. Indices are clamped, so that wrong ones cannot lead outside.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from msvit_kernels.triton.common import (
+    FLOAT_DTYPES,
+    INTERPRETER_ARCH,
+    arch_of,
+    device_unsupported,
+    dtype_unsupported,
+    launch,
+)
+from msvit_kernels.triton.numerics import dot, rounded
+from msvit_kernels.triton.patches import load_patches, patch_origin
+
+_UNSPECIALIZED = ["total_tokens", "batch", "num_prefix", "num_coarse", "num_fine", "num_blocks", "num_candidates"]
+
+
+def launch_config(dim: int, patch_size: int, dtype: torch.dtype, arch: int) -> dict[str, int]:
+    """Tiles of the forward product; those of the interpreter are large, because it pays for each operation."""
+    block_k = max(16, triton.next_power_of_2(patch_size**2))
+    block_n = max(16, triton.next_power_of_2(dim))
+    if arch == INTERPRETER_ARCH:
+        return {"BLOCK_M": 64, "BLOCK_N": min(256, block_n), "BLOCK_K": min(256, block_k)}
+    if dtype == torch.float32:
+        # Products without tensor cores keep their operands in registers.
+        return {"BLOCK_M": 32, "BLOCK_N": min(64, block_n), "BLOCK_K": min(32, block_k), "num_warps": 4}
+    return {"BLOCK_M": 64, "BLOCK_N": min(128, block_n), "BLOCK_K": min(64, block_k), "num_warps": 8}
+
+
+@triton.jit
+def _patch_rows(
+    images_ptr, batch_index_ptr, token_index_ptr, rows, total_tokens, batch, num_prefix, num_coarse, num_fine,
+    height, width,
+    PATCH_SIZE: tl.constexpr, SCALE_FACTOR: tl.constexpr,
+):  # fmt: skip
+    """Of packed rows: pointer to the image, origin (y, x), whether coarse, whether a patch at all, candidate."""
+    mask = rows < total_tokens
+    image = tl.minimum(tl.maximum(tl.load(batch_index_ptr + rows, mask=mask, other=0), 0), batch - 1)
+    token = tl.load(token_index_ptr + rows, mask=mask, other=0)
+    token = tl.minimum(tl.maximum(token, 0), num_prefix + num_coarse + num_fine - 1)
+    index = tl.maximum(token - num_prefix, 0)
+    y, x, coarse = patch_origin(index, num_coarse, width // PATCH_SIZE, PATCH_SIZE, SCALE_FACTOR)
+    image_ptrs = images_ptr + image.to(tl.int64) * (3 * height * width)
+    return image_ptrs, y, x, coarse, mask & (token >= num_prefix), token
+
+
+@triton.jit
+def _of_channel(channel, red, green, blue):
+    return tl.where(channel == 0, red, tl.where(channel == 1, green, blue))
+
+
+@triton.jit(do_not_specialize=_UNSPECIALIZED)
+def _fwd_kernel(
+    images_ptr, batch_index_ptr, token_index_ptr, weight_ptr, bias_ptr, table_ptr, out_ptr,
+    total_tokens, batch, num_prefix, num_coarse, num_fine, height, width, dim, num_blocks,
+    scale_r, scale_g, scale_b, shift_r, shift_g, shift_b,
+    HAS_BIAS: tl.constexpr, PATCH_SIZE: tl.constexpr, SCALE_FACTOR: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    pid = tl.program_id(0)
+    pid_m, pid_n = pid // num_blocks, pid % num_blocks
+    rows = pid_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    image_ptrs, y, x, coarse, is_patch, token = _patch_rows(
+        images_ptr, batch_index_ptr, token_index_ptr, rows, total_tokens, batch, num_prefix, num_coarse, num_fine,
+        height, width, PATCH_SIZE, SCALE_FACTOR,
+    )  # fmt: skip
+    offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask_n = offs_n < dim
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for channel in range(3):
+        scale = _of_channel(channel, scale_r, scale_g, scale_b)
+        shift = _of_channel(channel, shift_r, shift_g, shift_b)
+        for start_k in range(0, PATCH_SIZE * PATCH_SIZE, BLOCK_K):
+            offs_k = start_k + tl.arange(0, BLOCK_K)
+            mask_k = offs_k < PATCH_SIZE * PATCH_SIZE
+            patches = load_patches(
+                image_ptrs, y, x, coarse, is_patch, offs_k, channel, height, width, scale, shift,
+                PATCH_SIZE, SCALE_FACTOR,
+            )  # fmt: skip
+            weight_ptrs = weight_ptr + offs_n[:, None] * (3 * PATCH_SIZE * PATCH_SIZE)
+            weight_ptrs += channel * (PATCH_SIZE * PATCH_SIZE) + offs_k[None, :]
+            weight = tl.load(weight_ptrs, mask=mask_n[:, None] & mask_k[None, :], other=0.0)
+            acc = dot(rounded(patches, weight.dtype), tl.trans(weight), acc)
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)
+        acc += tl.where(is_patch[:, None], bias[None, :], 0.0)
+    mask = (rows < total_tokens)[:, None] & mask_n[None, :]
+    acc += tl.load(table_ptr + token[:, None] * dim + offs_n[None, :], mask=mask, other=0.0).to(tl.float32)
+    tl.store(out_ptr + rows[:, None] * dim + offs_n[None, :], rounded(acc, out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=_UNSPECIALIZED)
+def _gather_kernel(
+    images_ptr, batch_index_ptr, token_index_ptr, patches_ptr,
+    total_tokens, batch, num_prefix, num_coarse, num_fine, height, width, num_blocks,
+    scale_r, scale_g, scale_b, shift_r, shift_g, shift_b,
+    PATCH_SIZE: tl.constexpr, SCALE_FACTOR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    pid = tl.program_id(0)
+    channel, pid_k, pid_m = pid % 3, (pid // 3) % num_blocks, pid // 3 // num_blocks
+    rows = pid_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    image_ptrs, y, x, coarse, is_patch, _ = _patch_rows(
+        images_ptr, batch_index_ptr, token_index_ptr, rows, total_tokens, batch, num_prefix, num_coarse, num_fine,
+        height, width, PATCH_SIZE, SCALE_FACTOR,
+    )  # fmt: skip
+    offs_k = pid_k * BLOCK_K + tl.arange(0, BLOCK_K)
+    scale = _of_channel(channel, scale_r, scale_g, scale_b)
+    shift = _of_channel(channel, shift_r, shift_g, shift_b)
+    patches = load_patches(
+        image_ptrs, y, x, coarse, is_patch, offs_k, channel, height, width, scale, shift, PATCH_SIZE, SCALE_FACTOR
+    )
+    ptrs = patches_ptr + rows[:, None] * (3 * PATCH_SIZE * PATCH_SIZE)
+    ptrs += channel * (PATCH_SIZE * PATCH_SIZE) + offs_k[None, :]
+    mask = (rows < total_tokens)[:, None] & (offs_k < PATCH_SIZE * PATCH_SIZE)[None, :]
+    tl.store(ptrs, rounded(patches, patches_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=_UNSPECIALIZED)
+def _dtable_kernel(
+    dout_ptr, fine_mask_ptr, region_start_ptr, cu_seqlens_ptr, partial_ptr,
+    total_tokens, batch, num_prefix, num_coarse, num_candidates, grid_width, dim, num_blocks,
+    SCALE_FACTOR: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    pid = tl.program_id(0)
+    pid_n, pid = pid % num_blocks, pid // num_blocks
+    candidate, pid_b = pid % num_candidates, pid // num_candidates
+    image = pid_b * BLOCK_B + tl.arange(0, BLOCK_B)
+    active = image < batch
+    index = candidate - num_prefix
+    if index < 0:
+        row = tl.load(cu_seqlens_ptr + image, mask=active, other=-1) + candidate
+    else:
+        wants_fine = index >= num_coarse
+        cell = index - num_coarse
+        cell_y, cell_x = cell // grid_width, cell % grid_width
+        region = cell_y // SCALE_FACTOR * (grid_width // SCALE_FACTOR) + cell_x // SCALE_FACTOR
+        offset = image.to(tl.int64) * num_coarse + tl.where(wants_fine, region, index)
+        fine = tl.load(fine_mask_ptr + offset, mask=active, other=0) != 0
+        row = tl.load(region_start_ptr + offset, mask=active, other=-1)
+        row += tl.where(wants_fine, cell_y % SCALE_FACTOR * SCALE_FACTOR + cell_x % SCALE_FACTOR, 0)
+        active = active & (fine == wants_fine)
+    active = active & (row >= 0) & (row < total_tokens)
+    offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask_n = offs_n < dim
+    ptrs = dout_ptr + row.to(tl.int64)[:, None] * dim + offs_n[None, :]
+    dout = tl.load(ptrs, mask=active[:, None] & mask_n[None, :], other=0.0).to(tl.float32)
+    partial_ptr += (pid_b.to(tl.int64) * num_candidates + candidate) * dim
+    tl.store(partial_ptr + offs_n, tl.sum(dout, 0), mask=mask_n)
+
+
+@triton.jit(do_not_specialize=_UNSPECIALIZED)
+def _dimages_kernel(
+    dpatches_ptr, fine_mask_ptr, region_start_ptr, dimages_ptr,
+    total_tokens, num_coarse, height, width, num_blocks, scale_r, scale_g, scale_b,
+    PATCH_SIZE: tl.constexpr, SCALE_FACTOR: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    pid = tl.program_id(0)
+    pid_b, pid_p = pid // num_blocks, pid % num_blocks
+    pixel = pid_p * BLOCK + tl.arange(0, BLOCK)
+    mask = pixel < height * width
+    y, x = pixel // width, pixel % width
+    COARSE: tl.constexpr = PATCH_SIZE * SCALE_FACTOR
+    region = pid_b.to(tl.int64) * num_coarse + y // COARSE * (width // COARSE) + x // COARSE
+    fine = tl.load(fine_mask_ptr + region, mask=mask, other=0) != 0
+    row = tl.load(region_start_ptr + region, mask=mask, other=-1)
+    row += tl.where(fine, y // PATCH_SIZE % SCALE_FACTOR * SCALE_FACTOR + x // PATCH_SIZE % SCALE_FACTOR, 0)
+    patch_y = tl.where(fine, y % PATCH_SIZE, y % COARSE // SCALE_FACTOR)
+    patch_x = tl.where(fine, x % PATCH_SIZE, x % COARSE // SCALE_FACTOR)
+    share = tl.where(fine, 1.0, 1.0 / (SCALE_FACTOR * SCALE_FACTOR))
+    readable = mask & (row >= 0) & (row < total_tokens)
+    dpatches_ptr += row.to(tl.int64) * (3 * PATCH_SIZE * PATCH_SIZE) + patch_y * PATCH_SIZE + patch_x
+    dimages_ptr += pid_b.to(tl.int64) * (3 * height * width) + pixel
+    for channel in range(3):
+        dpatch = tl.load(dpatches_ptr + channel * (PATCH_SIZE * PATCH_SIZE), mask=readable, other=0.0).to(tl.float32)
+        dimage = dpatch * share * _of_channel(channel, scale_r, scale_g, scale_b)
+        tl.store(dimages_ptr + channel * height * width, rounded(dimage, dimages_ptr.dtype.element_ty), mask=mask)
+
+
+def mixed_scale_embed_fwd(
+    images: Tensor,
+    batch_index: Tensor,
+    token_index: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    table: Tensor,
+    patch_size: int,
+    scale_factor: int,
+    num_prefix: int,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> Tensor:
+    total_tokens, dim = token_index.shape[0], weight.shape[0]
+    out = torch.empty(total_tokens, dim, dtype=weight.dtype, device=images.device)
+    config = launch_config(dim, patch_size, weight.dtype, arch_of(images))
+    num_blocks = triton.cdiv(dim, config["BLOCK_N"])
+    sizes = _sizes(images, total_tokens, patch_size, scale_factor, num_prefix)
+    launch(
+        _fwd_kernel,
+        (triton.cdiv(total_tokens, config["BLOCK_M"]) * num_blocks,),
+        images,
+        (images, batch_index, token_index, weight, bias, table, out, *sizes, dim, num_blocks)
+        + _normalisation(images, mean, std),
+        HAS_BIAS=bias is not None,
+        PATCH_SIZE=patch_size,
+        SCALE_FACTOR=scale_factor,
+        **config,
+    )
+    return out
+
+
+def mixed_scale_embed_bwd(
+    dout: Tensor,
+    images: Tensor,
+    fine_mask: Tensor,
+    region_start: Tensor,
+    cu_seqlens: Tensor,
+    batch_index: Tensor,
+    token_index: Tensor,
+    weight: Tensor,
+    patch_size: int,
+    scale_factor: int,
+    num_prefix: int,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    needs_images: bool,
+    needs_weight: bool,
+    needs_bias: bool,
+    needs_table: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    dimages = dweight = dbias = dtable = None
+    normalisation = _normalisation(images, mean, std)
+    if needs_images:
+        dpatches = torch.mm(dout, weight.flatten(1))
+        dimages = _dimages(dpatches, images, fine_mask, region_start, patch_size, scale_factor, normalisation[:3])
+    if needs_weight:
+        sizes = _sizes(images, dout.shape[0], patch_size, scale_factor, num_prefix)
+        patches = _gather(images, batch_index, token_index, weight, sizes, patch_size, scale_factor, normalisation)
+        dweight = torch.mm(dout.T, patches).view_as(weight)
+    if needs_bias:
+        is_prefix = (token_index < num_prefix)[:, None]
+        dbias = dout.masked_fill(is_prefix, 0).sum(0, dtype=torch.float32).to(weight.dtype)
+    if needs_table:
+        dtable = _dtable(dout, fine_mask, region_start, cu_seqlens, scale_factor, num_prefix).to(weight.dtype)
+    return dimages, dweight, dbias, dtable
+
+
+def _gather(
+    images: Tensor,
+    batch_index: Tensor,
+    token_index: Tensor,
+    weight: Tensor,
+    sizes: tuple[int, ...],
+    patch_size: int,
+    scale_factor: int,
+    normalisation: tuple[float, ...],
+) -> Tensor:
+    """[total_tokens, 3 * p * p] patches of the packed rows in the dtype of `weight`, zeros for prefix tokens."""
+    total_tokens = token_index.shape[0]
+    patches = torch.empty(total_tokens, weight[0].numel(), dtype=weight.dtype, device=images.device)
+    block_k = min(256, max(16, triton.next_power_of_2(patch_size**2)))
+    num_blocks = triton.cdiv(patch_size**2, block_k)
+    launch(
+        _gather_kernel,
+        (3 * num_blocks * triton.cdiv(total_tokens, 16),),
+        images,
+        (images, batch_index, token_index, patches, *sizes, num_blocks, *normalisation),
+        PATCH_SIZE=patch_size,
+        SCALE_FACTOR=scale_factor,
+        BLOCK_M=16,
+        BLOCK_K=block_k,
+        num_warps=4,
+    )
+    return patches
+
+
+def _dtable(
+    dout: Tensor, fine_mask: Tensor, region_start: Tensor, cu_seqlens: Tensor, scale_factor: int, num_prefix: int
+) -> Tensor:
+    total_tokens, dim = dout.shape
+    batch, _, width = fine_mask.shape
+    num_coarse = region_start.shape[1]
+    num_candidates = num_prefix + num_coarse * (1 + scale_factor**2)
+    block_b, block_n = 16, min(128, max(16, triton.next_power_of_2(dim)))
+    num_chunks, num_blocks = triton.cdiv(batch, block_b), triton.cdiv(dim, block_n)
+    partial = torch.empty(num_chunks, num_candidates, dim, dtype=torch.float32, device=dout.device)
+    launch(
+        _dtable_kernel,
+        (num_chunks * num_candidates * num_blocks,),
+        dout,
+        (dout, fine_mask.view(torch.uint8), region_start, cu_seqlens, partial)
+        + (total_tokens, batch, num_prefix, num_coarse, num_candidates, width * scale_factor, dim, num_blocks),
+        SCALE_FACTOR=scale_factor,
+        BLOCK_B=block_b,
+        BLOCK_N=block_n,
+        num_warps=2,
+    )
+    return partial.sum(0)
+
+
+def _dimages(
+    dpatches: Tensor,
+    images: Tensor,
+    fine_mask: Tensor,
+    region_start: Tensor,
+    patch_size: int,
+    scale_factor: int,
+    scales: tuple[float, ...],
+) -> Tensor:
+    batch, _, height, width = images.shape
+    dimages = torch.empty_like(images)
+    block = 1024
+    num_blocks = triton.cdiv(height * width, block)
+    launch(
+        _dimages_kernel,
+        (batch * num_blocks,),
+        images,
+        (dpatches, fine_mask.view(torch.uint8), region_start, dimages)
+        + (dpatches.shape[0], region_start.shape[1], height, width, num_blocks, *scales),
+        PATCH_SIZE=patch_size,
+        SCALE_FACTOR=scale_factor,
+        BLOCK=block,
+        num_warps=4,
+    )
+    return dimages
+
+
+def _sizes(images: Tensor, total_tokens: int, patch_size: int, scale_factor: int, num_prefix: int) -> tuple[int, ...]:
+    batch, _, height, width = images.shape
+    num_fine = (height // patch_size) * (width // patch_size)
+    return total_tokens, batch, num_prefix, num_fine // scale_factor**2, num_fine, height, width
+
+
+def _normalisation(images: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> tuple[float, ...]:
+    """Per channel scale, then per channel shift, such that a normalised pixel is pixel * scale + shift."""
+    unit = 255.0 if images.dtype == torch.uint8 else 1.0
+    if mean is None or std is None:
+        return (1.0 / unit,) * 3 + (0.0,) * 3
+    return tuple(1.0 / (unit * s) for s in std) + tuple(-m / s for m, s in zip(mean, std, strict=True))
+
+
+def unsupported_reason(device_type: str, dtype: torch.dtype, images_dtype: torch.dtype) -> str | None:
+    reason = device_unsupported(device_type) or dtype_unsupported(dtype)
+    if reason is None and images_dtype not in (torch.uint8, *FLOAT_DTYPES):
+        return f"takes images of uint8, fp32, bf16 and fp16, not {images_dtype}"
+    return reason

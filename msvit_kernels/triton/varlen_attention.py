@@ -1,0 +1,362 @@
+"""Attention inside each packed sequence, forward and backward (eq. 10 of the MSViT paper).
+
+    out_i = sum_j w_j exp(s_ij) v_j / sum_p w_p exp(s_ip),    s_ij = softmax_scale * q_i . k_j
+    P~_ij = exp(s_ij - lse_i),  p_ij = w_j P~_ij,  delta_i = dout_i . out_i - dlse_i
+    ds_ij = p_ij (dout_i . v_j - delta_i),  dweight_j = sum_heads sum_i P~_ij (dout_i . v_j - delta_i)
+
+One program of the forward and of the dq kernel computes BLOCK_M queries of one head of one sequence, in one pass over
+the keys; one of the dkv kernel BLOCK_N keys, in one pass over the queries. Programs beyond the end of their sequence
+leave at once. The dq kernel runs first and leaves delta for the other. Weights enter as log(w), added to the scores:
+a key of weight 0 is then one at -inf, out of the running maximum and out of every sum, while P~, without the weight,
+still gives its gradient. Products run in the dtype of the inputs, all sums in fp32. No atomics: same inputs, same
+bits. Offsets are clamped to the tensors, so that wrong ones cannot lead outside.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from msvit_kernels.triton.common import INTERPRETER_ARCH, arch_of, device_unsupported, dtype_unsupported, launch
+from msvit_kernels.triton.numerics import dot, rounded
+
+# No integer is worth another compilation when it happens to be 1 or a multiple of 16: STRIDE_UNIT tells what matters.
+_UNSPECIALIZED = ["num_heads", "num_blocks", "total_q", "total_k"]
+_UNSPECIALIZED += [f"stride_{tensor}{axis}" for tensor in "dqkv" for axis in "th"]
+
+
+def launch_config(kernel: str, head_dim: int, max_seqlen: int, dtype: torch.dtype, arch: int) -> dict[str, int]:
+    """Tile sizes and warps of `kernel` ("fwd", "dq" or "dkv") on compute capability `arch`.
+
+    `max_seqlen` bounds the axis that is split over programs: queries, or keys for "dkv".
+    """
+    if arch == INTERPRETER_ARCH:
+        # Every operation costs it the same, whatever the tile.
+        block = 64 if max_seqlen <= 64 else 128 if max_seqlen <= 256 else 256
+        return {"BLOCK_M": block, "BLOCK_N": block}
+    block_d = triton.next_power_of_2(head_dim)
+    split, other, num_warps = 64, 64, 4
+    if dtype == torch.float32:
+        # Products without tensor cores keep their operands in registers.
+        split, other, num_warps = 32, 32, 4 if block_d <= 32 else 8
+    elif kernel == "fwd" and max_seqlen > 128:
+        # Half as many passes over the keys of an image of 129 tokens and more.
+        split, num_warps = 128, 8
+    elif kernel != "fwd" and block_d == 128:
+        num_warps = 8
+    elif kernel != "fwd" and arch < 90:
+        other = 32
+    split = min(split, max(16, triton.next_power_of_2(max_seqlen)))
+    blocks = (other, split) if kernel == "dkv" else (split, other)
+    return {"BLOCK_M": blocks[0], "BLOCK_N": blocks[1], "num_warps": num_warps, "num_stages": 2}
+
+
+@triton.jit
+def _sequence(cu_seqlens_ptr, pid_b, total):
+    """First row (64-bit) and length of a sequence, clamped to [0, total]."""
+    start = tl.minimum(tl.maximum(tl.load(cu_seqlens_ptr + pid_b), 0), total)
+    end = tl.minimum(tl.maximum(tl.load(cu_seqlens_ptr + pid_b + 1), start), total)
+    return start.to(tl.int64), end - start
+
+
+@triton.jit
+def _load_rows(ptr, stride, mask_rows, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr):
+    """[BLOCK, BLOCK_D] consecutive rows from `ptr` on, zeros outside the mask and beyond HEAD_DIM."""
+    offs_d = tl.arange(0, BLOCK_D)
+    ptrs = ptr + tl.arange(0, BLOCK)[:, None] * stride + offs_d[None, :]
+    return tl.load(ptrs, mask=mask_rows[:, None] & (offs_d < HEAD_DIM)[None, :], other=0.0)
+
+
+@triton.jit
+def _store_rows(ptr, tile, stride, mask_rows, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr):
+    offs_d = tl.arange(0, BLOCK_D)
+    ptrs = ptr + tl.arange(0, BLOCK)[:, None] * stride + offs_d[None, :]
+    tl.store(ptrs, rounded(tile, ptr.dtype.element_ty), mask=mask_rows[:, None] & (offs_d < HEAD_DIM)[None, :])
+
+
+@triton.jit
+def _log_weight(weight_ptr, rows, mask_n, HAS_WEIGHT: tl.constexpr):
+    """log of the weight of each key; -inf where it is 0 and beyond the sequence."""
+    if HAS_WEIGHT:
+        weight = tl.load(weight_ptr + rows, mask=mask_n, other=0.0)
+        # A subnormal weight may count as 0 for the hardware's log, but it is not 0.
+        log_weight = tl.maximum(tl.log(tl.where(weight > 0, weight, 1.0)), -103.0)
+        return tl.where(weight > 0, log_weight, float("-inf"))
+    return tl.where(mask_n, 0.0, float("-inf"))
+
+
+@triton.jit(do_not_specialize=_UNSPECIALIZED)
+def _fwd_kernel(
+    q_ptr, k_ptr, v_ptr, cu_seqlens_q_ptr, cu_seqlens_k_ptr, weight_ptr,
+    out_ptr, lse_ptr,
+    num_heads, num_blocks, total_q, total_k, scale,
+    stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh,
+    HAS_WEIGHT: tl.constexpr, STRIDE_UNIT: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    pid = tl.program_id(0)
+    pid_m, pid_h, pid_b = pid % num_blocks, (pid // num_blocks) % num_heads, pid // (num_blocks * num_heads)
+    start_q, len_q = _sequence(cu_seqlens_q_ptr, pid_b, total_q)
+    start_m = pid_m * BLOCK_M
+    if start_m >= len_q:
+        return
+    start_k, len_k = _sequence(cu_seqlens_k_ptr, pid_b, total_k)
+    stride_kt, stride_vt = stride_kt * STRIDE_UNIT, stride_vt * STRIDE_UNIT
+    row = start_q + start_m
+    mask_m = start_m + tl.arange(0, BLOCK_M) < len_q
+    q_ptr += row * (stride_qt * STRIDE_UNIT) + pid_h * (stride_qh * STRIDE_UNIT)
+    q = _load_rows(q_ptr, stride_qt * STRIDE_UNIT, mask_m, HEAD_DIM, BLOCK_D, BLOCK_M)
+    k_ptr += start_k * stride_kt + pid_h * (stride_kh * STRIDE_UNIT)
+    v_ptr += start_k * stride_vt + pid_h * (stride_vh * STRIDE_UNIT)
+
+    row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    row_sum = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    for start_n in range(0, len_k, BLOCK_N):
+        offs_n = start_n + tl.arange(0, BLOCK_N)
+        mask_n = offs_n < len_k
+        k = _load_rows(k_ptr, stride_kt, mask_n, HEAD_DIM, BLOCK_D, BLOCK_N)
+        log_weight = _log_weight(weight_ptr, start_k + offs_n, mask_n, HAS_WEIGHT)
+        scores = dot(q, tl.trans(k)) * scale + log_weight[None, :]
+        new_max = tl.maximum(row_max, tl.max(scores, 1))
+        finite_max = tl.where(new_max == float("-inf"), 0.0, new_max)
+        p = tl.exp(scores - finite_max[:, None])
+        alpha = tl.exp(row_max - finite_max)
+        row_sum = row_sum * alpha + tl.sum(p, 1)
+        v = _load_rows(v_ptr, stride_vt, mask_n, HEAD_DIM, BLOCK_D, BLOCK_N)
+        acc = dot(rounded(p, v.dtype), v, acc * alpha[:, None])
+        row_max = new_max
+        k_ptr += BLOCK_N * stride_kt.to(tl.int64)
+        v_ptr += BLOCK_N * stride_vt.to(tl.int64)
+
+    no_key = row_sum == 0
+    row_sum = tl.where(no_key, 1.0, row_sum)
+    out_ptr += (row * num_heads + pid_h) * HEAD_DIM
+    _store_rows(out_ptr, acc / row_sum[:, None], num_heads * HEAD_DIM, mask_m, HEAD_DIM, BLOCK_D, BLOCK_M)
+    lse = tl.where(no_key, float("-inf"), row_max + tl.log(row_sum))
+    lse_ptr += pid_h.to(tl.int64) * total_q + row
+    tl.store(lse_ptr + tl.arange(0, BLOCK_M), lse, mask=mask_m)
+
+
+@triton.jit
+def _load_lse(lse_ptr, mask_m, BLOCK_M: tl.constexpr):
+    """lse; +inf, so that exp(scores - lse) is 0, in rows without a key and beyond the sequence."""
+    lse = tl.load(lse_ptr + tl.arange(0, BLOCK_M), mask=mask_m, other=float("inf"))
+    return tl.where(lse == float("-inf"), float("inf"), lse)
+
+
+@triton.jit(do_not_specialize=_UNSPECIALIZED)
+def _bwd_dq_kernel(
+    dout_ptr, dlse_ptr, q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, cu_seqlens_q_ptr, cu_seqlens_k_ptr, weight_ptr,
+    dq_ptr, delta_ptr,
+    num_heads, num_blocks, total_q, total_k, scale,
+    stride_dt, stride_dh, stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh,
+    HAS_WEIGHT: tl.constexpr, HAS_DLSE: tl.constexpr, STRIDE_UNIT: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    pid = tl.program_id(0)
+    pid_m, pid_h, pid_b = pid % num_blocks, (pid // num_blocks) % num_heads, pid // (num_blocks * num_heads)
+    start_q, len_q = _sequence(cu_seqlens_q_ptr, pid_b, total_q)
+    start_m = pid_m * BLOCK_M
+    if start_m >= len_q:
+        return
+    start_k, len_k = _sequence(cu_seqlens_k_ptr, pid_b, total_k)
+    stride_kt, stride_vt = stride_kt * STRIDE_UNIT, stride_vt * STRIDE_UNIT
+    row = start_q + start_m
+    offs_m = tl.arange(0, BLOCK_M)
+    mask_m = start_m + offs_m < len_q
+    packed = (row * num_heads + pid_h) * HEAD_DIM  # in out and dq, which are contiguous
+    q_ptr += row * (stride_qt * STRIDE_UNIT) + pid_h * (stride_qh * STRIDE_UNIT)
+    dout_ptr += row * (stride_dt * STRIDE_UNIT) + pid_h * (stride_dh * STRIDE_UNIT)
+    q = _load_rows(q_ptr, stride_qt * STRIDE_UNIT, mask_m, HEAD_DIM, BLOCK_D, BLOCK_M)
+    dout = _load_rows(dout_ptr, stride_dt * STRIDE_UNIT, mask_m, HEAD_DIM, BLOCK_D, BLOCK_M)
+    out = _load_rows(out_ptr + packed, num_heads * HEAD_DIM, mask_m, HEAD_DIM, BLOCK_D, BLOCK_M)
+    per_row = pid_h.to(tl.int64) * total_q + row
+    lse = _load_lse(lse_ptr + per_row, mask_m, BLOCK_M)
+    delta = tl.sum(dout.to(tl.float32) * out.to(tl.float32), 1)
+    if HAS_DLSE:
+        delta -= tl.load(dlse_ptr + per_row + offs_m, mask=mask_m, other=0.0)
+    tl.store(delta_ptr + per_row + offs_m, delta, mask=mask_m)
+    k_ptr += start_k * stride_kt + pid_h * (stride_kh * STRIDE_UNIT)
+    v_ptr += start_k * stride_vt + pid_h * (stride_vh * STRIDE_UNIT)
+
+    dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    for start_n in range(0, len_k, BLOCK_N):
+        offs_n = start_n + tl.arange(0, BLOCK_N)
+        mask_n = offs_n < len_k
+        k = _load_rows(k_ptr, stride_kt, mask_n, HEAD_DIM, BLOCK_D, BLOCK_N)
+        v = _load_rows(v_ptr, stride_vt, mask_n, HEAD_DIM, BLOCK_D, BLOCK_N)
+        log_weight = _log_weight(weight_ptr, start_k + offs_n, mask_n, HAS_WEIGHT)
+        scores = dot(q, tl.trans(k)) * scale + log_weight[None, :]
+        p = tl.exp(scores - lse[:, None])
+        ds = p * (dot(dout, tl.trans(v)) - delta[:, None])
+        dq = dot(rounded(ds, k.dtype), k, dq)
+        k_ptr += BLOCK_N * stride_kt.to(tl.int64)
+        v_ptr += BLOCK_N * stride_vt.to(tl.int64)
+    _store_rows(dq_ptr + packed, dq * scale, num_heads * HEAD_DIM, mask_m, HEAD_DIM, BLOCK_D, BLOCK_M)
+
+
+@triton.jit(do_not_specialize=_UNSPECIALIZED)
+def _bwd_dkv_kernel(
+    dout_ptr, q_ptr, k_ptr, v_ptr, lse_ptr, delta_ptr, cu_seqlens_q_ptr, cu_seqlens_k_ptr, weight_ptr,
+    dk_ptr, dv_ptr, dweight_ptr,
+    num_heads, num_blocks, total_q, total_k, scale,
+    stride_dt, stride_dh, stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh,
+    HAS_WEIGHT: tl.constexpr, NEEDS_DWEIGHT: tl.constexpr, STRIDE_UNIT: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    pid = tl.program_id(0)
+    pid_n, pid_h, pid_b = pid % num_blocks, (pid // num_blocks) % num_heads, pid // (num_blocks * num_heads)
+    start_k, len_k = _sequence(cu_seqlens_k_ptr, pid_b, total_k)
+    start_n = pid_n * BLOCK_N
+    if start_n >= len_k:
+        return
+    start_q, len_q = _sequence(cu_seqlens_q_ptr, pid_b, total_q)
+    stride_qt, stride_dt = stride_qt * STRIDE_UNIT, stride_dt * STRIDE_UNIT
+    row = start_k + start_n
+    offs_n = tl.arange(0, BLOCK_N)
+    mask_n = start_n + offs_n < len_k
+    k_ptr += row * (stride_kt * STRIDE_UNIT) + pid_h * (stride_kh * STRIDE_UNIT)
+    v_ptr += row * (stride_vt * STRIDE_UNIT) + pid_h * (stride_vh * STRIDE_UNIT)
+    k = _load_rows(k_ptr, stride_kt * STRIDE_UNIT, mask_n, HEAD_DIM, BLOCK_D, BLOCK_N)
+    v = _load_rows(v_ptr, stride_vt * STRIDE_UNIT, mask_n, HEAD_DIM, BLOCK_D, BLOCK_N)
+    log_weight = _log_weight(weight_ptr, row + offs_n, mask_n, HAS_WEIGHT)
+    q_ptr += start_q * stride_qt + pid_h * (stride_qh * STRIDE_UNIT)
+    dout_ptr += start_q * stride_dt + pid_h * (stride_dh * STRIDE_UNIT)
+    lse_ptr += pid_h.to(tl.int64) * total_q + start_q
+    delta_ptr += pid_h.to(tl.int64) * total_q + start_q
+
+    # Tiles are [BLOCK_N, BLOCK_M], keys by queries, so that none has to be transposed for the products into dk and dv.
+    dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    dweight = tl.zeros([BLOCK_N], tl.float32)
+    for start_m in range(0, len_q, BLOCK_M):
+        offs_m = start_m + tl.arange(0, BLOCK_M)
+        mask_m = offs_m < len_q
+        q = _load_rows(q_ptr, stride_qt, mask_m, HEAD_DIM, BLOCK_D, BLOCK_M)
+        dout = _load_rows(dout_ptr, stride_dt, mask_m, HEAD_DIM, BLOCK_D, BLOCK_M)
+        lse = _load_lse(lse_ptr + start_m, mask_m, BLOCK_M)
+        delta = tl.load(delta_ptr + offs_m, mask=mask_m, other=0.0)
+        scores = dot(k, tl.trans(q)) * scale - lse[None, :]
+        p = tl.exp(scores + log_weight[:, None])
+        dv = dot(rounded(p, dout.dtype), dout, dv)
+        dp = dot(v, tl.trans(dout)) - delta[None, :]
+        dk = dot(rounded(p * dp, q.dtype), q, dk)
+        if NEEDS_DWEIGHT:
+            dweight += tl.sum(tl.exp(scores) * dp, 1)
+        q_ptr += BLOCK_M * stride_qt.to(tl.int64)
+        dout_ptr += BLOCK_M * stride_dt.to(tl.int64)
+
+    packed = (row * num_heads + pid_h) * HEAD_DIM
+    _store_rows(dk_ptr + packed, dk * scale, num_heads * HEAD_DIM, mask_n, HEAD_DIM, BLOCK_D, BLOCK_N)
+    _store_rows(dv_ptr + packed, dv, num_heads * HEAD_DIM, mask_n, HEAD_DIM, BLOCK_D, BLOCK_N)
+    if NEEDS_DWEIGHT:
+        dweight_ptr += pid_h.to(tl.int64) * total_k + row
+        tl.store(dweight_ptr + offs_n, dweight, mask=mask_n)
+
+
+def varlen_attention_fwd(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    key_weight: Tensor | None,
+    softmax_scale: float,
+) -> tuple[Tensor, Tensor]:
+    total_q, num_heads, head_dim = q.shape
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty(num_heads, total_q, dtype=torch.float32, device=q.device)
+    config = launch_config("fwd", head_dim, max_seqlen_q, q.dtype, arch_of(q))
+    num_blocks = triton.cdiv(max_seqlen_q, config["BLOCK_M"])
+    unit, strides = _strides(q, k, v)
+    launch(
+        _fwd_kernel,
+        _grid(num_blocks, num_heads, cu_seqlens_q, q),
+        q,
+        (q, k, v, cu_seqlens_q, cu_seqlens_k, key_weight, out, lse)
+        + (num_heads, num_blocks, total_q, k.shape[0], softmax_scale, *strides),
+        HAS_WEIGHT=key_weight is not None,
+        STRIDE_UNIT=unit,
+        HEAD_DIM=head_dim,
+        BLOCK_D=triton.next_power_of_2(head_dim),
+        **config,
+    )
+    return out, lse
+
+
+def varlen_attention_bwd(
+    dout: Tensor,
+    dlse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    key_weight: Tensor | None,
+    softmax_scale: float,
+    needs_dweight: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    total_q, num_heads, head_dim = q.shape
+    total_k = k.shape[0]
+    dout = dout if dout.stride(-1) == 1 else dout.contiguous()
+    dlse = None if dlse is None else dlse.contiguous()
+    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    delta = torch.empty_like(lse)
+    dweight = torch.empty(num_heads, total_k, dtype=torch.float32, device=q.device) if needs_dweight else None
+    unit, strides = _strides(dout, q, k, v)
+    flags = {"HAS_WEIGHT": key_weight is not None, "STRIDE_UNIT": unit}
+    flags |= {"HEAD_DIM": head_dim, "BLOCK_D": triton.next_power_of_2(head_dim)}
+
+    config = launch_config("dq", head_dim, max_seqlen_q, q.dtype, arch_of(q))
+    num_blocks = triton.cdiv(max_seqlen_q, config["BLOCK_M"])
+    launch(
+        _bwd_dq_kernel,
+        _grid(num_blocks, num_heads, cu_seqlens_q, q),
+        q,
+        (dout, dlse, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, key_weight, dq, delta)
+        + (num_heads, num_blocks, total_q, total_k, softmax_scale, *strides),
+        HAS_DLSE=dlse is not None,
+        **flags,
+        **config,
+    )
+    config = launch_config("dkv", head_dim, max_seqlen_k, q.dtype, arch_of(q))
+    num_blocks = triton.cdiv(max_seqlen_k, config["BLOCK_N"])
+    launch(
+        _bwd_dkv_kernel,
+        _grid(num_blocks, num_heads, cu_seqlens_k, k),
+        q,
+        (dout, q, k, v, lse, delta, cu_seqlens_q, cu_seqlens_k, key_weight, dk, dv, dweight)
+        + (num_heads, num_blocks, total_q, total_k, softmax_scale, *strides),
+        NEEDS_DWEIGHT=needs_dweight,
+        **flags,
+        **config,
+    )
+    return dq, dk, dv, None if dweight is None else dweight.sum(0)
+
+
+def _strides(*tensors: Tensor) -> tuple[int, list[int]]:
+    """Token and head strides in units of 8 elements where all allow it: the compiler then sees aligned rows."""
+    strides = [stride for tensor in tensors for stride in tensor.stride()[:2]]
+    unit = 1 if any(stride % 8 for stride in strides) else 8
+    return unit, [stride // unit for stride in strides]
+
+
+def _grid(num_blocks: int, num_heads: int, cu_seqlens: Tensor, rows: Tensor) -> tuple[int]:
+    """One axis, the only one that may exceed 65535, blocks of one head side by side; empty where there are no rows."""
+    return (num_blocks * num_heads * (cu_seqlens.shape[0] - 1) if math.prod(rows.shape) else 0,)
+
+
+def unsupported_reason(device_type: str, dtype: torch.dtype, head_dim: int) -> str | None:
+    reason = device_unsupported(device_type) or dtype_unsupported(dtype)
+    if reason is None and not (16 <= head_dim <= 128 and head_dim % 8 == 0):
+        return f"takes head_dim 16 to 128 in multiples of 8, not {head_dim}"
+    return reason
