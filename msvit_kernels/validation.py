@@ -126,9 +126,7 @@ def validate_embed(
     require_shape("table", table, (layout.num_candidates, dim))
 
 
-def validate_normalisation(
-    images: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None
-) -> tuple[list[float] | None, list[float] | None]:
+def validate_normalisation(images: Tensor, mean: Any, std: Any) -> tuple[list[float] | None, list[float] | None]:
     """`mean` and `std` as lists: both or neither, three numbers each, std above zero; both for uint8 images."""
     if mean is None and std is None:
         if images.dtype == torch.uint8:
