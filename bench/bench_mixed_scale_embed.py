@@ -1,0 +1,168 @@
+"""Times `mixed_scale_embed` against what eager torch offers, forward and backward, for ViT-S at 224 pixels.
+
+Half of the 196 fine tokens on average, at random regions. Methods, all from the same images to the same packed rows:
+
+    reference          the eager specification of this project
+    torch conv         both scales by convolution for all candidates, then the active rows are selected
+    torch gather       active patches are gathered, then one matrix product
+
+uint8 images are normalised inside the time. The backward pass (weight, bias, table) is timed alone, on a graph that is
+kept. Operations: 6 patch_size^2 dim for each active patch token, in each direction.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from common import DTYPES
+from operators import Case, CaseMaker, Setting, backends_to_time, check_baseline, gradients, main
+from torch import Tensor
+
+from msvit_kernels import mixed_scale_embed, mixed_scale_layout, testing
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+PATCH, SCALE, PREFIX = 16, 2, 1
+
+
+class Inputs:
+    """Images, a layout of them, the parameters, and the indices that the alternatives need."""
+
+    def __init__(self, batch: int, side: int, dim: int, images: str, dtype: torch.dtype, device: torch.device) -> None:
+        generator = torch.Generator().manual_seed(0)
+        coarse = side // (PATCH * SCALE)
+        regions, self.candidates = coarse**2, PREFIX + coarse**2 * (1 + SCALE**2)
+        fine = torch.zeros(batch * regions, dtype=torch.bool)
+        # Half of the fine tokens: Nc + 3 K = Nf / 2 per image.
+        fine[torch.randperm(len(fine), generator=generator)[: len(fine) // 3]] = True
+        mask = fine.view(batch, coarse, coarse).to(device)
+        self.layout = mixed_scale_layout(mask, scale_factor=SCALE, num_prefix=PREFIX)
+        pixels = torch.randint(0, 256, (batch, 3, side, side), generator=generator, dtype=torch.uint8).to(device)
+        self.mean, self.std = (torch.tensor(x, device=device).view(3, 1, 1) for x in (MEAN, STD))
+        self.raw = images == "uint8"
+        self.images = pixels if self.raw else ((pixels / 255 - self.mean) / self.std).to(dtype)
+        shapes = [(dim, 3, PATCH, PATCH), (dim,), (self.candidates, dim)]
+        leaves = [(torch.randn(shape, generator=generator) * 0.05).to(device, dtype) for shape in shapes]
+        self.weight, self.bias, self.table = (leaf.requires_grad_() for leaf in leaves)
+        self.dout = torch.randn(self.layout.total_tokens, dim, generator=generator).to(device, dtype)
+        self._index(coarse)
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        return [self.weight, self.bias, self.table]
+
+    @property
+    def patches(self) -> int:
+        """Active patch tokens of the batch."""
+        return self.layout.total_tokens - PREFIX * self.layout.batch
+
+    def ours(self, backend: str, dtype: torch.dtype | None = None) -> tuple[Tensor, list[Tensor]]:
+        """Rows and leaves of a call, in another dtype where one is given."""
+        leaves = self.leaves if dtype is None else [x.detach().to(dtype).requires_grad_() for x in self.leaves]
+        images = self.images if dtype is None or self.raw else self.images.to(dtype)
+        norm = {"mean": MEAN, "std": STD} if self.raw else {}
+        return mixed_scale_embed(images, self.layout, *leaves, patch_size=PATCH, backend=backend, **norm), leaves
+
+    def conv(self) -> Tensor:
+        """Every candidate, then the active ones."""
+        images, batch = self._normalised(), self.layout.batch
+        coarse = F.conv2d(F.avg_pool2d(images, SCALE), self.weight, self.bias, stride=PATCH).flatten(2)
+        fine = F.conv2d(images, self.weight, self.bias, stride=PATCH).flatten(2)
+        patches = torch.cat([coarse, fine], dim=2).mT + self.table[PREFIX:]
+        prefix = self.table[:PREFIX].expand(batch, -1, -1)
+        return torch.cat([prefix, patches], dim=1).flatten(0, 1).index_select(0, self.row)
+
+    def gather(self) -> Tensor:
+        """Active patches, then one product."""
+        images = self._normalised()
+        coarse = _patches(F.avg_pool2d(images, SCALE))[self.coarse_index]
+        rows = torch.cat([coarse, _patches(images)[self.fine_index]]).flatten(1)  # [active patches, 3 * p * p]
+        added = self.table.index_select(0, self.patch_candidate) + self.bias
+        projected = torch.addmm(added, rows, self.weight.flatten(1).t())
+        return torch.cat([self.table[:PREFIX], projected]).index_select(0, self.source)
+
+    def _normalised(self) -> Tensor:
+        if not self.raw:
+            return self.images
+        return ((self.images / 255 - self.mean) / self.std).to(self.weight.dtype)
+
+    def _index(self, coarse: int) -> None:
+        image, token = self.layout.batch_index.long(), self.layout.token_index.long()
+        self.row = image * self.candidates + token
+        first_fine = PREFIX + coarse**2
+        is_coarse, is_fine = (token >= PREFIX) & (token < first_fine), token >= first_fine
+        cell = token[is_coarse] - PREFIX
+        self.coarse_index = (image[is_coarse], cell // coarse, cell % coarse)
+        cell, width = token[is_fine] - first_fine, coarse * SCALE
+        self.fine_index = (image[is_fine], cell // width, cell % width)
+        self.patch_candidate = torch.cat([token[is_coarse], token[is_fine]])
+        # Where each packed row lies in [prefix, coarse patches, fine patches].
+        self.source = token.clone()
+        self.source[is_coarse] = PREFIX + torch.arange(int(is_coarse.sum()), device=token.device)
+        self.source[is_fine] = PREFIX + is_coarse.sum() + torch.arange(int(is_fine.sum()), device=token.device)
+
+
+def _patches(images: Tensor) -> Tensor:
+    """[batch, 3, H, W] -> view [batch, rows, columns, 3, p, p]."""
+    return images.unfold(2, PATCH, PATCH).unfold(3, PATCH, PATCH).permute(0, 2, 3, 1, 4, 5)
+
+
+def make_case(
+    batch: int, side: int, dim: int, images: str, direction: str, dtype_name: str, device: torch.device
+) -> Case:
+    """All methods in one direction."""
+    dtype = DTYPES[dtype_name]
+    x = Inputs(batch, side, dim, images, dtype, device)
+    backward = direction == "bwd"
+    backends = backends_to_time("mixed_scale_embed", device, dtype, images_dtype=x.images.dtype)
+    calls: dict[str, Callable[[], Tensor]] = {
+        backend: lambda backend=backend: x.ours(backend)[0] for backend in backends
+    }
+    calls |= {"torch conv": x.conv, "torch gather": x.gather}
+    methods: dict[str, Callable[[], Any]] = {
+        name: gradients(call, x.leaves, x.dout) if backward else call for name, call in calls.items()
+    }
+
+    def check() -> None:
+        results = {backend: _results(x, backend, backward) for backend in {"reference", *backends}}
+        oracle = _results(x, "reference", backward, torch.float64)
+        for backend in backends:
+            for name, *values in zip(
+                ("dweight", "dbias", "dtable"), results[backend], results["reference"], oracle, strict=False
+            ):
+                testing.assert_accurate(f"{backend} {name if backward else 'out'}", *values)
+        for name in ("torch conv", "torch gather"):
+            check_baseline(name, calls[name](), x.ours("reference", torch.float64)[0].detach())
+
+    fields = {
+        "shape": f"{batch} x {side} px, dim {dim}",
+        "images": images,
+        "tokens": x.patches,
+        "direction": direction,
+        "dtype": dtype_name,
+    }
+    return Case(fields, methods, check, flop=6.0 * PATCH**2 * dim * x.patches)
+
+
+def _results(x: Inputs, backend: str, backward: bool, dtype: torch.dtype | None = None) -> list[Tensor]:
+    out, leaves = x.ours(backend, dtype)
+    return list(torch.autograd.grad(out, leaves, x.dout.to(out.dtype))) if backward else [out]
+
+
+def cases(setting: Setting) -> list[CaseMaker]:
+    """uint8 and float images, both directions, every dtype; one image alone too."""
+    shapes = [(16, 224, 384), (1, 224, 384)] if setting.device.type == "cpu" else [(256, 224, 384), (1, 224, 384)]
+    if setting.quick:
+        shapes = [(2, 64, 48)]
+    return [
+        partial(make_case, *shape, images, direction, dtype_name, setting.device)
+        for dtype_name in setting.dtypes
+        for shape in shapes
+        for images in ("uint8", "float")
+        for direction in ("fwd", "bwd")
+    ]
+
+
+if __name__ == "__main__":
+    main("mixed_scale_embed", cases, __doc__)
