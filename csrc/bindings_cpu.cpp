@@ -14,6 +14,8 @@
 #include "cpu/fma_peak.h"
 #include "cpu/isa.h"
 #include "cpu/mixed_scale_embed.h"
+#include "cpu/mixed_scale_layout.h"
+#include "cpu/unpack_to_grid.h"
 
 namespace py = pybind11;
 
@@ -86,10 +88,45 @@ void mixed_scale_embed_bwd(Address images, Address batch_index, Address token_in
   const msvit::PatchSource source{in(images), in<int32_t>(batch_index), in<int32_t>(token_index), batch, height, width,
                                   total_tokens, patch_size, scale_factor, num_prefix,
                                   static_cast<msvit::PixelType>(pixel_type), mean, std};
-  const msvit::MixedScaleEmbedBwdArgs args{source, in(dout), in(weight), in<bool>(fine_mask), in<int32_t>(region_start),
+  const msvit::MixedScaleEmbedBwdArgs args{source, in(dout), in(weight), in<uint8_t>(fine_mask), in<int32_t>(region_start),
                                            in<int32_t>(cu_seqlens), out(dimages), out(dweight), out(dbias), out(dtable),
                                            dim, is_bf16, num_threads};
   MSVIT_CALL_CHOSEN_ISA(mixed_scale_embed_bwd, args);
+}
+
+void mixed_scale_layout_offsets(Address fine_mask, Address num_tokens, Address cu_seqlens, Address region_start,
+                                int64_t batch, int64_t num_regions, int64_t scale_factor, int64_t num_prefix,
+                                int num_threads) {
+  const msvit::MixedScaleLayoutOffsetsArgs args{
+      in<uint8_t>(fine_mask), out<int32_t>(num_tokens), out<int32_t>(cu_seqlens), out<int32_t>(region_start), batch,
+      num_regions, scale_factor, num_prefix, num_threads};
+  MSVIT_CALL_CHOSEN_ISA(mixed_scale_layout_offsets, args);
+}
+
+void mixed_scale_layout_fwd(Address fine_mask, Address cu_seqlens, Address region_start, Address batch_index,
+                            Address token_index, int64_t batch, int64_t rows, int64_t columns, int64_t total_tokens,
+                            int64_t scale_factor, int64_t num_prefix, int num_threads) {
+  const msvit::MixedScaleLayoutFwdArgs args{
+      in<uint8_t>(fine_mask), in<int32_t>(cu_seqlens), in<int32_t>(region_start), out<int32_t>(batch_index),
+      out<int32_t>(token_index), batch, rows, columns, total_tokens, scale_factor, num_prefix, num_threads};
+  MSVIT_CALL_CHOSEN_ISA(mixed_scale_layout_fwd, args);
+}
+
+msvit::UnpackToGridArgs unpack_args(Address fine_mask, Address region_start, Address tokens, Address grid,
+                                    int64_t batch, int64_t rows, int64_t columns, int64_t scale_factor,
+                                    int64_t total_tokens, int64_t dim, int64_t token_stride, bool is_bf16,
+                                    int num_threads) {
+  return {in<uint8_t>(fine_mask), in<int32_t>(region_start), out(tokens), out(grid), batch, rows, columns, scale_factor,
+          total_tokens, dim, token_stride, is_bf16, num_threads};
+}
+
+void unpack_to_grid_fwd(const msvit::UnpackToGridArgs& args) { MSVIT_CALL_CHOSEN_ISA(unpack_to_grid_fwd, args); }
+void unpack_to_grid_bwd(const msvit::UnpackToGridArgs& args) { MSVIT_CALL_CHOSEN_ISA(unpack_to_grid_bwd, args); }
+
+// Binds f(args) under the parameters of `unpack_args`.
+template <typename... Parameters>
+auto with_unpack_args(void (*f)(const msvit::UnpackToGridArgs&), msvit::UnpackToGridArgs (*)(Parameters...)) {
+  return [f](Parameters... parameters) { f(unpack_args(parameters...)); };
 }
 
 }  // namespace
@@ -106,4 +143,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("fma_peak", &fma_peak, py::arg("iterations"), py::arg("num_threads"), py::arg("bf16"));
   m.def("mixed_scale_embed_fwd", &mixed_scale_embed_fwd, Release());
   m.def("mixed_scale_embed_bwd", &mixed_scale_embed_bwd, Release());
+  m.def("mixed_scale_layout_offsets", &mixed_scale_layout_offsets, Release());
+  m.def("mixed_scale_layout_fwd", &mixed_scale_layout_fwd, Release());
+  m.def("unpack_to_grid_fwd", with_unpack_args(&unpack_to_grid_fwd, &unpack_args), Release());
+  m.def("unpack_to_grid_bwd", with_unpack_args(&unpack_to_grid_bwd, &unpack_args), Release());
 }

@@ -42,7 +42,7 @@ struct MixedScaleEmbedBwdArgs {
   PatchSource source;
   const void* dout;             // [total_tokens, dim], dtype of weight
   const void* weight;           // read for dimages
-  const bool* fine_mask;        // [batch, Hc, Wc]
+  const uint8_t* fine_mask;     // [batch, Hc, Wc], not 0 = fine
   const int32_t* region_start;  // [batch, Hc * Wc]
   const int32_t* cu_seqlens;    // [batch + 1]
   void* dimages;                // like images, or null: not wanted (so are the next three)

@@ -33,7 +33,7 @@ int64_t row_of(const MixedScaleEmbedBwdArgs& a, const PatchGrid& grid, int64_t i
     const bool coarse = cell < grid.num_coarse;
     const int64_t y = (cell - grid.num_coarse) / grid.fine_columns, x = (cell - grid.num_coarse) % grid.fine_columns;
     const int64_t region = image * grid.num_coarse + (coarse ? cell : y / s * grid.coarse_columns + x / s);
-    if (a.fine_mask[region] == coarse) return -1;
+    if ((a.fine_mask[region] != 0) == coarse) return -1;
     row = int64_t{a.region_start[region]} + (coarse ? 0 : y % s * s + x % s);
   }
   return row >= 0 && row < a.source.total_tokens ? row : -1;
@@ -198,7 +198,7 @@ class ImageGradient {
         write_patch(region, local, product);
   }
 
-  int64_t patches_of(int64_t region) const { return a_.fine_mask[region] ? cells_ : 1; }
+  int64_t patches_of(int64_t region) const { return a_.fine_mask[region] != 0 ? cells_ : 1; }
 
   void read_row(int64_t row, float* dst) const {
     if (row < 0 || row >= a_.source.total_tokens)
@@ -210,7 +210,7 @@ class ImageGradient {
   // A pixel of a coarse patch is one of s * s in an average, and all of them get the same share.
   void write_patch(int64_t region, int64_t local, const float* dpatch) const {
     const int64_t p = grid_.patch_size, s = grid_.scale_factor, cell = region % grid_.num_coarse;
-    const bool coarse = !a_.fine_mask[region];
+    const bool coarse = a_.fine_mask[region] == 0;
     const int64_t repeat = coarse ? s : 1;
     const int64_t y = cell / grid_.coarse_columns * s * p + local / s * p, x = cell % grid_.coarse_columns * s * p + local % s * p;
     Pixel* image = static_cast<Pixel*>(a_.dimages) + region / grid_.num_coarse * 3 * grid_.height * grid_.width;

@@ -1,4 +1,4 @@
-// Working memory of a parallel region, and the number of the running thread.
+// What a parallel region needs: how many threads, which one is running, and working memory for each.
 #pragma once
 
 #include <cstddef>
@@ -18,6 +18,12 @@ inline int thread_index() {
 #else
   return 0;
 #endif
+}
+
+// Threads for `work` units of which one thread should do at least `per_thread`: starting one costs microseconds.
+inline int threads_for(int64_t work, int64_t per_thread, int num_threads) {
+  const int64_t useful = work / per_thread + 1;
+  return useful < num_threads ? static_cast<int>(useful) : num_threads;
 }
 
 // One slice per thread, cut from a single allocation made before the region: running out of memory inside a region could

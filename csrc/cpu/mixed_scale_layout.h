@@ -1,0 +1,43 @@
+// Offsets and indices of packed mixed-scale tokens on the CPU. Integers only, exact.
+//
+// A region r of image b has size_br = 1 packed row if it is coarse, s * s if it is fine:
+//
+//   num_tokens_b = num_prefix + sum_r size_br,   cu_seqlens = scan of num_tokens from 0
+//   region_start_br = cu_seqlens_b + num_prefix + sum_{r' < r} size_br'
+#pragma once
+
+#include <cstdint>
+
+#include "isa.h"
+
+namespace msvit {
+
+struct MixedScaleLayoutOffsetsArgs {
+  const uint8_t* fine_mask;  // [batch, num_regions], not 0 = fine
+  int32_t* num_tokens;       // [batch]
+  int32_t* cu_seqlens;       // [batch + 1]
+  int32_t* region_start;     // [batch, num_regions]
+  int64_t batch, num_regions, scale_factor, num_prefix;
+  int num_threads;
+};
+
+// Writes rows 0 .. total_tokens - 1 whatever the offsets say; rows that belong to no token hold image 0, candidate 0.
+struct MixedScaleLayoutFwdArgs {
+  const uint8_t* fine_mask;     // [batch, rows, columns], not 0 = fine
+  const int32_t* cu_seqlens;    // [batch + 1]
+  const int32_t* region_start;  // [batch, rows * columns]
+  int32_t* batch_index;         // [total_tokens]
+  int32_t* token_index;         // [total_tokens]
+  int64_t batch, rows, columns, total_tokens, scale_factor, num_prefix;
+  int num_threads;
+};
+
+#define MSVIT_ENTRY(level)                                            \
+  namespace level {                                                   \
+  void mixed_scale_layout_offsets(const MixedScaleLayoutOffsetsArgs&); \
+  void mixed_scale_layout_fwd(const MixedScaleLayoutFwdArgs&);         \
+  }
+MSVIT_FOR_EACH_ISA(MSVIT_ENTRY)
+#undef MSVIT_ENTRY
+
+}  // namespace msvit

@@ -1,0 +1,32 @@
+// Packed tokens back on the fine grid, on the CPU: a coarse token fills its s x s cells, prefix tokens are dropped.
+//
+//   grid[b, :, y, x] = tokens[row of the token of image b that covers cell (y, x)]      and the adjoint of that
+//
+// A region whose region_start points outside the tokens reads zeros and writes nothing.
+#pragma once
+
+#include <cstdint>
+
+#include "isa.h"
+
+namespace msvit {
+
+struct UnpackToGridArgs {
+  const uint8_t* fine_mask;     // [batch, rows, columns], not 0 = fine
+  const int32_t* region_start;  // [batch, rows * columns]
+  void* tokens;                 // [total_tokens, dim]: read by fwd, written by bwd (there contiguous)
+  void* grid;                   // [batch, dim, rows * s, columns * s], contiguous: written by fwd, read by bwd
+  int64_t batch, rows, columns, scale_factor, total_tokens, dim, token_stride;
+  bool is_bf16;
+  int num_threads;
+};
+
+#define MSVIT_ENTRY(level)                         \
+  namespace level {                                \
+  void unpack_to_grid_fwd(const UnpackToGridArgs&); \
+  void unpack_to_grid_bwd(const UnpackToGridArgs&); \
+  }
+MSVIT_FOR_EACH_ISA(MSVIT_ENTRY)
+#undef MSVIT_ENTRY
+
+}  // namespace msvit

@@ -1,0 +1,56 @@
+"""Offsets and indices of packed mixed-scale tokens on the CPU (csrc/cpu/mixed_scale_layout.cpp): exact integers."""
+
+import torch
+from torch import Tensor
+
+from msvit_kernels import _C
+
+
+def mixed_scale_layout_offsets(
+    fine_mask: Tensor, scale_factor: int, num_prefix: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, rows, columns = fine_mask.shape
+    num_tokens = torch.empty(batch, dtype=torch.int32)
+    cu_seqlens = torch.empty(batch + 1, dtype=torch.int32)
+    region_start = torch.empty(batch, rows * columns, dtype=torch.int32)
+    _C.mixed_scale_layout_offsets(
+        fine_mask.data_ptr(),
+        num_tokens.data_ptr(),
+        cu_seqlens.data_ptr(),
+        region_start.data_ptr(),
+        batch,
+        rows * columns,
+        scale_factor,
+        num_prefix,
+        torch.get_num_threads(),
+    )
+    return num_tokens, cu_seqlens, region_start
+
+
+def mixed_scale_layout_fwd(
+    fine_mask: Tensor,
+    cu_seqlens: Tensor,
+    region_start: Tensor,
+    total_tokens: int,
+    scale_factor: int,
+    num_prefix: int,
+) -> tuple[Tensor, Tensor]:
+    batch_index = torch.empty(total_tokens, dtype=torch.int32)
+    token_index = torch.empty(total_tokens, dtype=torch.int32)
+    _C.mixed_scale_layout_fwd(
+        fine_mask.data_ptr(),
+        cu_seqlens.data_ptr(),
+        region_start.data_ptr(),
+        batch_index.data_ptr(),
+        token_index.data_ptr(),
+        *fine_mask.shape,
+        total_tokens,
+        scale_factor,
+        num_prefix,
+        torch.get_num_threads(),
+    )
+    return batch_index, token_index
+
+
+def unsupported_reason(device_type: str, dtype: torch.dtype = torch.bool) -> str | None:
+    return None if device_type == "cpu" else f"takes CPU tensors, not {device_type}"
