@@ -2,7 +2,7 @@
 
 import os
 import pickle
-import tempfile
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -30,16 +30,19 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """
     path = Path(path)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        temporary = Path(file.name)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    temporary.touch(exist_ok=False)
+    mode = temporary.stat().st_mode
     try:
         save_file(tensors, temporary, metadata={"format": "pt"})
+        temporary.chmod(mode)  # some versions of safetensors make a file that only its owner can read
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except SafetensorError as error:
+        raise OSError(f"checkpoint {path} cannot be written: {error}") from error
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
 
 
 def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, load_head: bool = True) -> list[str]:

@@ -42,7 +42,7 @@ class PackedSequences:
         layout = self.layout
         weight = self.key_weight
         if not with_prefix and layout.num_prefix:
-            is_patch = (layout.token_index >= layout.num_prefix).float()
+            is_patch = (layout.token_index >= layout.num_prefix).to(softmax_dtype(k))
             weight = is_patch if weight is None else is_patch * weight
         return varlen_attention(
             q,
@@ -165,6 +165,11 @@ class PaddedSequences:
 
 
 Sequences = PackedSequences | PaddedSequences
+
+
+def softmax_dtype(x: Tensor) -> torch.dtype:
+    """Dtype of the key weights that go with tokens x: fp32, for fp64 tokens fp64."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _uniform_offsets(batch: int, length: int, device: torch.device) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from msvit.sequences import PackedSequences, PaddedSequences
+from msvit.sequences import PackedSequences, PaddedSequences, softmax_dtype
 from msvit_kernels import mixed_scale_embed, mixed_scale_layout
 
 
@@ -97,7 +97,7 @@ def embed_packed(images: Tensor, decision: Decision, embedding: Embedding) -> tu
     key_weight = None
     if decision.fine_weight is not None:
         weight = candidate_weight(decision.fine_weight, embedding)
-        key_weight = weight[layout.batch_index, layout.token_index].float()
+        key_weight = weight[layout.batch_index, layout.token_index].to(softmax_dtype(tokens))
     return tokens, PackedSequences(layout, key_weight)
 
 
@@ -107,7 +107,7 @@ def embed_masked(images: Tensor, decision: Decision, embedding: Embedding) -> tu
     active = candidate_weight(decision.fine_mask.to(tokens.dtype), embedding) > 0
     key_weight = None
     if decision.fine_weight is not None:
-        key_weight = candidate_weight(decision.fine_weight, embedding).float()
+        key_weight = candidate_weight(decision.fine_weight, embedding).to(softmax_dtype(tokens))
     return tokens.flatten(0, 1), PaddedSequences(active, key_weight, None, embedding.num_prefix)
 
 

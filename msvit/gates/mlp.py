@@ -73,7 +73,7 @@ class MLPGate(Gate):
         if not self.training:
             return logits
         # Away from 0 and 1, where the noise would be infinite.
-        uniform = torch.rand_like(logits, dtype=torch.float32).clamp(1e-6, 1 - 1e-6)
+        uniform = torch.rand(logits.shape, device=logits.device).clamp(1e-6, 1 - 1e-6)
         return logits + torch.logit(uniform).to(logits.dtype)
 
     def _pixels(self, images: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from msvit.models.blocks import MixedScaleBlock
 from msvit.models.pooling import pool_tokens
 from msvit.models.support import supported
 from msvit.policies import Policy, Threshold
-from msvit.sequences import PackedSequences, Sequences
+from msvit.sequences import PackedSequences, Sequences, softmax_dtype
 from msvit.tokenization import Decision, Embedding, embed_masked, embed_packed, embed_trimmed, position_table
 from msvit_kernels import MixedScaleLayout, mixed_scale_layout
 
@@ -236,9 +236,9 @@ class MixedScaleVisionTransformer(nn.Module):
         mask, num_fine = self.policy(logits.detach(), self.scale_factor)
         if not wants_gradient:
             return Decision(mask, num_fine)
-        soft = torch.sigmoid(logits.float() / getattr(self.gate, "temperature", 1.0))
+        soft = torch.sigmoid(logits.to(softmax_dtype(logits)) / getattr(self.gate, "temperature", 1.0))
         # Straight-through (eq. 2): the value of the mask, the gradient of the soft gate.
-        return Decision(mask, num_fine, mask.float() + (soft - soft.detach()))
+        return Decision(mask, num_fine, mask.to(soft.dtype) + (soft - soft.detach()))
 
     def _check_images(self, images: Tensor) -> None:
         if not isinstance(images, Tensor):

@@ -69,7 +69,7 @@ def test_packed_rows_follow_the_contract(scale_factor: int, num_prefix: int) -> 
     tokens, sequences = embed_packed(images, Decision(mask), embedding)
     orders = contract_order(mask, scale_factor, num_prefix)
     layout = sequences.layout
-    assert layout.token_index.tolist() == sum(orders, [])
+    assert layout.token_index.tolist() == [candidate for order in orders for candidate in order]
     assert layout.batch_index.tolist() == [b for b, order in enumerate(orders) for _ in order]
     assert layout.num_tokens.tolist() == [len(order) for order in orders]
     expected = [token_by_hand(images, b, candidate, embedding) for b, order in enumerate(orders) for candidate in order]

@@ -218,9 +218,7 @@ WRONG_CALLS = [
     pytest.param((GOOD, MASK.float()), {}, TypeError, "fine_mask: expected dtype bool, got torch.fl", id="mask-dtype"),
     pytest.param((GOOD, MASK[:1]), {}, ValueError, r"fine_mask: expected shape \[2, 3, 3\], got \[1", id="mask-batch"),
     pytest.param((GOOD, MASK[:, :2]), {}, ValueError, r"got \[2, 2, 3\]", id="mask-grid"),
-    pytest.param(
-        (GOOD, MASK.to("meta")), {}, ValueError, "fine_mask: expected device cpu.* got meta", id="mask-device"
-    ),
+    pytest.param((GOOD, MASK.to("meta")), {}, ValueError, "fine_mask: expected device cpu", id="mask-device"),
     pytest.param((GOOD,), {"gate_logits": torch.zeros(2, 9)}, ValueError, r"gate_logits: .* got \[2, 9\]", id="logits"),
 ]
 
@@ -242,7 +240,7 @@ def test_wrong_settings() -> None:
         model.token_mode = "jagged"
     with pytest.raises(ValueError, match=r"expected 9 \(all coarse\) to 36 \(all fine\), got 37"):
         model.policy = Budget(37)
-    with pytest.raises(TypeError, match="policy: expected a policy such as msvit.policies.Threshold, got float"):
+    with pytest.raises(TypeError, match=r"policy: expected a policy such as msvit\.policies\.Threshold, got float"):
         model.policy = 0.5
     model.gate = torch.nn.Flatten()
     with pytest.raises(ValueError, match=r"result of the gate: expected shape \[2, 3, 3\], got \[2, 6912\]"):
