@@ -1,0 +1,374 @@
+// Backward of variable-length attention on the CPU.
+//
+//   P~_ij = exp(s_ij - lse_i)  (0 where lse_i = -inf),   p_ij = w_j P~_ij  (exactly 0 where w_j = 0, where P~ may overflow)
+//   t_ij  = P~_ij (dout_i . v_j - delta_i),   delta_i = dout_i . out_i - dlse_i,   ds_ij = w_j t_ij
+//   dv_j = sum_i p_ij dout_i,   dq_i = scale sum_j ds_ij k_j,   dk_j = scale sum_i ds_ij q_i,   dw_j = sum_heads sum_i t_ij
+//
+// One task is one (sequence, head). Per block of at most kMaxKeys keys it packs K^T, V^T and K once, then per kBlockRows query
+// rows: S = Q K^T, dP = dO V^T (lanes along keys), P and dS in place, dQ += dS K, dV += P^T dO, dK += dS^T Q (lanes along
+// head_dim). Where that makes fewer tasks than threads, a (sequence, head) becomes tasks that compute dQ of a range of queries
+// and tasks that compute dK, dV, dw of a range of keys: S and dP twice, the same bits.
+// Accumulation is fp32. With AVX512-BF16, bf16 inputs are multiplied as pairs and P, dS are rounded to bf16 first. Sums over
+// queries run in order of the query blocks, sums over keys in order of the key blocks, dw over heads in order of the heads:
+// deterministic for any number of threads. Keys of weight 0 take part in S and dP only, and only if dw is wanted.
+#include <cmath>
+
+#include "varlen_attention_tasks.h"
+
+namespace msvit {
+namespace MSVIT_ISA {
+
+namespace {
+
+constexpr int64_t kBlockRows = 8 * kTileRows;
+constexpr float kLog2e = 1.44269504088896341f;
+
+template <class Op>
+struct Scratch {
+  using Word = typename Op::Word;
+  Word *keys_t, *values_t;        // K^T, V^T panels of one key block
+  Word* keys;                     // K rows
+  float *dk, *dv, *dw, *weights;  // of one key block
+  Word *queries, *douts;          // A operands of one row block
+  Word *query_rows, *dout_rows;   // B operands of the same rows; for F32 the same memory
+  float *scores, *dprobs;         // S and dP; for F32 then P and dS
+  Word *probs_pairs, *dscores_pairs, *dscores_rows;  // for Bf16Pairs: P and dS, paired along queries; dS along keys
+  float *lse, *delta, *dq;        // of all rows of the task
+  int32_t* index;
+
+  Scratch(Arena& arena, int64_t padded_dim, int64_t rows, int64_t keys_of_longest) {
+    const int64_t block = kBlockRows * kRowStride;
+    keys_t = arena.take<Word>(kMaxKeys * padded_dim);
+    values_t = arena.take<Word>(kMaxKeys * padded_dim);
+    keys = arena.take<Word>(kMaxKeys * padded_dim);
+    dk = arena.take<float>(kMaxKeys * padded_dim);
+    dv = arena.take<float>(kMaxKeys * padded_dim);
+    dw = arena.take<float>(kMaxKeys + kLanes);
+    weights = arena.take<float>(kMaxKeys + kLanes);
+    queries = arena.take<Word>(block);
+    douts = arena.take<Word>(block);
+    scores = arena.take<float>(block);
+    dprobs = arena.take<float>(block);
+    if (Op::kPerWord == 1) {
+      query_rows = queries, dout_rows = douts;
+      probs_pairs = reinterpret_cast<Word*>(scores);
+      dscores_pairs = dscores_rows = reinterpret_cast<Word*>(dprobs);
+    } else {
+      query_rows = arena.take<Word>(block / 2), dout_rows = arena.take<Word>(block / 2);
+      probs_pairs = arena.take<Word>(block / 2), dscores_pairs = arena.take<Word>(block / 2);
+      dscores_rows = arena.take<Word>(block);
+    }
+    lse = arena.take<float>(rows);
+    delta = arena.take<float>(rows);
+    dq = arena.take<float>(round_up(rows, kBlockRows) * padded_dim);
+    index = arena.take<int32_t>(keys_of_longest + 1);
+  }
+};
+
+// What one task reads, relative to its first query row and its first key.
+template <class T>
+struct Operands {
+  Rows<T> q, k, v, dout;
+  int64_t rows, keys, active;  // keys: those of S and dP; the first `active` of them have weight
+  const float* weight;         // null: all ones
+};
+
+template <class Op, class T, bool kWeighted>
+class BackwardTask {
+  using Word = typename Op::Word;
+
+ public:
+  BackwardTask(Scratch<Op>& scratch, const Operands<T>& operands, int64_t dim, float softmax_scale, bool want_dq, bool want_dkv)
+      : s_(scratch), x_(operands), dim_(dim), vecs_(round_up(dim, kLanes) / kLanes), scale_(softmax_scale * kLog2e),
+        want_dq_(want_dq), want_dkv_(want_dkv) {}
+
+  // Keys [begin, begin + count): leaves their dk, dv (unscaled), dw in the scratch and adds their part to dq there.
+  void run(int64_t begin, int64_t count) {
+    active_ = std::clamp<int64_t>(x_.active - begin, 0, count);
+    pack_panels<Op, T>(s_.keys_t, x_.k.from(begin), count, dim_);
+    pack_panels<Op, T>(s_.values_t, x_.v.from(begin), count, dim_);
+    if (want_dq_) PackB<Op, T>::rows(s_.keys, x_.k.from(begin), active_, dim_, vecs_ * kLanes);
+    if (kWeighted) pack_weights(begin, count);
+    for (int64_t r = 0; r < x_.rows; r += kBlockRows) block(r, std::min(kBlockRows, x_.rows - r), count, begin == 0);
+  }
+
+ private:
+  void pack_weights(int64_t begin, int64_t count) {
+    for (int64_t j = 0; j < count; ++j) s_.weights[j] = x_.weight[x_.k.index ? x_.k.index[begin + j] : begin + j];
+    for (int64_t j = count; j < round_up(count, kLanes); ++j) s_.weights[j] = 0.0f;
+  }
+
+  void block(int64_t r, int64_t rows, int64_t keys, bool first_keys) {
+    const int64_t key_vecs = round_up(keys, kLanes) / kLanes, ld = vecs_ * kLanes, words = dim_ / Op::kPerWord;
+    PackA<Op, T>::rows(s_.queries, x_.q.from(r), rows, dim_);
+    PackA<Op, T>::rows(s_.douts, x_.dout.from(r), rows, dim_);
+    gemm_panels<Op>(rows, key_vecs, words, s_.queries, s_.keys_t, s_.scores, kRowStride);
+    gemm_panels<Op>(rows, key_vecs, words, s_.douts, s_.values_t, s_.dprobs, kRowStride);
+    for (int64_t v = 0; v < key_vecs; ++v) differentiate(v, r, rows, first_lanes(std::min<int64_t>(keys - v * kLanes, kLanes)));
+    if (active_ == 0) return;
+    if (want_dq_)
+      gemm_rows<Op, RowMajor>(rows, vecs_, (active_ + Op::kPerWord - 1) / Op::kPerWord, s_.dscores_rows, s_.keys, ld,
+                              s_.dq + r * ld, ld, !first_keys);
+    if (!want_dkv_) return;
+    int64_t row_words = rows, ldb = kRowStride;
+    if constexpr (Op::kPerWord == 2) {
+      PackB<Op, T>::rows(s_.query_rows, x_.q.from(r), rows, dim_, ld);
+      PackB<Op, T>::rows(s_.dout_rows, x_.dout.from(r), rows, dim_, ld);
+      row_words = (rows + 1) / 2, ldb = ld;
+    }
+    gemm_rows<Op, Transposed>(active_, vecs_, row_words, s_.probs_pairs, s_.dout_rows, ldb, s_.dv, ld, r > 0);
+    gemm_rows<Op, Transposed>(active_, vecs_, row_words, s_.dscores_pairs, s_.query_rows, ldb, s_.dk, ld, r > 0);
+  }
+
+  struct Pair { VecF p, ds; };
+
+  // One vector of keys, one row: P and dS; t is added to dw.
+  MSVIT_INLINE Pair element(int64_t offset, int64_t row, VecF weight, VecI active, VecF& dw) {
+    const VecF exponent = load(s_.scores + offset) * scale_ - s_.lse[row];
+    const VecF p = kWeighted ? exp2_saturating(exponent) : exp2_below_128(exponent);
+    const VecF t = p * (load(s_.dprobs + offset) - s_.delta[row]);
+    dw += t;
+    if (kWeighted) return {select(active, weight * p, VecF{}), select(active, weight * t, VecF{})};
+    if (Op::kPerWord == 2) return {select(active, p, VecF{}), select(active, t, VecF{})};
+    return {p, t};
+  }
+
+  // One vector of keys, all rows of the block, so that the column sum dw stays in a register.
+  void differentiate(int64_t v, int64_t first_row, int64_t rows, VecI valid) {
+    const VecF weight = kWeighted ? load(s_.weights + v * kLanes) : VecF{};
+    const VecI active = kWeighted ? valid & ~(weight <= 0.0f) : valid;
+    VecF dw = first_row == 0 ? VecF{} : load(s_.dw + v * kLanes);
+    if constexpr (Op::kPerWord == 1) {
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t offset = r * kRowStride + v * kLanes;
+        const Pair x = element(offset, first_row + r, weight, active, dw);
+        store(s_.scores + offset, x.p);
+        store(s_.dprobs + offset, x.ds);
+      }
+    } else {
+      for (int64_t r = 0; r < rows; r += 2) {
+        const int64_t offset = r * kRowStride + v * kLanes, paired = r / 2 * kRowStride + v * kLanes;
+        const Pair low = element(offset, first_row + r, weight, active, dw);
+        const Pair high = r + 1 < rows ? element(offset + kRowStride, first_row + r + 1, weight, active, dw) : Pair{};
+        store_bits(s_.probs_pairs + paired, bf16_pair(low.p, high.p));
+        store_bits(s_.dscores_pairs + paired, bf16_pair(low.ds, high.ds));
+        store_halves(s_.dscores_rows + r * kRowStride, v, low.ds);
+        store_halves(s_.dscores_rows + (r + 1) * kRowStride, v, high.ds);
+      }
+    }
+    store(s_.dw + v * kLanes, dw);
+  }
+
+  static MSVIT_INLINE VecU bf16_pair(VecF low, VecF high) { return to_bf16_bits(low) | to_bf16_bits(high) << 16; }
+  static MSVIT_INLINE void store_halves(Word* words, int64_t v, VecF x) {
+    *reinterpret_cast<VecHMem*>(words + v * kLanes / 2) = __builtin_convertvector(to_bf16_bits(x), VecH);
+  }
+
+  Scratch<Op>& s_;
+  const Operands<T>& x_;
+  const int64_t dim_, vecs_;
+  const float scale_;
+  const bool want_dq_, want_dkv_;
+  int64_t active_ = 0;
+};
+
+enum class Want { all, dq, dkv };
+
+struct BackwardRange {
+  Task task;  // the range is of queries, for Want::dkv of keys
+  Want want;
+};
+
+template <class Op, class T>
+class Backward {
+ public:
+  explicit Backward(const VarlenAttentionBwdArgs& args) : a(args), padded_dim_(round_up(a.head_dim, kLanes)) {}
+
+  void operator()() const {
+    const double work = multiply_adds(a) * 2.5;
+    const int threads = work < kSerialWork ? 1 : std::max(1, a.num_threads);
+    int64_t rows = 0, keys = 0;
+    for (int64_t b = 0; b < a.batch; ++b) {
+      rows = std::max(rows, query_span(b).length());
+      keys = std::max(keys, key_span(b).length());
+    }
+    Arena sizes(nullptr);
+    Scratch<Op>(sizes, padded_dim_, rows, keys);
+    const size_t bytes = round_up(sizes.used(), 4096);
+    static thread_local Workspace workspace;
+    char* memory = workspace.reserve(bytes * threads + a.num_heads * a.total_k * sizeof(float));
+    float* dw = reinterpret_cast<float*>(memory + bytes * threads);  // [num_heads, total_k]
+    for_each_task(tasks(threads, work), threads, memory, bytes, [&](const BackwardRange& range, char* scratch) {
+      Arena arena(scratch);
+      Scratch<Op> s(arena, padded_dim_, rows, keys);
+      run(range, s, dw);
+    });
+    if (a.dweight) sum_heads(dw);
+  }
+
+ private:
+  Span query_span(int64_t b) const { return sequence_span(a.cu_seqlens_q, b, a.total_q); }
+  Span key_span(int64_t b) const { return sequence_span(a.cu_seqlens_k, b, a.total_k); }
+
+  // Splitting costs seven products instead of five, so it has to save more than that in idle threads.
+  bool few_tasks(int threads, double work, double largest) const {
+    const int64_t items = std::max<int64_t>(1, a.batch * a.num_heads), rounds = (items + threads - 1) / threads;
+    return threads > 1 && std::max(largest, work * rounds / items) > 1.5 * work / threads;
+  }
+
+  std::vector<BackwardRange> tasks(int threads, double work) const {
+    const std::vector<int32_t> order = longest_first(a);
+    const auto cost = [&](int32_t b) { return 5.0 * query_span(b).length() * key_span(b).length() * a.head_dim; };
+    const bool split = !order.empty() && few_tasks(threads, work, cost(order[0]));
+    const double target = split ? work / (threads * kTasksPerThread) : work;
+    std::vector<BackwardRange> list;
+    for (const int32_t b : order) {
+      const int64_t rows = query_span(b).length(), keys = key_span(b).length();
+      const int64_t pieces = static_cast<int64_t>(cost(b) / std::max(target, 1.0)) + 1;
+      for (int32_t h = 0; h < a.num_heads; ++h) {
+        if (pieces == 1) {
+          list.push_back({{b, h, 0, rows}, Want::all});
+          continue;
+        }
+        add_pieces(list, b, h, rows, pieces, kBlockRows, Want::dq);
+        add_pieces(list, b, h, keys, pieces, kTileCols, Want::dkv);
+      }
+    }
+    return list;
+  }
+
+  static void add_pieces(std::vector<BackwardRange>& list, int32_t b, int32_t h, int64_t n, int64_t pieces, int64_t multiple,
+                         Want want) {
+    const int64_t step = round_up((n + pieces - 1) / pieces, multiple);
+    for (int64_t begin = 0; begin < n; begin += step) list.push_back({{b, h, begin, std::min(begin + step, n)}, want});
+  }
+
+  void run(const BackwardRange& range, Scratch<Op>& s, float* dw) const {
+    const Span queries = query_span(range.task.sequence), keys = key_span(range.task.sequence);
+    const int64_t h = range.task.head;
+    const bool want_dq = range.want != Want::dkv, want_dkv = range.want != Want::dq;
+    const int64_t row_begin = want_dq ? range.task.begin : 0, row_end = want_dq ? range.task.end : queries.length();
+    const int64_t key_begin = want_dq ? 0 : range.task.begin, key_end = want_dq ? keys.length() : range.task.end;
+    const int64_t first_row = queries.begin + row_begin, first_key = keys.begin + key_begin;
+    const float* weight = a.key_weight ? a.key_weight + first_key : nullptr;
+
+    Operands<T> x;
+    x.rows = row_end - row_begin;
+    x.weight = weight;
+    const int32_t* order = order_keys(weight, key_end - key_begin, s.index, x.active);
+    x.keys = want_dkv && a.dweight ? key_end - key_begin : x.active;
+    x.q = {row(a.q, first_row, h, a.q_stride_token, a.q_stride_head), a.q_stride_token, nullptr};
+    x.dout = {row(a.dout, first_row, h, a.dout_stride_token, a.dout_stride_head), a.dout_stride_token, nullptr};
+    x.k = {row(a.k, first_key, h, a.k_stride_token, a.k_stride_head), a.k_stride_token, order};
+    x.v = {row(a.v, first_key, h, a.v_stride_token, a.v_stride_head), a.v_stride_token, order};
+    prepare_rows(x.dout, first_row, h, x.rows, s);
+    const auto differentiate = [&](auto task) {
+      // Not of x.keys: dq has to see the same blocks whatever this task is asked for.
+      const int64_t block = even_block(a.dweight ? key_end - key_begin : x.active, kMaxKeys, kLanes);
+      for (int64_t begin = 0; begin < x.keys; begin += block) {
+        const int64_t count = std::min(block, x.keys - begin);
+        task.run(begin, count);
+        if (want_dkv) write_keys(s, order, first_key, begin, count, std::clamp<int64_t>(x.active - begin, 0, count), h, x.rows, dw);
+      }
+    };
+    if (weight)
+      differentiate(BackwardTask<Op, T, true>(s, x, a.head_dim, a.softmax_scale, want_dq, want_dkv));
+    else
+      differentiate(BackwardTask<Op, T, false>(s, x, a.head_dim, a.softmax_scale, want_dq, want_dkv));
+    if (want_dkv)
+      for (int64_t j = x.keys; j < key_end - key_begin; ++j) write_key(s, first_key + order[j], -1, h);
+    if (want_dq) write_dq(s, first_row, x.rows, h, x.active > 0);
+  }
+
+  static const T* row(const void* base, int64_t row, int64_t head, int64_t stride_token, int64_t stride_head) {
+    return static_cast<const T*>(base) + row * stride_token + head * stride_head;
+  }
+
+  // Keys with weight first, the others after them; null if all have weight.
+  static const int32_t* order_keys(const float* weight, int64_t n, int32_t* index, int64_t& active) {
+    active = weighted_keys(weight, n, index).count;
+    if (active == n) return nullptr;
+    int64_t count = active;
+    for (int64_t j = 0; j < n; ++j)
+      if (weight[j] <= 0.0f) index[count++] = static_cast<int32_t>(j);
+    return index;
+  }
+
+  // lse in units of log2, infinite where the row has no key so that P~ becomes 0; delta.
+  void prepare_rows(Rows<T> dout, int64_t first_row, int64_t h, int64_t rows, Scratch<Op>& s) const {
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t i = first_row + r;
+      const float lse = a.lse[h * a.total_q + i];
+      const bool empty = lse == -__builtin_inff();
+      s.lse[r] = empty ? __builtin_inff() : lse * kLog2e;
+      const float dlse = a.dlse ? a.dlse[h * a.total_q + i] : 0.0f;
+      s.delta[r] = empty ? 0.0f : dot(dout[r], static_cast<const T*>(a.out) + (i * a.num_heads + h) * a.head_dim) - dlse;
+    }
+  }
+
+  float dot(const T* x, const T* y) const {
+    VecF sum = {};
+    int64_t d = 0;
+    for (; d + kLanes <= a.head_dim; d += kLanes) sum += load_floats(x + d) * load_floats(y + d);
+    float rest = 0.0f;
+    for (; d < a.head_dim; ++d) rest += to_float(x[d]) * to_float(y[d]);
+    return reduce_add(sum) + rest;
+  }
+
+  void write_keys(const Scratch<Op>& s, const int32_t* order, int64_t first_key, int64_t begin, int64_t count, int64_t active,
+                  int64_t h, int64_t rows, float* dw) const {
+    for (int64_t j = 0; j < count; ++j) {
+      const int64_t key = first_key + (order ? order[begin + j] : begin + j);
+      write_key(s, key, j < active && rows > 0 ? j : -1, h);
+      if (a.dweight) dw[h * a.total_k + key] = rows > 0 ? s.dw[j] : 0.0f;
+    }
+  }
+
+  // dk and dv of a key: row j of the scratch, or 0 for j = -1.
+  void write_key(const Scratch<Op>& s, int64_t key, int64_t j, int64_t h) const {
+    const int64_t offset = (key * a.num_heads + h) * a.head_dim;
+    T *dk = static_cast<T*>(a.dk) + offset, *dv = static_cast<T*>(a.dv) + offset;
+    if (j < 0) {
+      std::memset(dk, 0, a.head_dim * sizeof(T));
+      std::memset(dv, 0, a.head_dim * sizeof(T));
+    } else {
+      write_scaled(dk, s.dk + j * padded_dim_, a.softmax_scale, a.head_dim);
+      write_scaled(dv, s.dv + j * padded_dim_, 1.0f, a.head_dim);
+    }
+  }
+
+  void write_dq(const Scratch<Op>& s, int64_t first_row, int64_t rows, int64_t h, bool has_keys) const {
+    for (int64_t r = 0; r < rows; ++r) {
+      T* dq = static_cast<T*>(a.dq) + ((first_row + r) * a.num_heads + h) * a.head_dim;
+      if (has_keys)
+        write_scaled(dq, s.dq + r * padded_dim_, a.softmax_scale, a.head_dim);
+      else
+        std::memset(dq, 0, a.head_dim * sizeof(T));
+    }
+  }
+
+  void sum_heads(const float* dw) const {
+    for (int64_t j = 0; j < a.total_k; ++j) {
+      float sum = 0.0f;
+      for (int64_t h = 0; h < a.num_heads; ++h) sum += dw[h * a.total_k + j];
+      a.dweight[j] = sum;
+    }
+  }
+
+  const VarlenAttentionBwdArgs& a;
+  const int64_t padded_dim_;
+};
+
+}  // namespace
+
+void varlen_attention_bwd(const VarlenAttentionBwdArgs& a) {
+  if (!a.is_bf16) return Backward<F32, float>(a)();
+#ifdef __AVX512BF16__
+  return Backward<Bf16Pairs, Bf16>(a)();
+#else
+  return Backward<F32, Bf16>(a)();
+#endif
+}
+
+}  // namespace MSVIT_ISA
+}  // namespace msvit
