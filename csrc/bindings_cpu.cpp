@@ -16,6 +16,7 @@
 #include "cpu/mixed_scale_embed.h"
 #include "cpu/mixed_scale_layout.h"
 #include "cpu/unpack_to_grid.h"
+#include "cpu/varlen_attention.h"
 
 namespace py = pybind11;
 
@@ -68,6 +69,40 @@ std::pair<double, double> fma_peak(int64_t iterations, int num_threads, bool bf1
 using Triple = std::array<double, 3>;
 
 // The arguments of each function below are the fields of its argument structure, in their order.
+
+void varlen_attention_fwd(Address q, Address k, Address v, Address cu_seqlens_q, Address cu_seqlens_k,
+                          Address key_weight, Address out_, Address lse, int64_t batch, int64_t total_q, int64_t total_k,
+                          int64_t num_heads, int64_t head_dim, int64_t q_stride_token, int64_t q_stride_head,
+                          int64_t k_stride_token, int64_t k_stride_head, int64_t v_stride_token, int64_t v_stride_head,
+                          float softmax_scale, bool is_bf16, int num_threads) {
+  const msvit::VarlenAttentionFwdArgs args{in(q),          in(k),
+                                           in(v),          in<int32_t>(cu_seqlens_q),
+                                           in<int32_t>(cu_seqlens_k), in<float>(key_weight),
+                                           out(out_),      out<float>(lse),
+                                           batch,          total_q,
+                                           total_k,        num_heads,
+                                           head_dim,       q_stride_token,
+                                           q_stride_head,  k_stride_token,
+                                           k_stride_head,  v_stride_token,
+                                           v_stride_head,  softmax_scale,
+                                           is_bf16,        num_threads};
+  MSVIT_CALL_CHOSEN_ISA(varlen_attention_fwd, args);
+}
+
+void varlen_attention_bwd(Address dout, Address dlse, Address q, Address k, Address v, Address out_, Address lse,
+                          Address cu_seqlens_q, Address cu_seqlens_k, Address key_weight, Address dq, Address dk,
+                          Address dv, Address dweight, int64_t batch, int64_t total_q, int64_t total_k,
+                          int64_t num_heads, int64_t head_dim, int64_t dout_stride_token, int64_t dout_stride_head,
+                          int64_t q_stride_token, int64_t q_stride_head, int64_t k_stride_token, int64_t k_stride_head,
+                          int64_t v_stride_token, int64_t v_stride_head, float softmax_scale, bool is_bf16,
+                          int num_threads) {
+  const msvit::VarlenAttentionBwdArgs args{
+      in(dout), in<float>(dlse), in(q), in(k), in(v), in(out_), in<float>(lse), in<int32_t>(cu_seqlens_q),
+      in<int32_t>(cu_seqlens_k), in<float>(key_weight), out(dq), out(dk), out(dv), out<float>(dweight), batch, total_q,
+      total_k, num_heads, head_dim, dout_stride_token, dout_stride_head, q_stride_token, q_stride_head, k_stride_token,
+      k_stride_head, v_stride_token, v_stride_head, softmax_scale, is_bf16, num_threads};
+  MSVIT_CALL_CHOSEN_ISA(varlen_attention_bwd, args);
+}
 
 void mixed_scale_embed_fwd(Address images, Address batch_index, Address token_index, int64_t batch, int64_t height,
                            int64_t width, int64_t total_tokens, int64_t patch_size, int64_t scale_factor,
@@ -141,6 +176,8 @@ PYBIND11_MODULE(_C, m) {
     return msvit::check_range(in<int32_t>(values), n, upper);
   });
   m.def("fma_peak", &fma_peak, py::arg("iterations"), py::arg("num_threads"), py::arg("bf16"));
+  m.def("varlen_attention_fwd", &varlen_attention_fwd, Release());
+  m.def("varlen_attention_bwd", &varlen_attention_bwd, Release());
   m.def("mixed_scale_embed_fwd", &mixed_scale_embed_fwd, Release());
   m.def("mixed_scale_embed_bwd", &mixed_scale_embed_bwd, Release());
   m.def("mixed_scale_layout_offsets", &mixed_scale_layout_offsets, Release());

@@ -6,9 +6,7 @@ from torch import Tensor
 from msvit_kernels import _C
 
 
-def mixed_scale_layout_offsets(
-    fine_mask: Tensor, scale_factor: int, num_prefix: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def mixed_scale_layout_offsets(fine_mask: Tensor, scale_factor: int, num_prefix: int) -> tuple[Tensor, Tensor, Tensor]:
     batch, rows, columns = fine_mask.shape
     num_tokens = torch.empty(batch, dtype=torch.int32)
     cu_seqlens = torch.empty(batch + 1, dtype=torch.int32)
