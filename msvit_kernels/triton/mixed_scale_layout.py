@@ -68,10 +68,10 @@ def _fill_kernel(
         first = tl.load(cu_seqlens_ptr + pid_b)
         for start_p in range(0, num_prefix, BLOCK_R):
             prefix = start_p + tl.arange(0, BLOCK_R)
-            row = first + prefix
-            active = (prefix < num_prefix) & (row >= 0) & (row < total_tokens)
-            tl.store(token_index_ptr + row, prefix, mask=active)
-            tl.store(batch_index_ptr + row, tl.zeros_like(row) + pid_b, mask=active)
+            prefix_row = first + prefix
+            writable = (prefix < num_prefix) & (prefix_row >= 0) & (prefix_row < total_tokens)
+            tl.store(token_index_ptr + prefix_row, prefix, mask=writable)
+            tl.store(batch_index_ptr + prefix_row, tl.zeros_like(prefix_row) + pid_b, mask=writable)
 
 
 def mixed_scale_layout_offsets(fine_mask: Tensor, scale_factor: int, num_prefix: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,243 @@
+"""Compile every kernel, ahead of time and without a GPU, in every configuration that the launchers can choose.
+
+    python -m msvit_kernels.triton.aot --archs 80,90,100 [--quick] [--csv PATH] [--jobs 2]
+
+The launchers run on meta tensors, with a hook in the place of the launch; Triton compiles for a GPU that it is told of.
+Printed are registers and spilled bytes per thread (from cuobjdump, which Triton brings) and shared memory per program;
+the exit status is 1 where one of them is above its bound.
+"""
+
+import argparse
+import csv
+import itertools
+import multiprocessing
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from msvit_kernels.triton import common, mixed_scale_embed, mixed_scale_layout, unpack_to_grid, varlen_attention
+
+SHARED_KB = {80: 163, 90: 227, 100: 227}  # that one program may use, by compute capability
+MAX_REGISTERS = 255
+MAX_TENSOR_COLUMNS = 512
+# Spilled bytes per thread. Attention in 16 bits up to head_dim 64, the product of the embedding in 16 bits: none.
+# Elsewhere (head_dim above 64, fp32 without tensor cores) ptxas may leave a handful of values in local memory.
+SPILL_ALLOWANCE = 64
+HEAD_DIMS = (16, 32, 40, 64, 80, 128)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one compiled kernel needs."""
+
+    arch: int
+    operator: str
+    kernel: str
+    dtype: str
+    options: str
+    num_warps: int
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+    verdict: str
+
+
+class _Target:
+    """The part of a Triton driver that a compilation asks: which GPU."""
+
+    def __init__(self, arch: int) -> None:
+        self.arch = arch
+
+    def get_current_device(self) -> int:
+        return self.arch  # Triton keeps what it compiled by device number
+
+    def get_current_stream(self, device: int | None = None) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.arch, 32)
+
+
+def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _attention(
+    dtype: torch.dtype, head_dim: int, max_seqlen: int, weighted: bool, needs_dweight: bool, aligned: bool, dlse: bool
+) -> None:
+    pad = 0 if aligned else 1
+    q, k, v = _meta(1000, 3, 6, head_dim + pad, dtype=dtype)[..., :head_dim].unbind(1)
+    offsets = _meta(5, dtype=torch.int32)
+    shared: tuple[Any, ...] = offsets, offsets, max_seqlen, max_seqlen, _meta(1000) if weighted else None, 0.125
+    out, lse = varlen_attention.varlen_attention_fwd(q, k, v, *shared)
+    upstream_lse = torch.empty_like(lse) if dlse else None
+    saved: tuple[Any, ...] = torch.empty_like(out), upstream_lse, q, k, v, out, lse, *shared, needs_dweight
+    varlen_attention.varlen_attention_bwd(*saved)
+
+
+def _embed(dtype: torch.dtype, images_dtype: torch.dtype, patch_size: int, dim: int, scale_factor: int = 2) -> None:
+    side = 4 * patch_size * scale_factor
+    images, index = _meta(2, 3, side, side, dtype=images_dtype), _meta(100, dtype=torch.int32)
+    weight, bias = _meta(dim, 3, patch_size, patch_size, dtype=dtype), _meta(dim, dtype=dtype)
+    table = _meta(1 + 16 * (1 + scale_factor**2), dim, dtype=dtype)
+    normalised = (0.5,) * 3, (0.5,) * 3
+    sizes: tuple[Any, ...] = patch_size, scale_factor, 1, *normalised
+    out = mixed_scale_embed.mixed_scale_embed_fwd(images, index, index, weight, bias, table, *sizes)
+    layout = _meta(2, 4, 4, dtype=torch.bool), _meta(2, 16, dtype=torch.int32), _meta(3, dtype=torch.int32)
+    needs = images.is_floating_point(), True, True, True
+    saved: tuple[Any, ...] = out, images, *layout, index, index, weight, *sizes, *needs
+    mixed_scale_embed.mixed_scale_embed_bwd(*saved)
+
+
+def _layout(side: int) -> None:
+    mask = _meta(2, side, side, dtype=torch.bool)
+    _, cu_seqlens, region_start = mixed_scale_layout.mixed_scale_layout_offsets(mask, 2, 1)
+    mixed_scale_layout.mixed_scale_layout_fwd(mask, cu_seqlens, region_start, 100, 2, 1)
+
+
+def _unpack(dtype: torch.dtype, dim: int) -> None:
+    mask, region_start = _meta(2, 7, 7, dtype=torch.bool), _meta(2, 49, dtype=torch.int32)
+    grid = unpack_to_grid.unpack_to_grid_fwd(_meta(100, dim, dtype=dtype), mask, region_start, 2)
+    unpack_to_grid.unpack_to_grid_bwd(grid, mask, region_start, 100, 2)
+
+
+Case = tuple[str, torch.dtype, Callable[[], None]]
+
+
+def cases(quick: bool) -> Iterator[Case]:
+    """(operator, dtype, calls) of every configuration; with `quick`, those of a ViT-S in bf16 and one in fp32."""
+    bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
+    head_dims = {bf16: (64,), fp32: (16,)} if quick else {bf16: HEAD_DIMS, fp32: HEAD_DIMS, fp16: (64,)}
+    for dtype, dims in head_dims.items():
+        for head_dim in dims:
+            yield "varlen_attention", dtype, partial(_attention_cases, dtype, head_dim, quick)
+    embeds = [(bf16, torch.uint8, 16), (fp32, fp32, 16)]
+    if not quick:
+        embeds += [(bf16, torch.uint8, p) for p in (8, 14, 32)] + [(bf16, fp32, 16), (bf16, bf16, 16)]
+        embeds += [(fp16, fp16, 16), (fp32, torch.uint8, 16), (fp32, fp32, 8)]
+    for dtype, images_dtype, patch_size in embeds:
+        yield "mixed_scale_embed", dtype, partial(_embed, dtype, images_dtype, patch_size, 384)
+    yield "mixed_scale_layout", torch.bool, partial(_layout, 7)
+    for dtype in (bf16,) if quick else (bf16, fp16, fp32):
+        yield "unpack_to_grid", dtype, partial(_unpack, dtype, 384)
+
+
+def _attention_cases(dtype: torch.dtype, head_dim: int, quick: bool) -> None:
+    """One head_dim, in the tiles of every class of lengths; flags one by one on the tiles of the longest."""
+    whole_tiles = head_dim in (16, 32, 64, 128)
+    for max_seqlen in (1, 32, 128, 196) if whole_tiles and not quick else (196,):
+        _attention(dtype, head_dim, max_seqlen, weighted=True, needs_dweight=True, aligned=True, dlse=False)
+    if whole_tiles:
+        _attention(dtype, head_dim, 196, weighted=False, needs_dweight=False, aligned=True, dlse=False)
+    if head_dim == 64 and not quick:
+        _attention(dtype, head_dim, 196, weighted=True, needs_dweight=False, aligned=True, dlse=True)
+        _attention(dtype, head_dim, 196, weighted=True, needs_dweight=True, aligned=False, dlse=False)
+
+
+def _spill_bound(operator: str, kernel: str, dtype: torch.dtype, options: dict[str, Any]) -> int:
+    hot = operator == "varlen_attention" and options["HEAD_DIM"] <= 64
+    hot = hot or (operator == "mixed_scale_embed" and kernel == "_fwd_kernel")
+    return 0 if hot and dtype != torch.float32 else SPILL_ALLOWANCE
+
+
+def _resources(cubin: bytes) -> tuple[int, int]:
+    """Registers and bytes of local memory of each thread."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    # Triton allocates nothing in local memory itself: all of the stack is spills.
+    registers, stack, local = (sum(map(int, re.findall(rf"{key}:(\d+)", text))) for key in ("REG", "STACK", "LOCAL"))
+    return registers, stack + local
+
+
+def _measure(kernel: Any, arguments: tuple[Any, ...], options: dict[str, Any], operator: str, dtype: Any) -> Row:
+    arch = common.compile_arch
+    compiled = kernel.warmup(*arguments, grid=(1,), **options)
+    registers, spill_bytes = _resources(compiled.asm["cubin"])
+    shared_bytes = compiled.metadata.shared
+    name = kernel.fn.__name__
+    bounds = {
+        "registers": (registers, MAX_REGISTERS),
+        "spills": (spill_bytes, _spill_bound(operator, name, dtype, options)),
+        "shared memory": (shared_bytes, SHARED_KB[arch] * 1024),
+        "tensor memory": (getattr(compiled.metadata, "tmem_size", None) or 0, MAX_TENSOR_COLUMNS),
+    }
+    verdict = ", ".join(f"{what} above {bound}" for what, (value, bound) in bounds.items() if value > bound) or "ok"
+    shown = {k: int(v) for k, v in options.items() if k.isupper()}
+    text = " ".join(f"{k}={v}" for k, v in shown.items())
+    warps = options["num_warps"]
+    dtype_name = str(dtype).removeprefix("torch.")
+    return Row(arch, operator, name, dtype_name, text, warps, registers, spill_bytes, shared_bytes, verdict)
+
+
+def compile_case(index: int, arch: int, quick: bool) -> list[Row]:
+    """Rows of all kernels that case number `index` of `cases` launches."""
+    operator, dtype, calls = next(itertools.islice(cases(quick), index, None))
+    driver.set_active(_Target(arch))
+    rows: dict[str, Row] = {}
+
+    def hook(kernel: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+        key = f"{kernel.fn.__name__} {options} {[str(getattr(x, 'dtype', '')) for x in arguments]}"
+        if key not in rows:
+            rows[key] = _measure(kernel, arguments, options, operator, dtype)
+
+    common.compile_hook, common.compile_arch = hook, arch
+    try:
+        calls()
+    finally:
+        common.compile_hook = None
+    return list(rows.values())
+
+
+def report(rows: Sequence[Row]) -> str:
+    header = tuple(field.name for field in fields(Row))
+    table = [header, *(tuple(map(str, asdict(row).values())) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return "\n".join("  ".join(cell.ljust(n) for cell, n in zip(line, widths, strict=True)).rstrip() for line in table)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m msvit_kernels.triton.aot", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--archs", default="80,90,100", help="compute capabilities, comma separated")
+    parser.add_argument("--quick", action="store_true", help="one case of each kind")
+    parser.add_argument("--csv", type=Path, help="write the table there too")
+    parser.add_argument("--jobs", type=int, default=2, help="processes")
+    options = parser.parse_args(arguments)
+    archs = [int(arch) for arch in options.archs.split(",")]
+    unknown = [arch for arch in archs if arch not in SHARED_KB]
+    if unknown:
+        parser.error(f"--archs: bounds are known for {', '.join(map(str, SHARED_KB))}, not for {unknown}")
+    if common.interpreting():
+        parser.error("TRITON_INTERPRET=1 is set: kernels made for the interpreter cannot be compiled")
+    work = [(i, arch, options.quick) for arch in archs for i, _ in enumerate(cases(options.quick))]
+    with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        rows = list(itertools.chain.from_iterable(pool.map(compile_case, *zip(*work, strict=True))))
+    print(report(rows))
+    if options.csv:
+        with options.csv.open("w", newline="") as file:
+            writer = csv.DictWriter(file, [field.name for field in fields(Row)])
+            writer.writeheader()
+            writer.writerows(map(asdict, rows))
+    bad = [row for row in rows if row.verdict != "ok"]
+    print(f"{len(rows)} kernels compiled with Triton {triton.__version__}, {len(bad)} above a bound")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
