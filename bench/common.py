@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 ROOT = Path(__file__).resolve().parent.parent
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -26,6 +27,13 @@ QUANTILES = (20, 50, 80)
 
 class RefusalError(Exception):
     """A bench refuses to time something that is wrong."""
+
+
+def make_console() -> Console:
+    """Wide enough for the tables, whatever the terminal is: a wrapped line is better than a column cut away."""
+    console = Console(highlight=False)
+    console.width = max(console.width, 128)
+    return console
 
 
 # ---- facts

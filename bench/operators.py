@@ -10,6 +10,7 @@ from typing import Any
 
 import common
 import torch
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -72,7 +73,7 @@ CaseMaker = Callable[[], Case]
 def main(operator: str, cases: Callable[[Setting], Sequence[CaseMaker]], description: str) -> None:
     """Command line of an operator bench: checks and times every case, prints tables, writes <operator>.csv."""
     arguments = _parse(description)
-    console = Console()
+    console = common.make_console()
     try:
         setting, output = _setting(arguments)
         rows = _run(operator, cases(setting), setting, arguments.seconds, console)
@@ -84,7 +85,7 @@ def main(operator: str, cases: Callable[[Setting], Sequence[CaseMaker]], descrip
     if output is not None:
         path = output / f"{operator}.csv"
         common.write_csv(path, rows)
-        console.print(f"wrote {os.path.relpath(path)}", highlight=False)
+        console.print(f"wrote {os.path.relpath(path)}")
 
 
 def _parse(description: str) -> argparse.Namespace:
@@ -180,7 +181,8 @@ _SHOWN: dict[str, tuple[str, Callable[[Any], str]]] = {
 def _print(operator: str, rows: list[dict[str, Any]], console: Console) -> None:
     first = rows[0]
     title = f"{operator} on {first['machine']}, {first['threads']} threads, torch {first['torch']}, {first['commit']}"
-    table = Table(title=title, title_justify="left")
+    console.print(f"\n{title}")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
     shown = {name: head for name, head in _SHOWN.items() if any(row[name] is not None for row in rows)}
     identity = list(first)[1 : list(first).index("samples")]
     for name in identity:
@@ -201,6 +203,5 @@ def _print(operator: str, rows: list[dict[str, Any]], console: Console) -> None:
     for dtype in dict.fromkeys(row["dtype"] for row in rows):
         row = next(row for row in rows if row["dtype"] == dtype)
         console.print(
-            f"roofline {dtype}: {row['peak_gflop_s']} GFLOP/s ({row['peak_source']}), copy {row['copy_gb_s']} GB/s",
-            highlight=False,
+            f"roofline {dtype}: {row['peak_gflop_s']} GFLOP/s ({row['peak_source']}), copy {row['copy_gb_s']} GB/s"
         )

@@ -1,0 +1,242 @@
+"""The models that bench/latency.py compares, what each is called with, and the check that they agree.
+
+All share the weights of one randomly initialised timm ViT-S/16: a time does not depend on them.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import common
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import msvit
+from msvit.policies import Budget
+from msvit_kernels import testing
+
+PATCH, COARSE = 16, 32
+MODES = ("masked", "trimmed", "packed")
+# Image size in pixels, and the most tokens for which it is used: all fine.
+IMAGE_SIZES = {224: 196, 384: 576}
+_TIMM_NAME = "vit_small_patch16_224"
+
+
+@dataclass(frozen=True)
+class Method:
+    """Something to time: one model on images of one size.
+
+    Attributes:
+        name: "dense" or a token mode. wanted: tokens asked for. tokens: patch tokens per image, on average.
+        image_size: pixels. gmacs: per image, of active tokens only, on average over the images of a batch.
+        call: takes uint8 images of that size.
+    """
+
+    name: str
+    wanted: int
+    tokens: float
+    image_size: int
+    gmacs: float
+    call: Callable[[Tensor], Tensor]
+
+
+class Zoo:
+    """Builds the models, once each.
+
+    Args:
+        images: uint8 [n, 3, size, size] of a given size.
+        device, dtype: of the weights.
+        stopwatch: gets `first_block` before the first block of a model and `last_block` after its last.
+    """
+
+    def __init__(
+        self, images: Callable[[int], Tensor], device: torch.device, dtype: torch.dtype, stopwatch: "Stopwatch"
+    ) -> None:
+        self.images, self.device, self.dtype, self.stopwatch = images, device, dtype, stopwatch
+        self.base = timm.create_model(_TIMM_NAME).to(device, dtype).eval()
+        self._dense: dict[int, nn.Module] = {}
+        self._mixed: dict[int, msvit.MixedScaleVisionTransformer] = {}
+
+    def dense(self, tokens: int) -> Method:
+        """The plain model at the square number nearest to `tokens`."""
+        side = max(1, round(tokens**0.5))
+        size = side * PATCH
+        if size not in self._dense:
+            self._dense[size] = self._watch(self._plain(size))
+        model = self._dense[size]
+        mean, std = (
+            torch.tensor(self.base.pretrained_cfg[key], device=self.device).view(3, 1, 1) for key in ("mean", "std")
+        )
+
+        def call(images: Tensor) -> Tensor:
+            return model(((images / 255 - mean) / std).to(self.dtype))
+
+        return Method("dense", tokens, side**2, size, msvit.macs(model, side**2) / 1e9, call)
+
+    def mixed(self, mode: str, tokens: int, batch: int) -> Method:
+        """The mixed-scale model under a budget, in one token mode."""
+        size = image_size(tokens)
+        model = self.mixed_model(size)
+        fine = self.fine_mask(size, tokens, batch).flatten(1).sum(1)
+        regions, saved = (size // COARSE) ** 2, (COARSE // PATCH) ** 2 - 1
+        counts = [regions + saved * count for count in fine.tolist()]
+        gmacs = sum(msvit.macs(model, count) for count in counts) / len(counts) / 1e9
+        call = partial(self._call_mixed, model, mode, Budget(tokens))
+        return Method(mode, tokens, sum(counts) / len(counts), size, gmacs, call)
+
+    def fine_mask(self, size: int, tokens: int, batch: int) -> Tensor:
+        """Regions that the entropy gate makes fine in the first batch of the images."""
+        model = self.mixed_model(size)
+        return Budget(tokens)(model.gate(self.images(size)[:batch]), model.scale_factor).fine_mask
+
+    def mixed_model(self, size: int) -> msvit.MixedScaleVisionTransformer:
+        """The mixed-scale model for images of `size` pixels, with the entropy gate."""
+        if size not in self._mixed:
+            model = msvit.from_timm(self._plain(size), COARSE, gate="entropy").to(self.device).eval()
+            self._mixed[size] = self._watch(model)
+        return self._mixed[size]
+
+    def check(self, size: int, tokens: int) -> None:
+        """Refuses where packed, trimmed and masked logits differ by more than rounding does, on two images.
+
+        Raises:
+            common.RefusalError: with the error and its bound.
+        """
+        model = self.mixed_model(size)
+        images, mask = self.images(size)[:2], self.fine_mask(size, tokens, 2)
+        logits = {mode: self._logits(model, mode, images, mask) for mode in MODES}
+        oracle = self._logits(copy.deepcopy(model).double(), "masked", images, mask)
+        for mode in ("packed", "trimmed"):
+            try:
+                testing.assert_accurate(f"{mode} logits", logits[mode], logits["masked"], oracle)
+            except AssertionError as error:
+                message = f"{mode} MSViT-S at {size} px differs from masked, so it is not timed: {error}"
+                raise common.RefusalError(message) from error
+
+    @staticmethod
+    @torch.inference_mode()
+    def _logits(model: msvit.MixedScaleVisionTransformer, mode: str, images: Tensor, mask: Tensor) -> Tensor:
+        model.token_mode = mode
+        logits: Tensor = model(images, fine_mask=mask)
+        return logits
+
+    @staticmethod
+    def _call_mixed(model: msvit.MixedScaleVisionTransformer, mode: str, policy: Budget, images: Tensor) -> Tensor:
+        model.token_mode, model.policy = mode, policy
+        logits: Tensor = model(images)
+        return logits
+
+    def _plain(self, size: int) -> nn.Module:
+        """A model for images of `size` pixels that shares all weights but the position encodings."""
+        with torch.device("meta"):
+            model = timm.create_model(_TIMM_NAME, img_size=size)
+        state = self.base.state_dict()
+        shape = model.pos_embed.shape
+        state["pos_embed"] = torch.randn(shape, device=self.device).mul_(0.02).to(self.dtype)
+        model.load_state_dict(state, assign=True)
+        return model.eval()
+
+    def _watch(self, model: Any) -> Any:
+        model.blocks[0].register_forward_pre_hook(lambda *_: self.stopwatch.mark("first_block"))
+        model.blocks[-1].register_forward_hook(lambda *_: self.stopwatch.mark("last_block"))
+        return model
+
+
+class Stopwatch:
+    """Takes the time of a whole call and, from marks that hooks set, of its transformer blocks."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.moments: dict[str, Any] = {}
+
+    def mark(self, name: str) -> None:
+        """Remembers now, on a GPU as an event of the stream."""
+        if self.device.type == "cuda":
+            self.moments[name] = torch.cuda.Event(enable_timing=True)
+            self.moments[name].record()
+        else:
+            self.moments[name] = common.time.perf_counter()
+
+    @torch.inference_mode()
+    def time(self, call: Callable[[Tensor], Tensor], images: Tensor) -> tuple[float, float]:
+        """Seconds of the blocks and of the whole call."""
+        self.mark("start")
+        call(images)
+        self.mark("end")
+        if self.device.type == "cuda":
+            self.moments["end"].synchronize()
+        return self._between("first_block", "last_block"), self._between("start", "end")
+
+    def _between(self, start: str, end: str) -> float:
+        if self.device.type == "cuda":
+            return float(self.moments[start].elapsed_time(self.moments[end])) / 1e3
+        return float(self.moments[end] - self.moments[start])
+
+
+def image_size(tokens: int) -> int:
+    """Pixels of the images of which MSViT-S makes that many tokens.
+
+    Raises:
+        ValueError: more tokens than all fine, or fewer than all coarse.
+    """
+    for size, most in IMAGE_SIZES.items():
+        fewest = (size // COARSE) ** 2
+        if tokens <= most:
+            if tokens < fewest:
+                raise ValueError(f"{tokens} tokens: MSViT-S has at least {fewest} at {size} px, all coarse")
+            return size
+    raise ValueError(f"{tokens} tokens: MSViT-S has at most {max(IMAGE_SIZES.values())} at {max(IMAGE_SIZES)} px")
+
+
+def parse_tokens(text: str) -> list[int]:
+    """Numbers of tokens: "196", "64,100,196", or "64..576" for the squares of the even numbers in that range.
+
+    Even, because regions of two patches must divide the image.
+
+    Raises:
+        ValueError: anything else.
+    """
+    tokens: set[int] = set()
+    for part in text.split(","):
+        first, dots, last = part.partition("..")
+        try:
+            start, end = int(first), int(last) if dots else int(first)
+        except ValueError:
+            raise ValueError(
+                f"--tokens: expected numbers such as 196, 64,100,196 or a range such as 64..576, got {text!r}"
+            ) from None
+        if start < 1 or end < start:
+            raise ValueError(f"--tokens: expected numbers from 1 upwards, ranges with the smaller first, got {text!r}")
+        squares = [side**2 for side in range(2, int(end**0.5) + 1, 2) if side**2 >= start]
+        if dots and not squares:
+            raise ValueError(f"--tokens: {part} contains no square of an even number")
+        tokens.update(squares if dots else [start])
+    return sorted(tokens)
+
+
+def resized(images: Tensor, size: int) -> Tensor:
+    """uint8 images scaled to `size` pixels."""
+    return F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+
+
+def methods_for(zoo: Zoo, tokens: Sequence[int], batch: int) -> tuple[list[list[Method]], list[str]]:
+    """What to time at a batch size: for each number of tokens dense, then the three modes; and what cannot be.
+
+    The dense model at 196 and 576 tokens, which speed-ups refer to, is always among them.
+    """
+    rows, notes = [], []
+    references = set()
+    for count in tokens:
+        methods = [zoo.dense(count)]
+        try:
+            references.add(IMAGE_SIZES[image_size(count)])
+            methods += [zoo.mixed(mode, count, batch) for mode in MODES]
+        except ValueError as error:
+            notes.append(str(error))
+        rows.append(methods)
+    rows += [[zoo.dense(reference)] for reference in sorted(references - set(tokens))]
+    return rows, notes

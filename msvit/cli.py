@@ -1,0 +1,139 @@
+"""The `msvit` command."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# torch and timm take seconds to import: commands import what they use, so that `msvit --help` answers at once.
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Packed mixed-scale vision transformers.")
+
+_COARSE, _SCALE_FACTOR = 32, 2
+_GATES = ("entropy", "radial", "random", "checkpoint")
+
+
+@app.callback()
+def _main() -> None:
+    """Makes typer keep the names of commands."""
+
+
+@app.command()
+def info() -> None:
+    """Tells which backends this machine has for each operator, and why others are missing."""
+    from msvit_kernels import explain
+
+    typer.echo(explain())
+
+
+@app.command()
+def tokens(
+    images: Annotated[
+        list[str],
+        typer.Argument(metavar="IMAGE...", help="Image files, or names of sample photographs: astronaut, ..."),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Picture to write; its suffix is the format.")],
+    budget: Annotated[
+        float | None, typer.Option("--tokens", help="Tokens per image on average (default: half of all fine ones).")
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="A region is fine where the gate's probability exceeds this.")
+    ] = None,
+    gate: Annotated[str, typer.Option(help=f"One of {', '.join(_GATES)}.")] = "entropy",
+    checkpoint: Annotated[Path | None, typer.Option(help="Of an msvit model, whose learned gate is used.")] = None,
+    model: Annotated[str, typer.Option(help="The model of that checkpoint.")] = "msvit_small_patch16_32_224",
+    size: Annotated[int, typer.Option(help="Image size that the gate sees, in pixels.")] = 224,
+    width: Annotated[int, typer.Option(help="Of each drawn picture, in pixels.")] = 448,
+) -> None:
+    """Draws which regions of images are coarse and fine.
+
+    Several images share the budget, as they do in a batch: easy ones give tokens to hard ones.
+    """
+    try:
+        _draw(images, output, budget, threshold, gate, checkpoint, model, size, width)
+    except (ValueError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+def _draw(
+    names: list[str],
+    output: Path,
+    budget: float | None,
+    threshold: float | None,
+    gate: str,
+    checkpoint: Path | None,
+    model: str,
+    size: int,
+    width: int,
+) -> None:
+    import torch
+
+    from msvit.data import read_image
+    from msvit.policies import Budget, Threshold
+    from msvit.visualize import draw_tokens, side_by_side
+
+    if size < _COARSE or size % _COARSE:
+        raise ValueError(f"--size: expected a multiple of {_COARSE} pixels, got {size}")
+    if budget is not None and threshold is not None:
+        raise ValueError("--tokens, --threshold: expected one of them, got both")
+    regions = (size // _COARSE) ** 2
+    most = regions * _SCALE_FACTOR**2
+    policy = Threshold(threshold) if threshold is not None else Budget(most / 2 if budget is None else budget)
+    policy.check(regions, _SCALE_FACTOR)
+    paths = [_find(name) for name in names]
+    images = torch.stack([read_image(path, size) for path in paths])
+    fine_mask = policy(_gate_logits(images, gate, checkpoint, model), _SCALE_FACTOR).fine_mask
+    counts = (regions + (_SCALE_FACTOR**2 - 1) * fine_mask.flatten(1).sum(1)).tolist()
+    captions = [f"{path.stem}: {count} of {most} tokens" for path, count in zip(paths, counts, strict=True)]
+    # The picture is sharper than what the gate saw.
+    sharp = [read_image(path, 2 * size) for path in paths]
+    pictures = [
+        draw_tokens(image, mask, scale_factor=_SCALE_FACTOR, width=width)
+        for image, mask in zip(sharp, fine_mask, strict=True)
+    ]
+    side_by_side(pictures, captions).save(output)
+    typer.echo("\n".join(captions))
+    if len(counts) > 1:
+        typer.echo(f"on average: {sum(counts) / len(counts):.1f} of {most} tokens")
+    typer.echo(f"wrote {output}")
+
+
+def _find(name: str) -> Path:
+    from msvit.data import sample_photographs
+
+    samples = sample_photographs()
+    if Path(name).is_file():
+        return Path(name)
+    if name in samples:
+        return samples[name]
+    raise ValueError(f"{name}: no such file, and not one of the sample photographs {', '.join(samples)}")
+
+
+def _gate_logits(images: "Tensor", gate: str, checkpoint: Path | None, model_name: str) -> "Tensor":
+    """[batch, Hc, Wc] for uint8 images."""
+    import torch
+
+    import msvit
+
+    if gate not in _GATES:
+        raise ValueError(f"--gate: expected one of {', '.join(_GATES)}, got {gate!r}")
+    if (gate == "checkpoint") != (checkpoint is not None):
+        raise ValueError("--gate checkpoint and --checkpoint FILE: expected both or neither, got one")
+    if checkpoint is None:
+        size = images.shape[-1] // _COARSE
+        module = msvit.gates.make_gate(gate, _COARSE, (size, size))
+    else:
+        if "patch16_32" not in model_name:
+            raise ValueError(f"--model: expected one with patch16_32, got {model_name!r}")
+        model = msvit.create_model(model_name, img_size=images.shape[-1])
+        missing = msvit.load_checkpoint(model, checkpoint, load_head=False)
+        if any(name.startswith("gate.") for name in missing):
+            raise ValueError(f"--checkpoint: expected a checkpoint with a gate, {checkpoint} has none")
+        module = model.gate
+    with torch.inference_mode():
+        logits: Tensor = module.eval()(images)
+    return logits

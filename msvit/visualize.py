@@ -1,0 +1,90 @@
+"""Draws which regions of a picture are coarse and which are fine."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+_GAP = 16
+_CAPTION = 34
+# A coarse token keeps this much of its colour: the eye should go where the fine tokens are.
+_COARSE_COLOUR = 0.55
+_COARSE_LINE = (255, 176, 0)
+_FINE_LINE = (255, 255, 255)
+
+
+def draw_tokens(image: Tensor, fine_mask: Tensor, *, scale_factor: int = 2, width: int = 448) -> Image.Image:
+    """The picture with the outline of every token: coarse ones large and dimmed, fine ones small.
+
+    Args:
+        image: uint8 [3, H, W].
+        fine_mask: bool [Hc, Wc], True where a region is fine; Hc divides H and Wc divides W.
+        scale_factor: fine tokens along one side of a region.
+        width: of the result in pixels, rounded down so that all tokens are equally large.
+
+    Returns:
+        RGB picture of about `width` pixels.
+
+    Raises:
+        ValueError: shapes that do not fit, or a `width` too small for the outlines.
+    """
+    if image.ndim != 3 or image.shape[0] != 3 or fine_mask.ndim != 2:
+        raise ValueError(
+            f"image, fine_mask: expected [3, H, W] and [Hc, Wc], got {[*image.shape]}, {[*fine_mask.shape]}"
+        )
+    rows, columns = fine_mask.shape
+    if image.shape[1] * columns != image.shape[2] * rows:
+        raise ValueError(f"fine_mask: expected square regions in {[*image.shape]}, got {[*fine_mask.shape]}")
+    side = width // columns // scale_factor * scale_factor
+    if side < 4 * scale_factor:
+        raise ValueError(f"width: expected at least {4 * scale_factor * columns} pixels, got {width}")
+    picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+    picture = picture.resize((columns * side, rows * side), Image.Resampling.LANCZOS)
+    fine = fine_mask.cpu().numpy()
+    picture = _dim(picture, ~fine, side)
+    draw = ImageDraw.Draw(picture)
+    for row, column in np.ndindex(rows, columns):
+        cells, line = (scale_factor, _FINE_LINE) if fine[row, column] else (1, _COARSE_LINE)
+        _outline(draw, column * side, row * side, side // cells, cells, line)
+    return picture
+
+
+def side_by_side(pictures: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image:
+    """Pictures in a row on white, each over its caption.
+
+    Raises:
+        ValueError: no pictures, or not one caption for each.
+    """
+    if not pictures or len(pictures) != len(captions):
+        raise ValueError(f"captions: expected one for each of {len(pictures)} pictures, got {len(captions)}")
+    height = max(picture.height for picture in pictures)
+    total = sum(picture.width for picture in pictures) + _GAP * (len(pictures) - 1)
+    canvas = Image.new("RGB", (total, height + _CAPTION), "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=17)
+    left = 0
+    for picture, caption in zip(pictures, captions, strict=True):
+        canvas.paste(picture, (left, 0))
+        draw.text((left + picture.width / 2, height + _CAPTION / 2 + 2), caption, "#222222", font, anchor="mm")
+        left += picture.width + _GAP
+    return canvas
+
+
+def _dim(picture: Image.Image, coarse: np.ndarray, side: int) -> Image.Image:
+    """Takes colour and light from coarse regions."""
+    pixels = np.asarray(picture).astype(np.float32)
+    grey = pixels.mean(axis=2, keepdims=True)
+    dimmed = (_COARSE_COLOUR * pixels + (1 - _COARSE_COLOUR) * grey) * _COARSE_COLOUR
+    where = coarse.repeat(side, axis=0).repeat(side, axis=1)[..., None]
+    return Image.fromarray(np.where(where, dimmed, pixels).round().astype(np.uint8))
+
+
+def _outline(draw: ImageDraw.ImageDraw, left: int, top: int, side: int, cells: int, line: tuple[int, int, int]) -> None:
+    """cells x cells squares, each with a line inside a dark rim, so that it shows on any background."""
+    for i, j in np.ndindex(cells, cells):
+        x, y = left + int(j) * side, top + int(i) * side
+        box = (x, y, x + side - 1, y + side - 1)
+        draw.rectangle(box, outline=(0, 0, 0))
+        inner = math.ceil(side / 40)
+        draw.rectangle((box[0] + 1, box[1] + 1, box[2] - 1, box[3] - 1), outline=line, width=inner)
