@@ -62,7 +62,7 @@ class PackedSequences:
         A query of zeros weighs all keys alike, so the attention kernel does the segmented mean, deterministically and
         with the gradient of the key weight.
         """
-        values = x.view(x.shape[0], num_heads, -1)
+        values = x.view(x.shape[0], num_heads, x.shape[1] // num_heads)
         query = values.new_zeros(self.batch, *values.shape[1:])
         return self.attend_pool(query, values, values, 1.0, with_prefix).flatten(1)
 
@@ -132,17 +132,17 @@ class PaddedSequences:
 
     def mean(self, x: Tensor, num_heads: int, with_prefix: bool) -> Tensor:
         """Weighted mean over the tokens of each image: [batch * k, dim] -> [batch, dim]."""
-        weight = self.active.to(x.dtype) if self.key_weight is None else self.key_weight
+        weight = self.active.to(softmax_dtype(x)) if self.key_weight is None else self.key_weight
         weight = self._without_prefix(weight, with_prefix)[..., None]
-        return ((x.view(self.batch, self.length, -1) * weight).sum(1) / weight.sum(1)).to(x.dtype)
+        return ((self._padded(x) * weight).sum(1) / weight.sum(1)).to(x.dtype)
 
     def first(self, x: Tensor) -> Tensor:
         """First prefix token of each image: [batch * k, dim] -> [batch, dim]."""
-        return x.view(self.batch, self.length, -1)[:, 0]
+        return self._padded(x)[:, 0]
 
     def scale_images(self, x: Tensor, factors: Tensor) -> Tensor:
         """Rows of x multiplied by the factor of their image. factors: [batch]."""
-        return (x.view(self.batch, self.length, -1) * factors[:, None, None]).flatten(0, 1)
+        return (self._padded(x) * factors[:, None, None]).flatten(0, 1)
 
     def pack(self, x: Tensor, layout: MixedScaleLayout) -> Tensor:
         """Active rows in the order of the layout: [batch * k, dim] -> [total_tokens, dim]."""
@@ -151,9 +151,13 @@ class PaddedSequences:
             position = self.position[layout.batch_index, position]
         return x.index_select(0, layout.batch_index * self.length + position)
 
+    def _padded(self, x: Tensor) -> Tensor:
+        return x.view(self.batch, self.length, x.shape[1])
+
     def _masked_sdpa(self, q: Tensor, k: Tensor, v: Tensor, active: Tensor, softmax_scale: float) -> Tensor:
-        # [batch * n, num_heads, head_dim] -> [batch, num_heads, n, head_dim]
-        q, k, v = (x.unflatten(0, (self.batch, -1)).transpose(1, 2) for x in (q, k, v))
+        # [batch * n, num_heads, head_dim] -> [batch, num_heads, n, head_dim]; n is 1 for the queries of a pooling
+        q = q.unflatten(0, (self.batch, self.length if len(q) == len(k) else 1)).transpose(1, 2)
+        k, v = (x.unflatten(0, (self.batch, self.length)).transpose(1, 2) for x in (k, v))
         mask = active[:, None, None, :]
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=softmax_scale)
         return out.transpose(1, 2)

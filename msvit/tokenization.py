@@ -119,8 +119,9 @@ def embed_trimmed(images: Tensor, decision: Decision, embedding: Embedding) -> t
     """
     tokens, masked = embed_masked(images, decision, embedding)
     order = masked.active.byte().argsort(dim=1, descending=True, stable=True)  # [batch, num_candidates]
-    kept = order[:, : int(masked.active.sum(1).max())]
-    tokens = tokens.view(*order.shape, -1).gather(1, kept[..., None].expand(-1, -1, tokens.shape[-1]))
+    longest = int(masked.active.sum(1).max()) if len(images) else masked.length
+    kept = order[:, :longest]
+    tokens = tokens.view(*order.shape, tokens.shape[1]).gather(1, kept[..., None].expand(-1, -1, tokens.shape[1]))
     key_weight = None if masked.key_weight is None else masked.key_weight.gather(1, kept)
     trimmed = PaddedSequences(masked.active.gather(1, kept), key_weight, order.argsort(dim=1), masked.num_prefix)
     return tokens.flatten(0, 1), trimmed

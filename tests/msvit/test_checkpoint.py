@@ -159,10 +159,10 @@ def test_saved_file_is_readable_by_others(tmp_path: Path) -> None:
 @pytest.mark.parametrize("create", ["create_model", "from_timm", "timm"])
 def test_timm_weights_through_timm_itself(tmp_path: Path, create: str) -> None:
     """`pretrained=True` is timm's own download; here its configuration points to a file."""
-    vit = randomise(VisionTransformer(embed_dim=192, num_heads=3, depth=12, num_classes=1000))
+    vit = randomise(VisionTransformer(embed_dim=192, num_heads=3, depth=2, num_classes=1000))
     save_file(vit.state_dict(), tmp_path / "weights.safetensors")
     overlay = {"file": str(tmp_path / "weights.safetensors"), "custom_load": False}
-    kwargs = {"pretrained": True, "pretrained_cfg_overlay": overlay, "num_classes": 4}
+    kwargs = {"pretrained": True, "pretrained_cfg_overlay": overlay, "num_classes": 4, "depth": 2}
     if create == "create_model":
         model = msvit.create_model("msvit_tiny_patch16_32_224", **kwargs)
     elif create == "timm":
@@ -170,5 +170,5 @@ def test_timm_weights_through_timm_itself(tmp_path: Path, create: str) -> None:
     else:
         model = msvit.from_timm("vit_tiny_patch16_224", **kwargs)
     assert model.num_classes == 4
-    for name in ("blocks.11.attn.qkv.weight", "pos_embed", "cls_token", "patch_embed.proj.bias"):
+    for name in ("blocks.1.attn.qkv.weight", "pos_embed", "cls_token", "patch_embed.proj.bias"):
         assert torch.equal(model.state_dict()[name], vit.state_dict()[name]), name

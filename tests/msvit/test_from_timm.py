@@ -65,7 +65,7 @@ def assert_all_coarse(vit: VisionTransformer, coarse: int, images: torch.Tensor)
 @torch.no_grad()
 @pytest.mark.parametrize(("name", "img_size", "batch"), PLAIN)
 def test_plain_vit(name: str, img_size: int, batch: int) -> None:
-    vit = randomise(timm.create_model(name, img_size=img_size))
+    vit = randomise(timm.create_model(name, img_size=img_size, weight_init="skip"))
     images = images_of(img_size, batch)
     assert_all_fine(vit, 32, images)
     assert_all_coarse(vit, 32, images)
@@ -74,7 +74,7 @@ def test_plain_vit(name: str, img_size: int, batch: int) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize(("name", "kwargs", "coarse"), TOWERS)
 def test_tower(name: str, kwargs: dict, coarse: int) -> None:
-    vit = randomise(timm.create_model(name, num_classes=11, **kwargs))
+    vit = randomise(timm.create_model(name, num_classes=11, weight_init="skip", **kwargs))
     images = images_of(vit.patch_embed.img_size[0])
     assert_all_fine(vit, coarse, images)
     assert_all_coarse(vit, coarse, images)

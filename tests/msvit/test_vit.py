@@ -1,5 +1,7 @@
 """The mixed-scale model: token modes, packed order, budgets, compilation, and wrong calls."""
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -80,6 +82,41 @@ def test_result_of_an_image_does_not_depend_on_its_neighbours(token_mode: str) -
     images, mask = images_of(48, batch=3), mask_of((3, 3, 3))
     alone = torch.cat([model(images[i : i + 1], mask[i : i + 1]) for i in range(3)])
     torch.testing.assert_close(alone, model(images, mask), atol=LOGITS_TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("kwargs", POOLS, ids=POOL_IDS)
+@pytest.mark.parametrize("token_mode", TOKEN_MODES)
+@pytest.mark.parametrize("policy", [Threshold(), Budget(20)], ids=["threshold", "budget"])
+@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no-grad"])
+def test_empty_batch(kwargs: dict, token_mode: str, policy: Threshold | Budget, grad: bool) -> None:
+    model = msvit.from_timm(small_vit(**kwargs), 16, gate="mlp", policy=policy, token_mode=token_mode)
+    with torch.set_grad_enabled(grad):
+        assert model(torch.zeros(0, 3, 48, 48)).shape == (0, 5)
+
+
+@torch.no_grad()
+def test_memory_format_does_not_matter() -> None:
+    model = small_model()
+    images, mask = images_of(64), mask_of((2, 3, 3))
+    crop = images[:, :, 8:56, 8:56]
+    expected = model(crop.contiguous(), mask)
+    assert torch.equal(model.gate(crop.contiguous()), model.gate(crop.contiguous(memory_format=torch.channels_last)))
+    model.to(memory_format=torch.channels_last)
+    for model.token_mode in TOKEN_MODES:
+        for view in (crop, crop.contiguous(memory_format=torch.channels_last)):
+            torch.testing.assert_close(model(view, mask), expected, atol=LOGITS_TOLERANCE, rtol=0)
+
+
+@torch.no_grad()
+def test_copies_and_exports() -> None:
+    model = small_model()
+    model.policy = Budget(20)
+    images = images_of(48)
+    assert torch.equal(copy.deepcopy(model)(images), model(images))
+    assert torch.equal(pickle.loads(pickle.dumps(model))(images), model(images))
+    exported = torch.export.export(model, (images,)).module()
+    other = images_of(48, seed=5)
+    torch.testing.assert_close(exported(other), model(other), atol=LOGITS_TOLERANCE, rtol=0)
 
 
 @torch.no_grad()
