@@ -3,7 +3,7 @@
 // A work item is one block of kTokens packed rows and a range of output columns. Per channel its patches are read from the
 // images into a panel [pixel][row] in the second-level cache, and register tiles of weight rows sweep over it, so lanes run
 // along packed rows and the weight is read in place. The product is transposed back when bias and table row are added.
-// fp32 accumulation; one partial sum per kDepth pixels, added up in order: the bits do not depend on threads or items.
+// fp32 accumulation; one partial sum per kWords words, added up in order: the bits do not depend on threads or items.
 #include "mixed_scale_embed.h"
 
 #include <algorithm>
@@ -17,7 +17,7 @@ namespace MSVIT_ISA {
 namespace {
 
 constexpr int64_t kTokens = 48;
-constexpr int64_t kDepth = 256;
+constexpr int64_t kWords = 128;  // operand words of one partial sum
 static_assert(kTokens % kPanelWidth == 0 && kTokens % kBlock == 0, "a block is whole panels and whole transposes");
 
 // Weight rows as operand words, and panels of pixels in the same words.
@@ -34,10 +34,10 @@ struct WeightTile<F32, float> {
 
 template <>
 struct WeightTile<F32, Bf16> {
-  static constexpr int64_t kScratch = kOuterRows * kDepth;
+  static constexpr int64_t kScratch = kOuterRows * kWords;
   static Operand<float> rows(const Bf16* weight, int64_t stride, int64_t count, int64_t depth, float* scratch) {
-    for (int64_t r = 0; r < count; ++r) copy_floats(scratch + r * kDepth, weight + r * stride, depth, depth);
-    return {scratch, kDepth, 1};
+    for (int64_t r = 0; r < count; ++r) copy_floats(scratch + r * kWords, weight + r * stride, depth, depth);
+    return {scratch, kWords, 1};
   }
 };
 
@@ -62,6 +62,19 @@ inline void panel_words(Bf16Pairs, float* panel, int64_t depth) {
     }
 }
 #endif
+
+// With few blocks their columns are divided too. Each part cuts the block's patches out again, which costs about as much as
+// multiplying with kCutColumns columns; more parts are taken only where that estimate promises a tenth of the time.
+int64_t column_parts(int64_t blocks, int64_t dim, int num_threads) {
+  constexpr int64_t kCutColumns = 40, kMinColumns = 64;
+  int64_t best = 1, best_time = 0;
+  for (int64_t parts = 1; parts == 1 || parts <= dim / kMinColumns; ++parts) {
+    const int64_t rounds = (blocks * parts + num_threads - 1) / num_threads;
+    const int64_t time = rounds * ((dim + parts - 1) / parts + kCutColumns);
+    if (best_time == 0 || 10 * time < 9 * best_time) best_time = time, best = parts;
+  }
+  return best;
+}
 
 struct Sizes {
   int64_t tokens, columns, row_stride, depth_padded;  // of one item; row_stride of the patch rows before the transpose
@@ -96,9 +109,7 @@ class Forward {
 
   void run() const {
     const int64_t blocks = (a_.source.total_tokens + kTokens - 1) / kTokens;
-    // With few blocks their columns are divided too; every part reads the block's patches again, so parts stay wide.
-    const int64_t wanted = (4 * a_.num_threads + blocks - 1) / std::max<int64_t>(blocks, 1);
-    const int64_t parts = a_.num_threads == 1 ? 1 : std::max<int64_t>(1, std::min(wanted, a_.dim / (8 * kOuterRows)));
+    const int64_t parts = column_parts(blocks, a_.dim, a_.num_threads);
     const int64_t part_columns = round_up((a_.dim + parts - 1) / parts, kOuterRows);
     const Sizes largest(kTokens, part_columns, reader_.pixels());
     const Scratch<float> scratch(a_.num_threads, Buffers::floats<Weight>(largest, reader_.line_floats()));
@@ -143,8 +154,9 @@ class Forward {
     const int64_t pixels = reader_.pixels(), vecs = round_up(sizes.tokens, kLanes) / kLanes;
     const T* weight = static_cast<const T*>(a_.weight) + column * 3 * pixels + channel * pixels;
     const Word* panel = reinterpret_cast<const Word*>(buffers.panel);
-    for (int64_t k = 0; k < pixels; k += kDepth) {
-      const int64_t depth = std::min(kDepth, pixels - k), words = depth / Op::kPerWord;
+    constexpr int64_t step = kWords * Op::kPerWord;
+    for (int64_t k = 0; k < pixels; k += step) {
+      const int64_t depth = std::min(step, pixels - k), words = depth / Op::kPerWord;
       for (int64_t n = 0; n < sizes.columns; n += kOuterRows) {
         const int64_t count = std::min<int64_t>(kOuterRows, sizes.columns - n);
         const Operand<Word> rows =
