@@ -2,19 +2,9 @@
 
 from collections.abc import Iterator
 
-from timm.layers import (
-    Attention,
-    AttentionPoolLatent,
-    DropPath,
-    GluMlp,
-    LayerNorm,
-    LayerScale,
-    Mlp,
-    PatchEmbed,
-    SwiGLU,
-)
+from timm.layers import AttentionPoolLatent, DropPath, GluMlp, LayerNorm, Mlp, PatchEmbed, SwiGLU
 from timm.layers import norm as timm_norm
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import Attention, Block, LayerScale, VisionTransformer
 from torch import nn
 
 POOL_TYPES = ("token", "avg", "map")

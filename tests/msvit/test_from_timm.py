@@ -154,9 +154,11 @@ REFUSED = [
     pytest.param(
         lambda: timm.create_model("deit_tiny_distilled_patch16_224"), 32, "VisionTransformerDistilled", id="distilled"
     ),
-    pytest.param(lambda: timm.create_model("swin_tiny_patch4_window7_224"), 32, "SwinTransformer", id="swin"),
-    pytest.param(lambda: timm.create_model("eva02_tiny_patch14_224"), 28, "got Eva", id="rope"),
-    pytest.param(lambda: timm.create_model("vit_tiny_r_s16_p8_224"), 32, "HybridEmbed", id="hybrid"),
+    pytest.param(
+        lambda: timm.create_model("swin_tiny_patch4_window7_224", depths=(1, 1, 1, 1)), 32, "SwinTransformer", id="swin"
+    ),
+    pytest.param(lambda: timm.create_model("eva02_tiny_patch14_224", depth=1), 28, "got Eva", id="rope"),
+    pytest.param(lambda: timm.create_model("vit_tiny_r_s16_p8_224", depth=1), 32, "HybridEmbed", id="hybrid"),
     pytest.param(lambda: small_vit(block_fn=ParallelScalingBlock), 16, "ParallelScalingBlock", id="parallel-block"),
     pytest.param(lambda: small_vit(attn_layer="diff", num_heads=1), 16, "DiffAttention", id="diff-attention"),
     pytest.param(lambda: small_vit(patch_drop_rate=0.1), 16, "patch_drop_rate", id="patch-drop"),
