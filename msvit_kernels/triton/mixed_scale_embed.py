@@ -90,8 +90,8 @@ def _fwd_kernel(
             offs_k = start_k + tl.arange(0, BLOCK_K)
             mask_k = offs_k < PATCH_SIZE * PATCH_SIZE
             patches = load_patches(
-                image_ptrs, y, x, coarse, is_patch, offs_k, channel, height, width, scale, shift,
-                PATCH_SIZE, SCALE_FACTOR,
+                image_ptrs, y, x, coarse, is_patch, start_k, channel, height, width, scale, shift,
+                PATCH_SIZE, SCALE_FACTOR, BLOCK_M, BLOCK_K,
             )  # fmt: skip
             weight_ptrs = weight_ptr + offs_n[:, None] * (3 * PATCH_SIZE * PATCH_SIZE)
             weight_ptrs += channel * (PATCH_SIZE * PATCH_SIZE) + offs_k[None, :]
@@ -123,8 +123,9 @@ def _gather_kernel(
     scale = _of_channel(channel, scale_r, scale_g, scale_b)
     shift = _of_channel(channel, shift_r, shift_g, shift_b)
     patches = load_patches(
-        image_ptrs, y, x, coarse, is_patch, offs_k, channel, height, width, scale, shift, PATCH_SIZE, SCALE_FACTOR
-    )
+        image_ptrs, y, x, coarse, is_patch, pid_k * BLOCK_K, channel, height, width, scale, shift,
+        PATCH_SIZE, SCALE_FACTOR, BLOCK_M, BLOCK_K,
+    )  # fmt: skip
     ptrs = patches_ptr + rows[:, None] * (3 * PATCH_SIZE * PATCH_SIZE)
     ptrs += channel * (PATCH_SIZE * PATCH_SIZE) + offs_k[None, :]
     mask = (rows < total_tokens)[:, None] & (offs_k < PATCH_SIZE * PATCH_SIZE)[None, :]

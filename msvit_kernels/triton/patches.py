@@ -17,23 +17,35 @@ def patch_origin(index, num_coarse, grid_width, PATCH_SIZE: tl.constexpr, SCALE_
 
 @triton.jit
 def load_patches(
-    image_ptrs, y, x, coarse, valid, offs_p, channel, height, width, scale, shift,
-    PATCH_SIZE: tl.constexpr, SCALE_FACTOR: tl.constexpr,
+    image_ptrs, y, x, coarse, valid, start_p, channel, height, width, scale, shift,
+    PATCH_SIZE: tl.constexpr, SCALE_FACTOR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """fp32 [rows, pixels]: pixels `offs_p` of one channel of each row's patch, as pixel * scale + shift.
+    """fp32 [BLOCK_M, BLOCK_P]: pixels from `start_p` on of one channel of each row's patch, as pixel * scale + shift.
 
-    `image_ptrs` and what `patch_origin` gives are [rows]. 0, and nothing is read, in rows that are not valid and for
-    positions from PATCH_SIZE ** 2 on.
+    `image_ptrs` and what `patch_origin` gives are [BLOCK_M]. 0, and nothing is read, in rows that are not valid and
+    for positions from PATCH_SIZE ** 2 on.
     """
-    mask = valid[:, None] & (offs_p < PATCH_SIZE * PATCH_SIZE)[None, :]
-    patch_y, patch_x = (offs_p // PATCH_SIZE)[None, :], (offs_p % PATCH_SIZE)[None, :]
     ptrs = (image_ptrs + (channel * height * width + y * width + x))[:, None]
-    # A fine patch is read in runs of PATCH_SIZE pixels, a coarse one pixel by pixel.
-    pixels = tl.load(ptrs + patch_y * width + patch_x, mask=mask & (coarse == 0)[:, None], other=0).to(tl.float32)
-    coarse_ptrs = ptrs + patch_y * SCALE_FACTOR * width + patch_x * SCALE_FACTOR
-    total = tl.zeros_like(pixels)
-    for i in tl.range(SCALE_FACTOR * SCALE_FACTOR, loop_unroll_factor=4):
-        coarse_pixel_ptrs = coarse_ptrs + (i // SCALE_FACTOR * width + i % SCALE_FACTOR)
-        total += tl.load(coarse_pixel_ptrs, mask=mask & coarse[:, None], other=0).to(tl.float32)
+    offs_p = start_p + tl.arange(0, BLOCK_P)[None, :]
+    mask = valid[:, None] & (offs_p < PATCH_SIZE * PATCH_SIZE)
+    fine_ptrs = ptrs + (offs_p // PATCH_SIZE) * width + offs_p % PATCH_SIZE
+    pixels = tl.load(fine_ptrs, mask=mask & (coarse == 0)[:, None], other=0).to(tl.float32)
+
+    # The SCALE_FACTOR pixels that lie side by side under one position of a coarse patch are read as one wider tile.
+    SIDE: tl.constexpr = triton.next_power_of_2(SCALE_FACTOR)
+    offs_s = start_p * SIDE + tl.arange(0, BLOCK_P * SIDE)[None, :]
+    if SIDE == SCALE_FACTOR:
+        patch_y, pixel_x = offs_s // (PATCH_SIZE * SIDE), offs_s % (PATCH_SIZE * SIDE)
+        inside = offs_s < PATCH_SIZE * PATCH_SIZE * SIDE
+    else:
+        position = offs_s // SIDE
+        patch_y, pixel_x = position // PATCH_SIZE, position % PATCH_SIZE * SCALE_FACTOR + offs_s % SIDE
+        inside = (position < PATCH_SIZE * PATCH_SIZE) & (offs_s % SIDE < SCALE_FACTOR)
+    coarse_mask = (valid & coarse)[:, None] & inside
+    total = tl.zeros([BLOCK_M, BLOCK_P * SIDE], tl.float32)
+    for dy in tl.range(SCALE_FACTOR, loop_unroll_factor=2):
+        coarse_ptrs = ptrs + (patch_y * SCALE_FACTOR + dy) * width + pixel_x
+        total += tl.load(coarse_ptrs, mask=coarse_mask, other=0).to(tl.float32)
+    total = tl.sum(tl.reshape(total, [BLOCK_M, BLOCK_P, SIDE]), 2)
     pixels += total * (1.0 / (SCALE_FACTOR * SCALE_FACTOR))
     return tl.where(mask, pixels * scale + shift, 0.0)

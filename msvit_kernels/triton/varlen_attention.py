@@ -97,7 +97,8 @@ def _fwd_kernel(
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
-    pid_m, pid_h, pid_b = pid % num_blocks, (pid // num_blocks) % num_heads, pid // (num_blocks * num_heads)
+    pid_m, pid_b = pid % num_blocks, pid // (num_blocks * num_heads)
+    pid_h = (pid // num_blocks % num_heads).to(tl.int64)
     start_q, len_q = _sequence(cu_seqlens_q_ptr, pid_b, total_q)
     start_m = pid_m * BLOCK_M
     if start_m >= len_q:
@@ -136,7 +137,7 @@ def _fwd_kernel(
     out_ptr += (row * num_heads + pid_h) * HEAD_DIM
     _store_rows(out_ptr, acc / row_sum[:, None], num_heads * HEAD_DIM, mask_m, HEAD_DIM, BLOCK_D, BLOCK_M)
     lse = tl.where(no_key, float("-inf"), row_max + tl.log(row_sum))
-    lse_ptr += pid_h.to(tl.int64) * total_q + row
+    lse_ptr += pid_h * total_q + row
     tl.store(lse_ptr + tl.arange(0, BLOCK_M), lse, mask=mask_m)
 
 
@@ -157,7 +158,8 @@ def _bwd_dq_kernel(
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
-    pid_m, pid_h, pid_b = pid % num_blocks, (pid // num_blocks) % num_heads, pid // (num_blocks * num_heads)
+    pid_m, pid_b = pid % num_blocks, pid // (num_blocks * num_heads)
+    pid_h = (pid // num_blocks % num_heads).to(tl.int64)
     start_q, len_q = _sequence(cu_seqlens_q_ptr, pid_b, total_q)
     start_m = pid_m * BLOCK_M
     if start_m >= len_q:
@@ -173,7 +175,7 @@ def _bwd_dq_kernel(
     q = _load_rows(q_ptr, stride_qt * STRIDE_UNIT, mask_m, HEAD_DIM, BLOCK_D, BLOCK_M)
     dout = _load_rows(dout_ptr, stride_dt * STRIDE_UNIT, mask_m, HEAD_DIM, BLOCK_D, BLOCK_M)
     out = _load_rows(out_ptr + packed, num_heads * HEAD_DIM, mask_m, HEAD_DIM, BLOCK_D, BLOCK_M)
-    per_row = pid_h.to(tl.int64) * total_q + row
+    per_row = pid_h * total_q + row
     lse = _load_lse(lse_ptr + per_row, mask_m, BLOCK_M)
     delta = tl.sum(dout.to(tl.float32) * out.to(tl.float32), 1)
     if HAS_DLSE:
@@ -208,7 +210,8 @@ def _bwd_dkv_kernel(
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
-    pid_n, pid_h, pid_b = pid % num_blocks, (pid // num_blocks) % num_heads, pid // (num_blocks * num_heads)
+    pid_n, pid_b = pid % num_blocks, pid // (num_blocks * num_heads)
+    pid_h = (pid // num_blocks % num_heads).to(tl.int64)
     start_k, len_k = _sequence(cu_seqlens_k_ptr, pid_b, total_k)
     start_n = pid_n * BLOCK_N
     if start_n >= len_k:
@@ -225,8 +228,8 @@ def _bwd_dkv_kernel(
     log_weight = _log_weight(weight_ptr, row + offs_n, mask_n, HAS_WEIGHT)
     q_ptr += start_q * stride_qt + pid_h * (stride_qh * STRIDE_UNIT)
     dout_ptr += start_q * stride_dt + pid_h * (stride_dh * STRIDE_UNIT)
-    lse_ptr += pid_h.to(tl.int64) * total_q + start_q
-    delta_ptr += pid_h.to(tl.int64) * total_q + start_q
+    lse_ptr += pid_h * total_q + start_q
+    delta_ptr += pid_h * total_q + start_q
 
     # Tiles are [BLOCK_N, BLOCK_M], keys by queries, so that none has to be transposed for the products into dk and dv.
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
@@ -253,7 +256,7 @@ def _bwd_dkv_kernel(
     _store_rows(dk_ptr + packed, dk * scale, num_heads * HEAD_DIM, mask_n, HEAD_DIM, BLOCK_D, BLOCK_N)
     _store_rows(dv_ptr + packed, dv, num_heads * HEAD_DIM, mask_n, HEAD_DIM, BLOCK_D, BLOCK_N)
     if NEEDS_DWEIGHT:
-        dweight_ptr += pid_h.to(tl.int64) * total_k + row
+        dweight_ptr += pid_h * total_k + row
         tl.store(dweight_ptr + offs_n, dweight, mask=mask_n)
 
 
