@@ -125,7 +125,8 @@ class MixedScaleVisionTransformer(nn.Module):
         Args:
             images: [batch, 3, H, W], normalised floats, or uint8, which is normalised by `mean` and `std`.
             fine_mask: bool [batch, Hc, Wc], replaces the gate's decision.
-            gate_logits: [batch, Hc, Wc], what `self.gate(images)` returned, to spare a second call.
+            gate_logits: [batch, Hc, Wc], what `self.gate(images)` returned, to spare a second call; a learned
+                gate still adds its noise in training.
 
         Returns:
             [batch, num_classes] logits; [batch, dim] features where the model has no classifier.
@@ -137,7 +138,7 @@ class MixedScaleVisionTransformer(nn.Module):
             With a learned gate and gradients enabled, attention weighs keys by the straight-through mask (eq. 2, 10),
             so that the gate gets its gradient; in the packed mode from active tokens only.
         """
-        return self._head(*self._encode(images, fine_mask, gate_logits))
+        return self._head(*self._encode(images, self._decide(images, fine_mask, gate_logits)))
 
     def forward_features(
         self, images: Tensor, fine_mask: Tensor | None = None, *, gate_logits: Tensor | None = None
@@ -149,12 +150,12 @@ class MixedScaleVisionTransformer(nn.Module):
         Returns:
             tokens [total_tokens, dim], and the layout of their rows.
         """
-        images_mask = self._decide(images, fine_mask, gate_logits)
-        tokens, sequences = self._encode_decided(images, images_mask)
+        decision = self._decide(images, fine_mask, gate_logits)
+        tokens, sequences = self._encode(images, decision)
         if isinstance(sequences, PackedSequences):
             return tokens, sequences.layout
         layout = mixed_scale_layout(
-            images_mask.fine_mask, scale_factor=self.scale_factor, num_prefix=self.num_prefix_tokens
+            decision.fine_mask, scale_factor=self.scale_factor, num_prefix=self.num_prefix_tokens
         )
         return sequences.pack(tokens, layout), layout
 
@@ -186,10 +187,7 @@ class MixedScaleVisionTransformer(nn.Module):
             prefix = prefix + positions
         return position_table(prefix, grid.view(height, width, -1), self.scale_factor)
 
-    def _encode(self, images: Tensor, fine_mask: Tensor | None, gate_logits: Tensor | None) -> tuple[Tensor, Sequences]:
-        return self._encode_decided(images, self._decide(images, fine_mask, gate_logits))
-
-    def _encode_decided(self, images: Tensor, decision: Decision) -> tuple[Tensor, Sequences]:
+    def _encode(self, images: Tensor, decision: Decision) -> tuple[Tensor, Sequences]:
         raw = images.dtype == torch.uint8
         embedding = Embedding(
             weight=self.patch_embed.proj.weight,
