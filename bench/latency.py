@@ -268,7 +268,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         for batch in batches:
             tables[batch], notes = methods_for(zoo, tokens, batch)
         for size in sorted({method.image_size for row in tables[batches[0]] for method in row[1:]}):
-            zoo.check(size, max(count for count in tokens if _uses(count, size)) * 3 // 4)
+            zoo.check(size)
         roofline = common.Roofline.measure(device, common.DTYPES[dtype_name])
     for note in notes:
         console.print(f"[yellow]{note}; left out[/]")
@@ -278,13 +278,6 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     rows = make_rows(sweeps, tables, extra, roofline)
     print_table(rows, console)
     _write(rows, arguments, device, dtype_name, console)
-
-
-def _uses(tokens: int, size: int) -> bool:
-    try:
-        return image_size(tokens) == size
-    except ValueError:
-        return False
 
 
 def _write(

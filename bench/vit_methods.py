@@ -4,6 +4,7 @@ All share the weights of one randomly initialised timm ViT-S/16: a time does not
 """
 
 import copy
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -100,13 +101,16 @@ class Zoo:
             self._mixed[size] = self._watch(model)
         return self._mixed[size]
 
-    def check(self, size: int, tokens: int) -> None:
+    def check(self, size: int) -> None:
         """Refuses where packed, trimmed and masked logits differ by more than rounding does, on two images.
+
+        Half of the regions are fine.
 
         Raises:
             common.RefusalError: with the error and its bound.
         """
         model = self.mixed_model(size)
+        tokens = ((size // COARSE) ** 2 + IMAGE_SIZES[size]) // 2
         images, mask = self.images(size)[:2], self.fine_mask(size, tokens, 2)
         logits = {mode: self._logits(model, mode, images, mask) for mode in MODES}
         oracle = self._logits(copy.deepcopy(model).double(), "masked", images, mask)
@@ -159,7 +163,7 @@ class Stopwatch:
             self.moments[name] = torch.cuda.Event(enable_timing=True)
             self.moments[name].record()
         else:
-            self.moments[name] = common.time.perf_counter()
+            self.moments[name] = time.perf_counter()
 
     @torch.inference_mode()
     def time(self, call: Callable[[Tensor], Tensor], images: Tensor) -> tuple[float, float]:

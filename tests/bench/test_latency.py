@@ -1,0 +1,151 @@
+"""bench/latency.py: what --tokens means, the rows and pictures it leaves, and what it refuses."""
+
+import csv
+import sys
+
+import common
+import latency
+import pytest
+import torch
+from PIL import Image
+from vit_methods import image_size, parse_tokens
+
+from msvit.data import sample_photographs
+from msvit.models import vit
+
+SQUARES = [64, 100, 144, 196, 256, 324, 400, 484, 576]
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("64..576", SQUARES),
+        ("60..200", [64, 100, 144, 196]),
+        ("98", [98]),
+        ("196,64,100", [64, 100, 196]),
+        ("98,64..144", [64, 98, 100, 144]),
+        ("64..64", [64]),
+        ("1..4", [4]),
+    ],
+)
+def test_tokens(text, tokens):
+    assert parse_tokens(text) == tokens
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "--tokens: expected numbers such as 196"),
+        ("many", "--tokens: expected numbers such as 196"),
+        ("64..", "--tokens: expected numbers such as 196"),
+        ("64...576", "--tokens: expected numbers such as 196"),
+        ("1.5", "--tokens: expected numbers such as 196"),
+        ("64,,100", "--tokens: expected numbers such as 196"),
+        ("0", "--tokens: expected numbers from 1 upwards"),
+        ("-4", "--tokens: expected numbers from 1 upwards"),
+        ("576..64", "ranges with the smaller first"),
+        ("65..99", "65..99 contains no square of an even number"),
+    ],
+)
+def test_wrong_tokens(text, words):
+    with pytest.raises(ValueError, match=words):
+        parse_tokens(text)
+
+
+@pytest.mark.parametrize(("tokens", "size"), [(49, 224), (196, 224), (197, 384), (576, 384)])
+def test_image_size(tokens, size):
+    assert image_size(tokens) == size
+
+
+@pytest.mark.parametrize(("tokens", "words"), [(48, "at least 49 at 224 px"), (577, "at most 576 at 384 px")])
+def test_impossible_numbers_of_tokens(tokens, words):
+    with pytest.raises(ValueError, match=words):
+        image_size(tokens)
+
+
+@pytest.mark.parametrize("text", ["0", "1,x", "", "1,-2"])
+def test_wrong_batch(text):
+    with pytest.raises(ValueError, match="--batch: expected numbers from 1 upwards"):
+        latency.parse_batches(text)
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """A folder with two photographs and a damaged one."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("coffee", "chelsea"):
+        content = sample_photographs()[name].read_bytes()
+        (folder / f"{name}.png").write_bytes(content)
+    (folder / "cut.png").write_bytes(content[: len(content) // 2])
+    return folder
+
+
+def call(monkeypatch, *options):
+    monkeypatch.setattr(sys, "argv", ["latency.py", "--device", "cpu", "--seconds", "0", *map(str, options)])
+    latency.main()
+
+
+def test_rows_and_pictures(monkeypatch, tmp_path, capsys, photographs):
+    call(monkeypatch, "--tokens", "20,98", "--batch", "1,3", "--images", photographs, "--output", tmp_path)
+    printed = capsys.readouterr().out
+    assert "cut.png: not a readable image" in printed
+    assert "2 images for batches of 3: they are repeated" in printed
+    assert "20 tokens: MSViT-S has at least 49 at 224 px, all coarse; left out" in printed
+    with (tmp_path / "latency_fp32_20-98.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    # Batch 1: dense at 16 (the square nearest 20), all four at 98, and dense at 196, which speed-ups refer to.
+    found = [(row["method"], float(row["tokens"])) for row in rows if row["batch"] == "1"]
+    assert found == [("dense", 16), ("dense", 100), ("masked", 97), ("trimmed", 97), ("packed", 97), ("dense", 196)]
+    assert {row["batch"] for row in rows} == {"1", "3"}
+    for row in rows:
+        for part in ("transformer", "all"):
+            assert 0 < float(row[f"{part}_p20_ms"]) <= float(row[f"{part}_p50_ms"]) <= float(row[f"{part}_p80_ms"])
+        assert float(row["transformer_p50_ms"]) <= float(row["all_p50_ms"])
+        assert all(row[name] for name in ("machine", "threads", "torch", "timm", "commit", "date", "share_of_peak"))
+    packed = next(row for row in rows if row["method"] == "packed" and row["batch"] == "3")
+    assert 97 < float(packed["tokens"]) <= 98
+    assert float(packed["gmacs"]) == pytest.approx(2.24, abs=0.05)
+    assert float(packed["times_masked"]) > 0
+    assert float(packed["times_dense"]) > 0
+    with Image.open(tmp_path / "latency_fp32_20-98.png") as picture:
+        assert picture.width > picture.height
+
+
+def test_images_of_a_batch_differ_in_length():
+    images = latency.image_source(None, 4, torch.device("cpu"), common.make_console())
+    zoo = latency.Zoo(images, torch.device("cpu"), torch.float32, latency.Stopwatch(torch.device("cpu")))
+    counts = zoo.fine_mask(224, 100, 4).flatten(1).sum(1)
+    assert int(counts.sum()) == 4 * 17
+    assert len(counts.unique()) > 1
+
+
+def test_refuses_a_model_whose_packed_logits_differ(monkeypatch, tmp_path):
+    embed = vit.TOKEN_MODES["packed"]
+
+    def wrong(*arguments):
+        tokens, sequences = embed(*arguments)
+        return tokens * 1.01, sequences
+
+    monkeypatch.setitem(vit.TOKEN_MODES, "packed", wrong)
+    with pytest.raises(SystemExit) as caught:
+        call(monkeypatch, "--tokens", "64", "--batch", "1", "--output", tmp_path)
+    assert caught.value.code.startswith("refused: packed MSViT-S at 224 px differs from masked, so it is not timed")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--tokens", "no"), "error: --tokens: expected numbers"),
+        (("--batch", "0"), "error: --batch: expected numbers"),
+        (("--images", "/nowhere"), "error: /nowhere: expected a folder of images"),
+        (("--device", "tpu"), "error: --device: expected cpu or cuda"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else None,
+)
+def test_errors_are_one_line(monkeypatch, options, words):
+    with pytest.raises(SystemExit) as caught:
+        call(monkeypatch, *options)
+    assert words in caught.value.code
+    assert "\n" not in caught.value.code

@@ -1,0 +1,86 @@
+"""The three operator benches: they check before they time, and every row says what it was measured on."""
+
+import csv
+import importlib
+import sys
+
+import operators
+import pytest
+import torch
+
+from msvit_kernels import dispatch, testing
+
+BENCHES = {
+    "varlen_attention": {"head_dim": 64},
+    "mixed_scale_embed": {"images_dtype": torch.uint8},
+    "unpack_to_grid": {},
+}
+NATIVE = "cpu" in testing.backends_for("varlen_attention", "cpu", torch.float32, head_dim=64)
+
+
+def run(monkeypatch, operator, *options):
+    bench = importlib.import_module(f"bench_{operator}")
+    monkeypatch.setattr(sys, "argv", [f"bench_{operator}.py", *map(str, options)])
+    operators.main(operator, bench.cases, bench.__doc__)
+
+
+@pytest.mark.parametrize("operator", BENCHES)
+def test_rows(monkeypatch, tmp_path, capsys, operator):
+    run(monkeypatch, operator, "--quick", "--device", "cpu", "--dtype", "fp32", "--output", tmp_path)
+    with (tmp_path / f"{operator}.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    backends = operators.backends_to_time(operator, torch.device("cpu"), torch.float32, **BENCHES[operator])
+    methods = {row["method"] for row in rows}
+    assert methods >= {*backends, "reference"}
+    assert sum(method.startswith("torch") for method in methods) >= 2
+    assert {row["direction"] for row in rows} == {"fwd", "bwd"}
+    for row in rows:
+        assert 0 < float(row["p20_us"]) <= float(row["p50_us"]) <= float(row["p80_us"])
+        assert int(row["samples"]) >= 3
+        assert float(row["times_best_torch"]) > 0
+        assert all(row[name] for name in ("machine", "threads", "torch", "python", "commit", "date", "peak_gflop_s"))
+    best = min((row for row in rows[-4:] if row["method"].startswith("torch")), key=lambda row: float(row["p50_us"]))
+    assert float(best["times_best_torch"]) == 1
+    printed = capsys.readouterr().out
+    assert "× best torch" in printed
+    assert "roofline fp32" in printed
+
+
+def test_host_cost_is_a_row(monkeypatch, tmp_path):
+    run(monkeypatch, "varlen_attention", "--quick", "--device", "cpu", "--dtype", "fp32", "--output", tmp_path)
+    with (tmp_path / "varlen_attention.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if "host cost" in row["shape"]]
+    assert {"reference", "torch sdpa"} <= {row["method"] for row in rows}
+    assert all(row["gflop_s"] == "" for row in rows)
+
+
+def off_by_a_thousandth(outputs):
+    if isinstance(outputs, torch.Tensor):
+        return outputs * 1.001
+    return tuple(None if x is None else x * 1.001 for x in outputs)
+
+
+@pytest.mark.skipif(not NATIVE, reason="the compiled extension is missing")
+@pytest.mark.parametrize("direction", ["fwd", "bwd"])
+@pytest.mark.parametrize("operator", BENCHES)
+def test_a_wrong_backend_is_not_timed(monkeypatch, tmp_path, operator, direction):
+    resolve_function = dispatch.resolve_function
+
+    def resolve(op, name, backend, *arguments, **details):
+        function = resolve_function(op, name, backend, *arguments, **details)
+        if (name, backend) == (f"{operator}_{direction}", "cpu"):
+            return lambda *inputs: off_by_a_thousandth(function(*inputs))
+        return function
+
+    monkeypatch.setattr(dispatch, "resolve_function", resolve)
+    with pytest.raises(SystemExit) as caught:
+        run(monkeypatch, operator, "--quick", "--device", "cpu", "--dtype", "fp32", "--output", tmp_path)
+    assert caught.value.code.startswith(f"refused: {operator}")
+    assert "is wrong, so it is not timed: cpu" in caught.value.code
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_dtype(monkeypatch):
+    with pytest.raises(SystemExit) as caught:
+        run(monkeypatch, "unpack_to_grid", "--dtype", "fp32,int8")
+    assert caught.value.code == "error: --dtype: expected some of fp32, bf16, fp16, got 'int8'"
