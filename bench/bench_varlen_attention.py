@@ -167,7 +167,7 @@ def make_case(x: Inputs, fields: dict[str, Any], dtype: torch.dtype, backward: b
     flop = 4.0 * sum(n * n for n in x.lengths) * NUM_HEADS * HEAD_DIM * (2.5 if backward else 1)
     # What has to be moved limits short sequences on a GPU; on a CPU they stay in its caches.
     moved = x.dout.numel() * x.dout.element_size() * (8 if backward else 4) if device.type == "cuda" else 0
-    return Case(fields, methods, check, flop, moved)
+    return Case(fields, methods, check, flop, moved, few=("reference",))
 
 
 def _results(x: Inputs, backend: str, backward: bool, dtype: torch.dtype | None = None) -> list[Tensor]:

@@ -223,7 +223,11 @@ def elapsed_seconds(call: Callable[[], Any], device: torch.device, repeats: int 
 
 
 def interleave(
-    methods: Mapping[str, Callable[[], Any]], device: torch.device, seconds: float, sample_seconds: float = 2e-3
+    methods: Mapping[str, Callable[[], Any]],
+    device: torch.device,
+    seconds: float,
+    sample_seconds: float = 2e-3,
+    few: Sequence[str] = (),
 ) -> dict[str, list[float]]:
     """Times the methods in turn until `seconds` have passed, at least three rounds.
 
@@ -232,9 +236,10 @@ def interleave(
         device: where they run.
         seconds: for all of them together.
         sample_seconds: a method that is faster is called several times for each sample.
+        few: methods that take part in the first three rounds only, slow ones whose time nobody compares closely.
 
     Returns:
-        Seconds of one call, one number for each round, by name.
+        Seconds of one call, one number for each round that a method took part in, by name.
     """
     repeats = {}
     for name, call in methods.items():
@@ -243,9 +248,12 @@ def interleave(
         repeats[name] = max(1, min(1000, round(sample_seconds / max(elapsed, 1e-9))))
     samples: dict[str, list[float]] = {name: [] for name in methods}
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(next(iter(samples.values()))) < 3:
+    rounds = 0
+    while time.perf_counter() < end or rounds < 3:
         for name, call in methods.items():
-            samples[name].append(elapsed_seconds(call, device, repeats[name]))
+            if rounds < 3 or name not in few:
+                samples[name].append(elapsed_seconds(call, device, repeats[name]))
+        rounds += 1
     return samples
 
 

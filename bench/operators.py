@@ -29,6 +29,7 @@ class Case:
         check: raises AssertionError where a method of this project is wrong.
         flop, bytes: that the work needs at least, 0 where that says nothing.
         host: time what the host spends on a call, without waiting for a GPU.
+        few: methods of which three samples are enough.
     """
 
     fields: dict[str, Any]
@@ -37,6 +38,7 @@ class Case:
     flop: float = 0
     bytes: float = 0
     host: bool = False
+    few: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def _run(
             rooflines[dtype] = common.Roofline.measure(setting.device, common.DTYPES[dtype], budget)
         timer = torch.device("cpu") if case.host else setting.device
         with torch.no_grad():
-            samples = common.interleave(case.methods, timer, 0.1 if setting.quick else seconds)
+            samples = common.interleave(case.methods, timer, 0.1 if setting.quick else seconds, few=case.few)
         rows += _rows(operator, case, samples, rooflines[dtype], facts)
     return rows
 

@@ -27,6 +27,11 @@ def test_fast_methods_are_repeated_within_a_sample():
     assert len(calls) > 10 * len(samples["fast"])
 
 
+def test_methods_of_which_a_few_samples_are_enough():
+    samples = common.interleave({"a": lambda: None, "slow": lambda: None}, CPU, seconds=0.05, few=("slow",))
+    assert len(samples["a"]) > len(samples["slow"]) == 3
+
+
 def test_times_are_seconds_of_one_call():
     elapsed = common.elapsed_seconds(lambda: time.sleep(0.01), CPU, repeats=3)
     assert 0.01 <= elapsed < 1
