@@ -39,8 +39,13 @@ def launch_config(dim: int, patch_size: int, dtype: torch.dtype, arch: int) -> d
         return {"BLOCK_M": 64, "BLOCK_N": min(256, block_n), "BLOCK_K": min(256, block_k)}
     if dtype == torch.float32:
         # Products without tensor cores keep their operands in registers.
-        return {"BLOCK_M": 32, "BLOCK_N": min(64, block_n), "BLOCK_K": min(32, block_k), "num_warps": 4}
-    return {"BLOCK_M": 64, "BLOCK_N": min(128, block_n), "BLOCK_K": min(64, block_k), "num_warps": 8}
+        blocks, num_warps = (32, min(64, block_n), min(32, block_k)), 4
+    else:
+        # Wide tiles of pixels cost registers: for their addresses too where rows of a patch are no power of two.
+        widest = 16 if patch_size & (patch_size - 1) else 64 if arch >= 90 else 32
+        blocks, num_warps = (64, min(128, block_n), min(widest, block_k)), 8
+    names = "BLOCK_M", "BLOCK_N", "BLOCK_K"
+    return dict(zip(names, blocks, strict=True)) | {"num_warps": num_warps, "num_stages": 2}
 
 
 @triton.jit

@@ -37,17 +37,20 @@ def launch_config(kernel: str, head_dim: int, max_seqlen: int, dtype: torch.dtyp
         block = 64 if max_seqlen <= 64 else 128 if max_seqlen <= 256 else 256
         return {"BLOCK_M": block, "BLOCK_N": block}
     block_d = triton.next_power_of_2(head_dim)
-    split, other, num_warps = 64, 64, 4
+    # Before sm_90 products take their operands from registers, which wide tiles do not leave free.
+    split, other, num_warps = 64, 64 if arch >= 90 else 32, 4
     if dtype == torch.float32:
-        # Products without tensor cores keep their operands in registers.
+        # Without tensor cores all of the head_dim is held in registers, for both operands.
         split, other, num_warps = 32, 32, 4 if block_d <= 32 else 8
+        if kernel == "dkv" and block_d == 128:
+            other = 16
     elif kernel == "fwd" and max_seqlen > 128:
         # Half as many passes over the keys of an image of 129 tokens and more.
-        split, num_warps = 128, 8
+        split, other, num_warps = 128, 64, 8
     elif kernel != "fwd" and block_d == 128:
+        other, num_warps = 64, 8
+    elif kernel == "dkv" and arch < 90:
         num_warps = 8
-    elif kernel != "fwd" and arch < 90:
-        other = 32
     split = min(split, max(16, triton.next_power_of_2(max_seqlen)))
     blocks = (other, split) if kernel == "dkv" else (split, other)
     return {"BLOCK_M": blocks[0], "BLOCK_N": blocks[1], "num_warps": num_warps, "num_stages": 2}
