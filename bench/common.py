@@ -32,7 +32,7 @@ class RefusalError(Exception):
 def make_console() -> Console:
     """Wide enough for the tables, whatever the terminal is: a wrapped line is better than a column cut away."""
     console = Console(highlight=False)
-    console.width = max(console.width, 128)
+    console.width = max(console.width, 150)
     return console
 
 

@@ -12,6 +12,7 @@ candidate whatever N is, so that it is timed once for each image size and round,
 """
 
 import argparse
+import math
 import re
 import sys
 import time
@@ -122,14 +123,15 @@ class Sweep:
     def calls_per_round(self) -> int:
         return len(self.others) + len(self.masked)
 
-    def run(self, advance: Callable[[], None], keep: bool = True) -> None:
-        """One round. With `keep` False it only warms up."""
+    def run(self, advance: Callable[[], None], keep: bool = True, deadline: float = math.inf) -> None:
+        """One round, which breaks off after the deadline. With `keep` False it only warms up."""
         start = time.perf_counter()
-        for group in self.masked:
-            self._time(group[self.rounds % len(group)], group if keep else [])
-            advance()
-        for method in self.others:
-            self._time(method, [method] if keep else [])
+        turns = [(group[self.rounds % len(group)], group) for group in self.masked]
+        turns += [(method, [method]) for method in self.others]
+        for method, credited in turns:
+            if time.perf_counter() > deadline:
+                break
+            self._time(method, credited if keep else [])
             advance()
         self.rounds += keep
         self.seconds = time.perf_counter() - start
@@ -146,7 +148,10 @@ class Sweep:
 
 
 def measure(sweeps: list[Sweep], deadline: float, console: Console) -> None:
-    """Rounds of all batch sizes, evenly, until the next would end after the deadline; one of each in any case."""
+    """Rounds of all batch sizes, evenly, until the next would end after the deadline.
+
+    The first round of the smallest batch is always complete, that of the others unless the deadline comes.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -160,7 +165,7 @@ def measure(sweeps: list[Sweep], deadline: float, console: Console) -> None:
         small = min(sweeps, key=lambda sweep: sweep.batch)
         small.run(lambda: None, keep=False)
         for sweep in sweeps:
-            sweep.run(lambda: progress.advance(task))
+            sweep.run(lambda: progress.advance(task), deadline=math.inf if sweep is small else deadline)
         progress.update(task, description="measuring", total=max(deadline - start, 1e-3))
         while fitting := [s for s in sweeps if s.rounds < MAX_SAMPLES and time.perf_counter() + s.seconds < deadline]:
             sweep = min(fitting, key=lambda s: (s.rounds, -s.batch))
@@ -178,6 +183,8 @@ def make_rows(
     for sweep in sweeps:
         times = {key: _columns(samples) for key, samples in sweep.samples.items()}
         for method in (method for group in tables[sweep.batch] for method in group):
+            if (method.name, method.wanted, sweep.batch) not in times:
+                continue  # the time was over before its turn came
             time_of = times[method.name, method.wanted, sweep.batch]
             p50 = time_of["all_p50_ms"]
             masked = times.get(("masked", method.wanted, sweep.batch))
@@ -277,6 +284,9 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     extra = {"dtype": dtype_name, **roofline.columns(), **common.facts(device)}
     rows = make_rows(sweeps, tables, extra, roofline)
     print_table(rows, console)
+    left_out = sum(len(group) for table in tables.values() for group in table) - len(rows)
+    if left_out:
+        console.print(f"[yellow]{left_out} rows are missing: {arguments.seconds:g} s were too short; use --seconds[/]")
     _write(rows, arguments, device, dtype_name, console)
 
 

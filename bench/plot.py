@@ -27,17 +27,25 @@ def plot_latency(rows: list[dict[str, Any]], path: Path) -> None:
     """
     batches = sorted({row["batch"] for row in rows})
     figure, panels = plt.subplots(
-        1, len(batches), figsize=(5.6 * len(batches), 4.6), squeeze=False, layout="constrained"
+        1, len(batches), figsize=(5.8 * len(batches), 4.8), squeeze=False, layout="constrained"
     )
     for axes, batch in zip(panels[0], batches, strict=True):
         _panel(axes, [row for row in rows if row["batch"] == batch])
         axes.set_title(f"batch {batch}", loc="left", fontsize=11)
     handles, labels = panels[0][0].get_legend_handles_labels()
-    panels[0][0].legend(handles, labels, frameon=False, fontsize=9, loc="upper left")
+    order = sorted(range(len(labels)), key=lambda i: not labels[i].startswith(("MSViT", "ViT")))
+    figure.legend(
+        [handles[i] for i in order],
+        [labels[i] for i in order],
+        loc="outside lower center",
+        ncols=3 * len(batches),
+        frameon=False,
+        fontsize=9,
+    )
     first = rows[0]
     figure.suptitle(
-        f"Latency against tokens: {first['machine']}, {_threads(first)}{first['dtype']}, p50 with p20 to p80",
-        fontsize=11,
+        f"ViT-S on {first['machine']}, {_threads(first)}{first['dtype']}: p50 of the latency, with p20 to p80",
+        fontsize=10.5,
         x=0.01,
         ha="left",
     )
@@ -58,8 +66,8 @@ def _panel(axes: Axes, rows: list[dict[str, Any]]) -> None:
             part = [row for row in mine if size is None or row["image_size"] == size]
             middle = [row["all_p50_ms"] for row in part]
             errors = [
-                [row["all_p50_ms"] - row["all_p20_ms"] for row in part],
-                [row["all_p80_ms"] - row["all_p50_ms"] for row in part],
+                [max(row["all_p50_ms"] - row["all_p20_ms"], 0) for row in part],
+                [max(row["all_p80_ms"] - row["all_p50_ms"], 0) for row in part],
             ]
             tokens = [row["tokens"] for row in part]
             axes.errorbar(tokens, middle, errors, color=colour, marker=marker, ms=5, lw=1.6, capsize=2, label=label)

@@ -82,7 +82,8 @@ def photographs(tmp_path):
 
 
 def call(monkeypatch, *options):
-    monkeypatch.setattr(sys, "argv", ["latency.py", "--device", "cpu", "--seconds", "0", *map(str, options)])
+    monkeypatch.setattr(latency, "MAX_SAMPLES", 1)
+    monkeypatch.setattr(sys, "argv", ["latency.py", "--device", "cpu", "--seconds", "600", *map(str, options)])
     latency.main()
 
 
@@ -110,6 +111,13 @@ def test_rows_and_pictures(monkeypatch, tmp_path, capsys, photographs):
     assert float(packed["times_dense"]) > 0
     with Image.open(tmp_path / "latency_fp32_20-98.png") as picture:
         assert picture.width > picture.height
+
+
+def test_stops_when_the_time_is_over(monkeypatch, tmp_path, capsys):
+    call(monkeypatch, "--tokens", "16", "--batch", "1,64", "--output", tmp_path, "--seconds", "0")
+    assert "1 rows are missing: 0 s were too short" in capsys.readouterr().out
+    with (tmp_path / "latency_fp32_16.csv").open(newline="") as file:
+        assert [row["batch"] for row in csv.DictReader(file)] == ["1"]
 
 
 def test_images_of_a_batch_differ_in_length():
