@@ -1,4 +1,5 @@
-// Python module msvit_kernels._cuda. Links cudart statically and nothing of the driver, so that it imports without a GPU.
+// Python module msvit_kernels._cuda. Links cudart statically and nothing of the driver, so that it imports without a
+// GPU.
 #include <pybind11/pybind11.h>
 
 #include "cuda/device.h"

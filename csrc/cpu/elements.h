@@ -1,5 +1,5 @@
-// Elements of every dtype that kernels read or write besides attention's, one at a time and free of branches, so that loops
-// over them become vector code.
+// Elements of every dtype that kernels read or write besides attention's, one at a time and free of branches, so that
+// loops over them become vector code.
 #pragma once
 
 #include "pack.h"
@@ -7,7 +7,9 @@
 namespace msvit {
 namespace MSVIT_ISA {
 
-struct Half { uint16_t bits; };
+struct Half {
+  uint16_t bits;
+};
 
 template <class To, class From>
 MSVIT_INLINE To bit_cast(From x) {
@@ -21,7 +23,8 @@ MSVIT_INLINE To bit_cast(From x) {
 MSVIT_INLINE float to_float(Half x) {
   const float magnitude = bit_cast<float>(static_cast<uint32_t>(x.bits & 0x7fff) << 13) * 0x1p112f;
   const uint32_t infinite_or_nan = (x.bits & 0x7c00) == 0x7c00 ? 0x7f800000u : 0u;
-  return bit_cast<float>(bit_cast<uint32_t>(magnitude) | infinite_or_nan | static_cast<uint32_t>(x.bits & 0x8000) << 16);
+  return bit_cast<float>(bit_cast<uint32_t>(magnitude) | infinite_or_nan |
+                         static_cast<uint32_t>(x.bits & 0x8000) << 16);
 }
 MSVIT_INLINE float to_float(uint8_t x) { return x; }
 

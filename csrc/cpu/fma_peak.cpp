@@ -14,8 +14,8 @@ namespace MSVIT_ISA {
 
 namespace {
 
-// Latency times throughput is at most 10 instructions on the CPUs of the last decade; 12 chains and two operands fit the 16
-// registers of AVX2.
+// Latency times throughput is at most 10 instructions on the CPUs of the last decade; 12 chains and two operands fit
+// the 16 registers of AVX2.
 constexpr int kChains = 12;
 
 // Keeps the compiler from folding a loop whose operands it knows; costs no instruction.

@@ -1,8 +1,9 @@
 // Instruction-set levels of the CPU kernels and the choice between them at run time.
 //
-// CMake compiles every performance file once per level, with -DMSVIT_ISA=<level> and the level's -m flags. Such a file puts
-// everything it defines (also what it includes from helper headers) into namespace msvit::MSVIT_ISA, so that no function
-// compiled for a newer CPU can stand in for its older twin at link time. Its header declares the entry points per level:
+// CMake compiles every performance file once per level, with -DMSVIT_ISA=<level> and the level's -m flags. Such a file
+// puts everything it defines (also what it includes from helper headers) into namespace msvit::MSVIT_ISA, so that no
+// function compiled for a newer CPU can stand in for its older twin at link time. Its header declares the entry points
+// per level:
 //
 //     #define MSVIT_ENTRY(level) namespace level { void relu(const ReluArgs& args); }
 //     MSVIT_FOR_EACH_ISA(MSVIT_ENTRY)
@@ -15,16 +16,12 @@
 
 #ifdef MSVIT_X86_LEVELS
 #define MSVIT_FOR_EACH_ISA(X) X(portable) X(avx2) X(avx512) X(avx512bf16)
-#define MSVIT_CALL_CHOSEN_ISA(function, ...)           \
-  switch (::msvit::chosen_isa()) {                     \
-    case ::msvit::Isa::avx512bf16:                     \
-      return ::msvit::avx512bf16::function(__VA_ARGS__); \
-    case ::msvit::Isa::avx512:                         \
-      return ::msvit::avx512::function(__VA_ARGS__);   \
-    case ::msvit::Isa::avx2:                           \
-      return ::msvit::avx2::function(__VA_ARGS__);     \
-    default:                                           \
-      return ::msvit::portable::function(__VA_ARGS__); \
+#define MSVIT_CALL_CHOSEN_ISA(function, ...)                                          \
+  switch (::msvit::chosen_isa()) {                                                    \
+    case ::msvit::Isa::avx512bf16: return ::msvit::avx512bf16::function(__VA_ARGS__); \
+    case ::msvit::Isa::avx512: return ::msvit::avx512::function(__VA_ARGS__);         \
+    case ::msvit::Isa::avx2: return ::msvit::avx2::function(__VA_ARGS__);             \
+    default: return ::msvit::portable::function(__VA_ARGS__);                         \
   }
 #else
 #define MSVIT_FOR_EACH_ISA(X) X(portable)

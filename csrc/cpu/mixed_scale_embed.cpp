@@ -1,9 +1,10 @@
 // Forward of the patch embedding.
 //
-// A work item is one block of kTokens packed rows and a range of output columns. Per channel its patches are read from the
-// images into a panel [pixel][row] in the second-level cache, and register tiles of weight rows sweep over it, so lanes run
-// along packed rows and the weight is read in place. The product is transposed back when bias and table row are added.
-// fp32 accumulation; one partial sum per kWords words, added up in order: the bits do not depend on threads or items.
+// A work item is one block of kTokens packed rows and a range of output columns. Per channel its patches are read from
+// the images into a panel [pixel][row] in the second-level cache, and register tiles of weight rows sweep over it, so
+// lanes run along packed rows and the weight is read in place. The product is transposed back when bias and table row
+// are added. fp32 accumulation; one partial sum per kWords words, added up in order: the bits do not depend on threads
+// or items.
 #include "mixed_scale_embed.h"
 
 #include <algorithm>
@@ -63,8 +64,9 @@ inline void panel_words(Bf16Pairs, float* panel, int64_t depth) {
 }
 #endif
 
-// With few blocks their columns are divided too. Each part cuts the block's patches out again, which costs about as much as
-// multiplying with kCutColumns columns; more parts are taken only where that estimate promises a tenth of the time.
+// With few blocks their columns are divided too. Each part cuts the block's patches out again, which costs about as
+// much as multiplying with kCutColumns columns; more parts are taken only where that estimate promises a tenth of the
+// time.
 int64_t column_parts(int64_t blocks, int64_t dim, int num_threads) {
   constexpr int64_t kCutColumns = 40, kMinColumns = 64;
   int64_t best = 1, best_time = 0;
@@ -79,7 +81,9 @@ int64_t column_parts(int64_t blocks, int64_t dim, int num_threads) {
 struct Sizes {
   int64_t tokens, columns, row_stride, depth_padded;  // of one item; row_stride of the patch rows before the transpose
   Sizes(int64_t tokens_, int64_t columns_, int64_t pixels)
-      : tokens(tokens_), columns(columns_), row_stride(round_up(pixels, kBlock) + kLanes),
+      : tokens(tokens_),
+        columns(columns_),
+        row_stride(round_up(pixels, kBlock) + kLanes),
         depth_padded(round_up(pixels, kBlock)) {}
 };
 
@@ -159,8 +163,7 @@ class Forward {
       const int64_t depth = std::min(step, pixels - k), words = depth / Op::kPerWord;
       for (int64_t n = 0; n < sizes.columns; n += kOuterRows) {
         const int64_t count = std::min<int64_t>(kOuterRows, sizes.columns - n);
-        const Operand<Word> rows =
-            Weight::rows(weight + n * 3 * pixels + k, 3 * pixels, count, depth, buffers.weight);
+        const Operand<Word> rows = Weight::rows(weight + n * 3 * pixels + k, 3 * pixels, count, depth, buffers.weight);
         for (int64_t v = 0; v < vecs; v += kOuterVecs)
           outer_function<Op>(count, std::min<int64_t>(kOuterVecs, vecs - v))(
               rows, panel + k / Op::kPerWord * kTokens + v * kLanes, kTokens, words,

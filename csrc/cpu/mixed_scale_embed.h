@@ -3,8 +3,8 @@
 //   row_t = table[token_index_t] + [t is a patch] * (weight . patch_t + bias)
 //
 // Candidates are numbered: num_prefix prefix tokens, then the coarse grid, then the fine grid, both in raster order.
-// weight is [dim, 3, p, p], images are [batch, 3, height, width], all contiguous. A row whose batch_index or token_index is
-// out of range is treated as a prefix token, so that nothing outside the tensors is touched.
+// weight is [dim, 3, p, p], images are [batch, 3, height, width], all contiguous. A row whose batch_index or
+// token_index is out of range is treated as a prefix token, so that nothing outside the tensors is touched.
 #pragma once
 
 #include <array>
@@ -16,7 +16,8 @@ namespace msvit {
 
 enum class PixelType : int { float32, bfloat16, float16, uint8 };
 
-// Where patches come from and how their pixels become numbers: (x * range - mean) / std, range = 1/255 for uint8, else 1.
+// Where patches come from and how their pixels become numbers: (x * range - mean) / std, range = 1/255 for uint8,
+// else 1.
 struct PatchSource {
   const void* images;
   const int32_t* batch_index;  // [total_tokens]
@@ -54,10 +55,10 @@ struct MixedScaleEmbedBwdArgs {
   int num_threads;
 };
 
-#define MSVIT_ENTRY(level)                                    \
-  namespace level {                                           \
-  void mixed_scale_embed_fwd(const MixedScaleEmbedFwdArgs&);  \
-  void mixed_scale_embed_bwd(const MixedScaleEmbedBwdArgs&);  \
+#define MSVIT_ENTRY(level)                                   \
+  namespace level {                                          \
+  void mixed_scale_embed_fwd(const MixedScaleEmbedFwdArgs&); \
+  void mixed_scale_embed_bwd(const MixedScaleEmbedBwdArgs&); \
   }
 MSVIT_FOR_EACH_ISA(MSVIT_ENTRY)
 #undef MSVIT_ENTRY

@@ -87,9 +87,14 @@ template <class T, class Reader>
 class WeightGradient {
  public:
   WeightGradient(const MixedScaleEmbedBwdArgs& args, const Reader& reader)
-      : a_(args), reader_(reader), depth_(3 * reader.pixels()), panels_(ceil_div(depth_, kPanelWidth)),
-        row_tiles_(ceil_div(args.dim, kOuterRows)), patches_(1, panels_ * kChunk * kPanelWidth),
-        dout_(1, row_tiles_ * kChunk * kOuterRows), sum_(1, row_tiles_ * kOuterRows * panels_ * kPanelWidth),
+      : a_(args),
+        reader_(reader),
+        depth_(3 * reader.pixels()),
+        panels_(ceil_div(depth_, kPanelWidth)),
+        row_tiles_(ceil_div(args.dim, kOuterRows)),
+        patches_(1, panels_ * kChunk * kPanelWidth),
+        dout_(1, row_tiles_ * kChunk * kOuterRows),
+        sum_(1, row_tiles_ * kOuterRows * panels_ * kPanelWidth),
         lines_(args.num_threads, panels_ * kPanelWidth + reader.line_floats()) {}
 
   void run() const {
@@ -153,9 +158,14 @@ template <class T, class Pixel>
 class ImageGradient {
  public:
   explicit ImageGradient(const MixedScaleEmbedBwdArgs& args)
-      : a_(args), grid_(args.source), pixels_(grid_.patch_size * grid_.patch_size), depth_(3 * pixels_),
-        panels_(ceil_div(depth_, kPanelWidth)), cells_(grid_.scale_factor * grid_.scale_factor),
-        regions_(std::max<int64_t>(1, kPatches / cells_)), weight_(1, panels_ * args.dim * kPanelWidth),
+      : a_(args),
+        grid_(args.source),
+        pixels_(grid_.patch_size * grid_.patch_size),
+        depth_(3 * pixels_),
+        panels_(ceil_div(depth_, kPanelWidth)),
+        cells_(grid_.scale_factor * grid_.scale_factor),
+        regions_(std::max<int64_t>(1, kPatches / cells_)),
+        weight_(1, panels_ * args.dim * kPanelWidth),
         dout_(args.num_threads, regions_ * cells_ * args.dim),
         product_(args.num_threads, regions_ * cells_ * panels_ * kPanelWidth) {}
 
@@ -212,7 +222,8 @@ class ImageGradient {
     const int64_t p = grid_.patch_size, s = grid_.scale_factor, cell = region % grid_.num_coarse;
     const bool coarse = a_.fine_mask[region] == 0;
     const int64_t repeat = coarse ? s : 1;
-    const int64_t y = cell / grid_.coarse_columns * s * p + local / s * p, x = cell % grid_.coarse_columns * s * p + local % s * p;
+    const int64_t y = cell / grid_.coarse_columns * s * p + local / s * p,
+                  x = cell % grid_.coarse_columns * s * p + local % s * p;
     Pixel* image = static_cast<Pixel*>(a_.dimages) + region / grid_.num_coarse * 3 * grid_.height * grid_.width;
     for (int64_t channel = 0; channel < 3; ++channel) {
       const float factor = static_cast<float>(1.0 / (a_.source.std[channel] * static_cast<double>(repeat * repeat)));

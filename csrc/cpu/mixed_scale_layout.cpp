@@ -1,6 +1,6 @@
 #include "mixed_scale_layout.h"
 
-#include <cstring>
+#include <algorithm>
 
 #include "scratch.h"
 
@@ -49,8 +49,7 @@ void mixed_scale_layout_offsets(const MixedScaleLayoutOffsetsArgs& a) {
     a.num_tokens[image] = end;
   }
   a.cu_seqlens[0] = 0;
-  for (int64_t image = 0; image < a.batch; ++image)
-    a.cu_seqlens[image + 1] = a.cu_seqlens[image] + a.num_tokens[image];
+  for (int64_t image = 0; image < a.batch; ++image) a.cu_seqlens[image + 1] = a.cu_seqlens[image] + a.num_tokens[image];
 #pragma omp parallel for num_threads(num_threads) schedule(static)
   for (int64_t image = 0; image < a.batch; ++image)
     for (int64_t r = image * a.num_regions; r < (image + 1) * a.num_regions; ++r)
@@ -58,8 +57,8 @@ void mixed_scale_layout_offsets(const MixedScaleLayoutOffsetsArgs& a) {
 }
 
 void mixed_scale_layout_fwd(const MixedScaleLayoutFwdArgs& a) {
-  std::memset(a.batch_index, 0, a.total_tokens * sizeof(int32_t));
-  std::memset(a.token_index, 0, a.total_tokens * sizeof(int32_t));
+  std::fill_n(a.batch_index, a.total_tokens, 0);
+  std::fill_n(a.token_index, a.total_tokens, 0);
   const int num_threads = threads_for(a.total_tokens, kRowsPerThread, a.num_threads);
 #pragma omp parallel for num_threads(num_threads) schedule(static)
   for (int64_t image = 0; image < a.batch; ++image) write_image(a, image);

@@ -32,8 +32,8 @@ struct MixedScaleLayoutFwdArgs {
   int num_threads;
 };
 
-#define MSVIT_ENTRY(level)                                            \
-  namespace level {                                                   \
+#define MSVIT_ENTRY(level)                                             \
+  namespace level {                                                    \
   void mixed_scale_layout_offsets(const MixedScaleLayoutOffsetsArgs&); \
   void mixed_scale_layout_fwd(const MixedScaleLayoutFwdArgs&);         \
   }

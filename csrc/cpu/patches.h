@@ -7,9 +7,9 @@
 namespace msvit {
 namespace MSVIT_ISA {
 
-// (sum / (n * 255) - mean) / std for uint8, (sum / n - mean) / std for floats, where sum is over the n pixels of an average.
-// A rounded constant would shift every pixel of a channel the same way, and the sum over the patch would collect that; so
-// constants come as a float and its remainder.
+// (sum / (n * 255) - mean) / std for uint8, (sum / n - mean) / std for floats, where sum is over the n pixels of an
+// average. A rounded constant would shift every pixel of a channel the same way, and the sum over the patch would
+// collect that; so constants come as a float and its remainder.
 template <class Pixel>
 struct Normalise {
   float scale, mean, mean_low, inverse_std;
@@ -45,7 +45,11 @@ struct PatchGrid {
   int64_t coarse_columns, num_coarse, fine_columns, num_candidates;
 
   explicit PatchGrid(const PatchSource& s)
-      : batch(s.batch), height(s.height), width(s.width), patch_size(s.patch_size), scale_factor(s.scale_factor),
+      : batch(s.batch),
+        height(s.height),
+        width(s.width),
+        patch_size(s.patch_size),
+        scale_factor(s.scale_factor),
         num_prefix(s.num_prefix) {
     const int64_t side = patch_size * scale_factor;
     coarse_columns = width / side;
@@ -69,8 +73,7 @@ struct PatchGrid {
 template <class Pixel>
 class PatchReader {
  public:
-  explicit PatchReader(const PatchSource& s)
-      : grid(s), source_(s), images_(static_cast<const Pixel*>(s.images)) {}
+  explicit PatchReader(const PatchSource& s) : grid(s), source_(s), images_(static_cast<const Pixel*>(s.images)) {}
 
   const PatchGrid grid;
 

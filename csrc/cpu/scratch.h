@@ -26,14 +26,14 @@ inline int threads_for(int64_t work, int64_t per_thread, int num_threads) {
   return useful < num_threads ? static_cast<int>(useful) : num_threads;
 }
 
-// One slice per thread, cut from a single allocation made before the region: running out of memory inside a region could
-// not be reported. Slices start on cache lines of their own.
+// One slice per thread, cut from a single allocation made before the region: running out of memory inside a region
+// could not be reported. Slices start on cache lines of their own.
 template <class T>
 class Scratch {
  public:
   Scratch(int num_threads, int64_t elements)
       : stride_((elements + kLineElements - 1) / kLineElements * kLineElements + kLineElements),
-        data_(static_cast<T*>(::operator new(stride_* num_threads * sizeof(T), kLine))) {}
+        data_(static_cast<T*>(::operator new(stride_ * num_threads * sizeof(T), kLine))) {}
   ~Scratch() { ::operator delete(data_, kLine); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;

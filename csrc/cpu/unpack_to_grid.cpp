@@ -23,8 +23,12 @@ template <class T>
 class Unpack {
  public:
   explicit Unpack(const UnpackToGridArgs& args)
-      : a_(args), tokens_(static_cast<T*>(args.tokens)), grid_(static_cast<T*>(args.grid)),
-        num_regions_(args.rows * args.columns), side_(args.scale_factor), cells_(num_regions_ * side_ * side_),
+      : a_(args),
+        tokens_(static_cast<T*>(args.tokens)),
+        grid_(static_cast<T*>(args.grid)),
+        num_regions_(args.rows * args.columns),
+        side_(args.scale_factor),
+        cells_(num_regions_ * side_ * side_),
         num_threads_(threads_for(args.batch * args.dim * cells_, 1 << 15, args.num_threads)) {}
 
   void forward() const {
@@ -52,7 +56,8 @@ class Unpack {
             write_row(row_of(image, region, local), column, columns, values + cell * kColumns);
           });
         else
-          write_row(row_of(image, region, 0), column, columns, sum_of_cells(region, values, values + cells_ * kColumns));
+          write_row(row_of(image, region, 0), column, columns,
+                    sum_of_cells(region, values, values + cells_ * kColumns));
       }
       if (image == a_.batch - 1) clear_rows(end_before(a_.batch, 0), a_.total_tokens, column, columns);
     });
@@ -83,8 +88,7 @@ class Unpack {
 
   // Packed row of a cell; -1 if the layout points outside the tokens.
   int64_t row_of(int64_t image, int64_t region, int64_t local) const {
-    const int64_t row =
-        int64_t{a_.region_start[image * num_regions_ + region]} + (is_fine(image, region) ? local : 0);
+    const int64_t row = int64_t{a_.region_start[image * num_regions_ + region]} + (is_fine(image, region) ? local : 0);
     return row >= 0 && row < a_.total_tokens ? row : -1;
   }
 

@@ -21,8 +21,8 @@ struct UnpackToGridArgs {
   int num_threads;
 };
 
-#define MSVIT_ENTRY(level)                         \
-  namespace level {                                \
+#define MSVIT_ENTRY(level)                          \
+  namespace level {                                 \
   void unpack_to_grid_fwd(const UnpackToGridArgs&); \
   void unpack_to_grid_bwd(const UnpackToGridArgs&); \
   }
