@@ -9,18 +9,19 @@ from torch import Tensor
 from msvit_kernels import dispatch
 
 
-def assert_accurate(name: str, actual: Tensor, eager: Tensor, oracle: Tensor) -> None:
+def assert_accurate(name: str, actual: Tensor, eager: Tensor, oracle: Tensor, summand: float = 1.0) -> None:
     """Holds a result to twice the error of eager code in the same dtype, both measured against fp64.
 
     |actual - oracle| <= 2 * max|eager - oracle| + rounding, where rounding is two units in the last place of the
     largest value: what storing the result in its dtype may cost. Where the summands of a result cancel, its largest
-    value says nothing of their size; inputs are taken to be of unit size, so rounding is at least two fp32 units of 1.
+    value says nothing of their size, so rounding is at least two fp32 units of `summand`.
 
     Args:
         name: what is compared, for the message.
         actual: the result to judge, any dtype.
         eager: the same from the reference backend in the dtype of `actual`.
         oracle: the same from the reference backend in float64.
+        summand: size of the terms that may cancel; 1 for inputs of unit size.
 
     Raises:
         AssertionError: a wrong shape or dtype, a NaN, an infinity that the oracle has not, or an error too large.
@@ -38,7 +39,7 @@ def assert_accurate(name: str, actual: Tensor, eager: Tensor, oracle: Tensor) ->
         return
     error = (actual - oracle)[finite].abs().max().item()
     eager_error = (eager - oracle)[finite].abs().max().item()
-    rounding = max(2 * epsilon * oracle[finite].abs().max().item(), 2 * torch.finfo(torch.float32).eps)
+    rounding = 2 * max(epsilon * oracle[finite].abs().max().item(), torch.finfo(torch.float32).eps * summand)
     bound = 2 * eager_error + rounding
     assert error <= bound, f"{name}: error {error:.3e} above {bound:.3e} (eager in the same dtype: {eager_error:.3e})"
 

@@ -68,8 +68,11 @@ def leaf(x):
 def check_accuracy(inputs, backend):
     oracle = run(inputs, "reference", torch.float64)
     eager = run(inputs, "reference")
+    # Scores and their gradients are dot products of head_dim unit terms; with one key per query they cancel to zero.
+    product = inputs[0][0].shape[2] ** 0.5
     for name, actual in run(inputs, backend).items():
-        testing.assert_accurate(name, actual, eager[name], oracle[name])
+        summand = product if name in ("dq", "dk", "dweight") else 1.0
+        testing.assert_accurate(name, actual, eager[name], oracle[name], summand)
 
 
 @pytest.mark.parametrize("target", TARGETS)
