@@ -8,7 +8,9 @@
 namespace msvit {
 namespace MSVIT_ISA {
 
-struct Bf16 { uint16_t bits; };
+struct Bf16 {
+  uint16_t bits;
+};
 
 MSVIT_INLINE float to_float(float x) { return x; }
 MSVIT_INLINE float to_float(Bf16 x) {
@@ -51,7 +53,9 @@ struct Rows {
   int64_t stride;
   const int32_t* index;
   const T* operator[](int64_t i) const { return base + (index ? index[i] : i) * stride; }
-  Rows from(int64_t i) const { return index ? Rows{base, stride, index + i} : Rows{base + i * stride, stride, nullptr}; }
+  Rows from(int64_t i) const {
+    return index ? Rows{base, stride, index + i} : Rows{base + i * stride, stride, nullptr};
+  }
 };
 
 MSVIT_INLINE int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
@@ -65,7 +69,8 @@ MSVIT_INLINE void copy_floats(float* dst, const T* src, int64_t n, int64_t padde
   for (; i < padded; ++i) dst[i] = 0.0f;
 }
 
-// ---- A operands: row-major words, kRowStride apart, reduction along the row; floats are padded to whole vectors ---------
+// ---- A operands: row-major words, kRowStride apart, reduction along the row; floats are padded to whole vectors
+// ---------
 
 template <class Op, class T>
 struct PackA;
@@ -77,7 +82,17 @@ struct PackA<F32, T> {
   }
 };
 
-// ---- B operands with reduction down the rows: [ceil(rows / kPerWord)][padded_dim] words --------------------------------
+// Changes the sign of A operands.
+template <class Op>
+void negate(typename Op::Word* a, int64_t rows, int64_t dim) {
+  const uint32_t signs = Op::kPerWord == 1 ? 0x80000000u : 0x80008000u;
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t w = 0; w < dim / Op::kPerWord; w += kLanes)
+      store_bits(a + i * kRowStride + w, load_bits(a + i * kRowStride + w) ^ signs);
+}
+
+// ---- B operands with reduction down the rows: [ceil(rows / kPerWord)][padded_dim] words
+// --------------------------------
 
 template <class Op, class T>
 struct PackB;
@@ -116,7 +131,8 @@ struct PackB<Bf16Pairs, Bf16> {
 };
 #endif
 
-// ---- B operands with reduction along the rows: transposed panels (gemm_panels) -----------------------------------------
+// ---- B operands with reduction along the rows: transposed panels (gemm_panels)
+// -----------------------------------------
 
 #if defined(__AVX__)
 constexpr int kBlock = 8;
@@ -132,7 +148,9 @@ typedef uint16_t BlockHMem __attribute__((vector_size(2 * kBlock), aligned(2), m
 
 // kBlock words of a row, starting at word w.
 template <class Op>
-MSVIT_INLINE Block load_words(const float* row, int64_t w) { return *reinterpret_cast<const BlockMem*>(row + w); }
+MSVIT_INLINE Block load_words(const float* row, int64_t w) {
+  return *reinterpret_cast<const BlockMem*>(row + w);
+}
 template <class Op>
 MSVIT_INLINE Block load_words(const Bf16* row, int64_t w) {
   if (Op::kPerWord == 2) return *reinterpret_cast<const BlockMem*>(row + 2 * w);
@@ -148,8 +166,10 @@ MSVIT_INLINE Block load_words(const Bf16* row, int64_t w) {
 
 MSVIT_INLINE void transpose_pairs(Block& a, Block& b, Block& c, Block& d) {
 #if defined(__AVX__)
-  const Block ab_low = MSVIT_SHUFFLE(a, b, 0, 8, 1, 9, 4, 12, 5, 13), ab_high = MSVIT_SHUFFLE(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
-  const Block cd_low = MSVIT_SHUFFLE(c, d, 0, 8, 1, 9, 4, 12, 5, 13), cd_high = MSVIT_SHUFFLE(c, d, 2, 10, 3, 11, 6, 14, 7, 15);
+  const Block ab_low = MSVIT_SHUFFLE(a, b, 0, 8, 1, 9, 4, 12, 5, 13),
+              ab_high = MSVIT_SHUFFLE(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
+  const Block cd_low = MSVIT_SHUFFLE(c, d, 0, 8, 1, 9, 4, 12, 5, 13),
+              cd_high = MSVIT_SHUFFLE(c, d, 2, 10, 3, 11, 6, 14, 7, 15);
   a = MSVIT_SHUFFLE(ab_low, cd_low, 0, 1, 8, 9, 4, 5, 12, 13);
   b = MSVIT_SHUFFLE(ab_low, cd_low, 2, 3, 10, 11, 6, 7, 14, 15);
   c = MSVIT_SHUFFLE(ab_high, cd_high, 0, 1, 8, 9, 4, 5, 12, 13);

@@ -1,16 +1,17 @@
 // Backward of variable-length attention on the CPU.
 //
-//   P~_ij = exp(s_ij - lse_i)  (0 where lse_i = -inf),   p_ij = w_j P~_ij  (exactly 0 where w_j = 0, where P~ may overflow)
-//   t_ij  = P~_ij (dout_i . v_j - delta_i),   delta_i = dout_i . out_i - dlse_i,   ds_ij = w_j t_ij
-//   dv_j = sum_i p_ij dout_i,   dq_i = scale sum_j ds_ij k_j,   dk_j = scale sum_i ds_ij q_i,   dw_j = sum_heads sum_i t_ij
+//   P~_ij = exp(s_ij - lse_i)  (0 where lse_i = -inf),   p_ij = w_j P~_ij  (exactly 0 where w_j = 0, where P~ may
+//   overflow) t_ij  = P~_ij (dout_i . v_j - delta_i),   delta_i = dout_i . out_i - dlse_i,   ds_ij = w_j t_ij dv_j =
+//   sum_i p_ij dout_i,   dq_i = scale sum_j ds_ij k_j,   dk_j = scale sum_i ds_ij q_i,   dw_j = sum_heads sum_i t_ij
 //
-// One task is one (sequence, head). Per block of at most kMaxKeys keys it packs K^T, V^T and K once, then per kBlockRows query
-// rows: S = Q K^T, dP = dO V^T (lanes along keys), P and dS in place, dQ += dS K, dV += P^T dO, dK += dS^T Q (lanes along
-// head_dim). Where that makes fewer tasks than threads, a (sequence, head) becomes tasks that compute dQ of a range of queries
-// and tasks that compute dK, dV, dw of a range of keys: S and dP twice, the same bits.
-// Accumulation is fp32. With AVX512-BF16, bf16 inputs are multiplied as pairs and P, dS are rounded to bf16 first. Sums over
-// queries run in order of the query blocks, sums over keys in order of the key blocks, dw over heads in order of the heads:
-// deterministic for any number of threads. Keys of weight 0 take part in S and dP only, and only if dw is wanted.
+// One task is one (sequence, head). Per block of at most kMaxKeys keys it packs K^T, V^T and K once, then per
+// kBlockRows query rows: S = Q K^T, dP = dO V^T (lanes along keys), P and dS in place, dQ += dS K, dV += P^T dO, dK +=
+// dS^T Q (lanes along head_dim). Where that makes fewer tasks than threads, a (sequence, head) becomes tasks that
+// compute dQ of a range of queries and tasks that compute dK, dV, dw of a range of keys: S and dP twice, the same bits.
+// Accumulation is fp32. With AVX512-BF16, bf16 inputs are multiplied as pairs and P, dS are rounded to bf16 first. Sums
+// over queries run in order of the query blocks, sums over keys in order of the key blocks, dw over heads in order of
+// the heads: deterministic for any number of threads. Keys of weight 0 take part in S and dP only, and only if dw is
+// wanted.
 #include <cmath>
 
 #include "varlen_attention_tasks.h"
@@ -21,19 +22,19 @@ namespace MSVIT_ISA {
 namespace {
 
 constexpr int64_t kBlockRows = 8 * kTileRows;
-constexpr float kLog2e = 1.44269504088896341f;
 
 template <class Op>
 struct Scratch {
   using Word = typename Op::Word;
-  Word *keys_t, *values_t;        // K^T, V^T panels of one key block
-  Word* keys;                     // K rows
-  float *dk, *dv, *dw, *weights;  // of one key block
-  Word *queries, *douts;          // A operands of one row block
-  Word *query_rows, *dout_rows;   // B operands of the same rows; for F32 the same memory
-  float *scores, *dprobs;         // S and dP; for F32 then P and dS
+  Word *keys_t, *values_t;                           // K^T, V^T panels of one key block
+  Word* keys;                                        // K rows
+  float *dk, *dv, *dw, *weights;                     // of one key block
+  Word *queries, *douts;                             // A operands of one row block
+  Word *query_rows, *dout_rows;                      // B operands of the same rows; for F32 the same memory
+  float *scores, *dprobs;                            // S and dP; for F32 then P and dS
   Word *probs_pairs, *dscores_pairs, *dscores_rows;  // for Bf16Pairs: P and dS, paired along queries; dS along keys
-  float *lse, *delta, *dq;        // of all rows of the task
+  Log2Factor* lse;                                   // of all rows of the task
+  float *delta, *dq;
   int32_t* index;
 
   Scratch(Arena& arena, int64_t padded_dim, int64_t rows, int64_t keys_of_longest) {
@@ -58,7 +59,7 @@ struct Scratch {
       probs_pairs = arena.take<Word>(block / 2), dscores_pairs = arena.take<Word>(block / 2);
       dscores_rows = arena.take<Word>(block);
     }
-    lse = arena.take<float>(rows);
+    lse = arena.take<Log2Factor>(rows);
     delta = arena.take<float>(rows);
     dq = arena.take<float>(round_up(rows, kBlockRows) * padded_dim);
     index = arena.take<int32_t>(keys_of_longest + 1);
@@ -78,18 +79,25 @@ class BackwardTask {
   using Word = typename Op::Word;
 
  public:
-  BackwardTask(Scratch<Op>& scratch, const Operands<T>& operands, int64_t dim, float softmax_scale, bool want_dq, bool want_dkv)
-      : s_(scratch), x_(operands), dim_(dim), vecs_(round_up(dim, kLanes) / kLanes), scale_(softmax_scale * kLog2e),
-        want_dq_(want_dq), want_dkv_(want_dkv) {}
+  BackwardTask(Scratch<Op>& scratch, const Operands<T>& operands, int64_t dim, float softmax_scale, bool want_dq,
+               bool want_dkv)
+      : s_(scratch),
+        x_(operands),
+        dim_(dim),
+        vecs_(round_up(dim, kLanes) / kLanes),
+        factor_(softmax_scale),
+        want_dq_(want_dq),
+        want_dkv_(want_dkv) {}
 
   // Keys [begin, begin + count): leaves their dk, dv (unscaled), dw in the scratch and adds their part to dq there.
-  void run(int64_t begin, int64_t count) {
+  void run(int64_t begin, int64_t count, Prefetcher& ahead) {
     active_ = std::clamp<int64_t>(x_.active - begin, 0, count);
     pack_panels<Op, T>(s_.keys_t, x_.k.from(begin), count, dim_);
     pack_panels<Op, T>(s_.values_t, x_.v.from(begin), count, dim_);
     if (want_dq_) PackB<Op, T>::rows(s_.keys, x_.k.from(begin), active_, dim_, vecs_ * kLanes);
     if (kWeighted) pack_weights(begin, count);
-    for (int64_t r = 0; r < x_.rows; r += kBlockRows) block(r, std::min(kBlockRows, x_.rows - r), count, begin == 0);
+    for (int64_t r = 0; r < x_.rows; r += kBlockRows)
+      block(r, std::min(kBlockRows, x_.rows - r), count, begin == 0, ahead);
   }
 
  private:
@@ -98,17 +106,18 @@ class BackwardTask {
     for (int64_t j = count; j < round_up(count, kLanes); ++j) s_.weights[j] = 0.0f;
   }
 
-  void block(int64_t r, int64_t rows, int64_t keys, bool first_keys) {
+  void block(int64_t r, int64_t rows, int64_t keys, bool first_keys, Prefetcher& ahead) {
     const int64_t key_vecs = round_up(keys, kLanes) / kLanes, ld = vecs_ * kLanes, words = dim_ / Op::kPerWord;
     PackA<Op, T>::rows(s_.queries, x_.q.from(r), rows, dim_);
     PackA<Op, T>::rows(s_.douts, x_.dout.from(r), rows, dim_);
-    gemm_panels<Op>(rows, key_vecs, words, s_.queries, s_.keys_t, s_.scores, kRowStride);
-    gemm_panels<Op>(rows, key_vecs, words, s_.douts, s_.values_t, s_.dprobs, kRowStride);
-    for (int64_t v = 0; v < key_vecs; ++v) differentiate(v, r, rows, first_lanes(std::min<int64_t>(keys - v * kLanes, kLanes)));
+    gemm_panels<Op>(rows, key_vecs, words, s_.queries, s_.keys_t, s_.scores, kRowStride, ahead);
+    gemm_panels<Op>(rows, key_vecs, words, s_.douts, s_.values_t, s_.dprobs, kRowStride, ahead);
+    for (int64_t v = 0; v < key_vecs; ++v)
+      differentiate(v, r, rows, first_lanes(std::min<int64_t>(keys - v * kLanes, kLanes)));
     if (active_ == 0) return;
     if (want_dq_)
       gemm_rows<Op, RowMajor>(rows, vecs_, (active_ + Op::kPerWord - 1) / Op::kPerWord, s_.dscores_rows, s_.keys, ld,
-                              s_.dq + r * ld, ld, !first_keys);
+                              s_.dq + r * ld, ld, !first_keys, ahead);
     if (!want_dkv_) return;
     int64_t row_words = rows, ldb = kRowStride;
     if constexpr (Op::kPerWord == 2) {
@@ -116,16 +125,20 @@ class BackwardTask {
       PackB<Op, T>::rows(s_.dout_rows, x_.dout.from(r), rows, dim_, ld);
       row_words = (rows + 1) / 2, ldb = ld;
     }
-    gemm_rows<Op, Transposed>(active_, vecs_, row_words, s_.probs_pairs, s_.dout_rows, ldb, s_.dv, ld, r > 0);
-    gemm_rows<Op, Transposed>(active_, vecs_, row_words, s_.dscores_pairs, s_.query_rows, ldb, s_.dk, ld, r > 0);
+    gemm_rows<Op, Transposed>(active_, vecs_, row_words, s_.probs_pairs, s_.dout_rows, ldb, s_.dv, ld, r > 0, ahead);
+    gemm_rows<Op, Transposed>(active_, vecs_, row_words, s_.dscores_pairs, s_.query_rows, ldb, s_.dk, ld, r > 0, ahead);
   }
 
-  struct Pair { VecF p, ds; };
+  struct Pair {
+    VecF p, ds;
+  };
 
   // One vector of keys, one row: P and dS; t is added to dw.
   MSVIT_INLINE Pair element(int64_t offset, int64_t row, VecF weight, VecI active, VecF& dw) {
-    const VecF exponent = load(s_.scores + offset) * scale_ - s_.lse[row];
-    const VecF p = kWeighted ? exp2_saturating(exponent) : exp2_below_128(exponent);
+    const VecF score = load(s_.scores + offset);
+    VecF exponent = score * factor_.high - s_.lse[row].high;
+    if (Op::kExactExp) exponent += score * factor_.low - s_.lse[row].low;
+    const VecF p = kWeighted ? exp2_saturating<Op::kExactExp>(exponent) : exp2_below_128<Op::kExactExp>(exponent);
     const VecF t = p * (load(s_.dprobs + offset) - s_.delta[row]);
     dw += t;
     if (kWeighted) return {select(active, weight * p, VecF{}), select(active, weight * t, VecF{})};
@@ -134,10 +147,10 @@ class BackwardTask {
   }
 
   // One vector of keys, all rows of the block, so that the column sum dw stays in a register.
-  void differentiate(int64_t v, int64_t first_row, int64_t rows, VecI valid) {
+  __attribute__((noinline)) void differentiate(int64_t v, int64_t first_row, int64_t rows, VecI valid) {
     const VecF weight = kWeighted ? load(s_.weights + v * kLanes) : VecF{};
     const VecI active = kWeighted ? valid & ~(weight <= 0.0f) : valid;
-    VecF dw = first_row == 0 ? VecF{} : load(s_.dw + v * kLanes);
+    VecF dw = {};
     if constexpr (Op::kPerWord == 1) {
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t offset = r * kRowStride + v * kLanes;
@@ -156,7 +169,7 @@ class BackwardTask {
         store_halves(s_.dscores_rows + (r + 1) * kRowStride, v, high.ds);
       }
     }
-    store(s_.dw + v * kLanes, dw);
+    store(s_.dw + v * kLanes, first_row == 0 ? dw : load(s_.dw + v * kLanes) + dw);
   }
 
   static MSVIT_INLINE VecU bf16_pair(VecF low, VecF high) { return to_bf16_bits(low) | to_bf16_bits(high) << 16; }
@@ -167,7 +180,7 @@ class BackwardTask {
   Scratch<Op>& s_;
   const Operands<T>& x_;
   const int64_t dim_, vecs_;
-  const float scale_;
+  const Log2Factor factor_;
   const bool want_dq_, want_dkv_;
   int64_t active_ = 0;
 };
@@ -198,11 +211,12 @@ class Backward {
     static thread_local Workspace workspace;
     char* memory = workspace.reserve(bytes * threads + a.num_heads * a.total_k * sizeof(float));
     float* dw = reinterpret_cast<float*>(memory + bytes * threads);  // [num_heads, total_k]
-    for_each_task(tasks(threads, work), threads, memory, bytes, [&](const BackwardRange& range, char* scratch) {
-      Arena arena(scratch);
-      Scratch<Op> s(arena, padded_dim_, rows, keys);
-      run(range, s, dw);
-    });
+    for_each_task(tasks(threads, work), threads, memory, bytes,
+                  [&](const BackwardRange& range, const BackwardRange* next, char* scratch) {
+                    Arena arena(scratch);
+                    Scratch<Op> s(arena, padded_dim_, rows, keys);
+                    run(range, next, s, dw);
+                  });
     if (a.dweight) sum_heads(dw);
   }
 
@@ -237,13 +251,13 @@ class Backward {
     return list;
   }
 
-  static void add_pieces(std::vector<BackwardRange>& list, int32_t b, int32_t h, int64_t n, int64_t pieces, int64_t multiple,
-                         Want want) {
+  static void add_pieces(std::vector<BackwardRange>& list, int32_t b, int32_t h, int64_t n, int64_t pieces,
+                         int64_t multiple, Want want) {
     const int64_t step = round_up((n + pieces - 1) / pieces, multiple);
     for (int64_t begin = 0; begin < n; begin += step) list.push_back({{b, h, begin, std::min(begin + step, n)}, want});
   }
 
-  void run(const BackwardRange& range, Scratch<Op>& s, float* dw) const {
+  void run(const BackwardRange& range, const BackwardRange* next, Scratch<Op>& s, float* dw) const {
     const Span queries = query_span(range.task.sequence), keys = key_span(range.task.sequence);
     const int64_t h = range.task.head;
     const bool want_dq = range.want != Want::dkv, want_dkv = range.want != Want::dq;
@@ -262,13 +276,17 @@ class Backward {
     x.k = {row(a.k, first_key, h, a.k_stride_token, a.k_stride_head), a.k_stride_token, order};
     x.v = {row(a.v, first_key, h, a.v_stride_token, a.v_stride_head), a.v_stride_token, order};
     prepare_rows(x.dout, first_row, h, x.rows, s);
+    Prefetcher ahead = next ? rows_ahead(*next) : Prefetcher(0);
+    const int64_t key_vecs = round_up(x.keys, kLanes) / kLanes, vecs = padded_dim_ / kLanes;
+    ahead.spread_over(2 * gemm_tiles(x.rows, key_vecs) + gemm_tiles(x.rows, vecs) + 1);
     const auto differentiate = [&](auto task) {
       // Not of x.keys: dq has to see the same blocks whatever this task is asked for.
       const int64_t block = even_block(a.dweight ? key_end - key_begin : x.active, kMaxKeys, kLanes);
       for (int64_t begin = 0; begin < x.keys; begin += block) {
         const int64_t count = std::min(block, x.keys - begin);
-        task.run(begin, count);
-        if (want_dkv) write_keys(s, order, first_key, begin, count, std::clamp<int64_t>(x.active - begin, 0, count), h, x.rows, dw);
+        task.run(begin, count, ahead);
+        if (want_dkv)
+          write_keys(s, order, first_key, begin, count, std::clamp<int64_t>(x.active - begin, 0, count), h, x.rows, dw);
       }
     };
     if (weight)
@@ -278,6 +296,19 @@ class Backward {
     if (want_dkv)
       for (int64_t j = x.keys; j < key_end - key_begin; ++j) write_key(s, first_key + order[j], -1, h);
     if (want_dq) write_dq(s, first_row, x.rows, h, x.active > 0);
+  }
+
+  Prefetcher rows_ahead(const BackwardRange& range) const {
+    const int64_t b = range.task.sequence, h = range.task.head, bytes = sizeof(T);
+    const Span queries = query_span(b), keys = key_span(b);
+    const int64_t n = std::min(keys.length(), kMaxKeys), m = std::min(queries.length(), kMaxKeys);
+    Prefetcher ahead(a.head_dim * bytes);
+    ahead.add(row(a.k, keys.begin, h, a.k_stride_token, a.k_stride_head), a.k_stride_token * bytes, n);
+    ahead.add(row(a.v, keys.begin, h, a.v_stride_token, a.v_stride_head), a.v_stride_token * bytes, n);
+    ahead.add(row(a.q, queries.begin, h, a.q_stride_token, a.q_stride_head), a.q_stride_token * bytes, m);
+    ahead.add(row(a.dout, queries.begin, h, a.dout_stride_token, a.dout_stride_head), a.dout_stride_token * bytes, m);
+    ahead.add(row(a.out, queries.begin, h, a.num_heads * a.head_dim, a.head_dim), a.num_heads * a.head_dim * bytes, m);
+    return ahead;
   }
 
   static const T* row(const void* base, int64_t row, int64_t head, int64_t stride_token, int64_t stride_head) {
@@ -300,9 +331,11 @@ class Backward {
       const int64_t i = first_row + r;
       const float lse = a.lse[h * a.total_q + i];
       const bool empty = lse == -__builtin_inff();
-      s.lse[r] = empty ? __builtin_inff() : lse * kLog2e;
+      s.lse[r] = Log2Factor(lse);
+      if (empty) s.lse[r].high = __builtin_inff(), s.lse[r].low = 0.0f;
       const float dlse = a.dlse ? a.dlse[h * a.total_q + i] : 0.0f;
-      s.delta[r] = empty ? 0.0f : dot(dout[r], static_cast<const T*>(a.out) + (i * a.num_heads + h) * a.head_dim) - dlse;
+      s.delta[r] =
+          empty ? 0.0f : dot(dout[r], static_cast<const T*>(a.out) + (i * a.num_heads + h) * a.head_dim) - dlse;
     }
   }
 
@@ -315,8 +348,8 @@ class Backward {
     return reduce_add(sum) + rest;
   }
 
-  void write_keys(const Scratch<Op>& s, const int32_t* order, int64_t first_key, int64_t begin, int64_t count, int64_t active,
-                  int64_t h, int64_t rows, float* dw) const {
+  void write_keys(const Scratch<Op>& s, const int32_t* order, int64_t first_key, int64_t begin, int64_t count,
+                  int64_t active, int64_t h, int64_t rows, float* dw) const {
     for (int64_t j = 0; j < count; ++j) {
       const int64_t key = first_key + (order ? order[begin + j] : begin + j);
       write_key(s, key, j < active && rows > 0 ? j : -1, h);

@@ -1,14 +1,15 @@
 // Forward of variable-length attention on the CPU.
 //
-//   out_i = sum_j w_j exp(s_ij) v_j / sum_p w_p exp(s_ip),   s_ij = softmax_scale * q_i . k_j      (eq. 10; w = key_weight)
-//   lse_i = log sum_j w_j exp(s_ij)
+//   out_i = sum_j w_j exp(s_ij) v_j / sum_p w_p exp(s_ip),   s_ij = softmax_scale * q_i . k_j      (eq. 10; w =
+//   key_weight) lse_i = log sum_j w_j exp(s_ij)
 //
-// One task is a range of query rows of one (sequence, head). Per block of at most kMaxKeys keys it packs K^T and V once, then
-// per kBlockRows query rows: S = Q K^T (lanes along keys), softmax in place while S is in L1, O += P V (lanes along head_dim).
-// More than one key block: online softmax. Keys of weight 0 are left out when packing, so they cost nothing.
-// Products, softmax and sums are fp32; with AVX512-BF16, bf16 inputs are multiplied as pairs (exact products, fp32 sums) and P
-// is rounded to bf16 first. A row's bits depend on its own query, its sequence's keys and the head alone: key blocks are a
-// function of the number of keys, and the range of rows that a task got changes nothing.
+// One task is a range of query rows of one (sequence, head). Per block of at most kMaxKeys keys it packs K^T and V
+// once, then per kBlockRows query rows: S = Q K^T (lanes along keys), softmax in place while S is in L1, O += P V
+// (lanes along head_dim). More than one key block: online softmax. Keys of weight 0 are left out when packing, so they
+// cost nothing. Products, softmax and sums are fp32; with AVX512-BF16, bf16 inputs are multiplied as pairs (exact
+// products, fp32 sums) and P is rounded to bf16 first. A row's bits depend on its own query, its sequence's keys and
+// the head alone: key blocks are a function of the number of keys, and the range of rows that a task got changes
+// nothing.
 #include <cmath>
 
 #include "varlen_attention_tasks.h"
@@ -20,20 +21,19 @@ namespace {
 
 constexpr int64_t kBlockRows = 4 * kTileRows;  // query rows whose scores are in L1 together
 constexpr int64_t kMaxTaskRows = 10 * kBlockRows;
-constexpr float kLog2e = 1.44269504088896341f;
-constexpr float kLn2 = 0.693147180559945309f;
 
 template <class Op>
 struct Scratch {
   using Word = typename Op::Word;
-  Word* keys;        // K^T panels of one key block
-  Word* values;      // V rows of one key block
-  Word* queries;     // one row block
-  float* scores;     // one row block; P in words afterwards
-  float* weights;    // of one key block
-  float* outputs;    // [kMaxTaskRows][padded head_dim], unnormalised
-  float* row_max;    // [kMaxTaskRows], in units of log2
+  Word* keys;      // K^T panels of one key block
+  Word* values;    // V rows of one key block
+  Word* queries;   // one row block
+  float* scores;   // one row block; P in words afterwards
+  float* weights;  // of one key block
+  float* outputs;  // [kMaxTaskRows][padded head_dim], unnormalised
+  float* row_max;  // [kMaxTaskRows]
   float* row_sum;
+  float* block_max;  // [kBlockRows]
   int32_t* index;
 
   Scratch(Arena& arena, int64_t padded_dim, int64_t longest)
@@ -45,6 +45,7 @@ struct Scratch {
         outputs(arena.take<float>(kMaxTaskRows * padded_dim)),
         row_max(arena.take<float>(kMaxTaskRows)),
         row_sum(arena.take<float>(kMaxTaskRows)),
+        block_max(arena.take<float>(kBlockRows)),
         index(arena.take<int32_t>(longest + 1)) {}
 };
 
@@ -56,86 +57,146 @@ MSVIT_INLINE void store_probabilities(uint32_t* words, int64_t v, VecF p) {
 }
 #endif
 
-template <class Op, bool kWeighted>
+// What one task reads and writes. Rows of a sequence and head, from the first query of the task and the first key.
+template <class T>
+struct Operands {
+  Rows<T> q, k, v;
+  const float* weight;  // null: all ones
+  T* out;
+  int64_t out_stride;
+  float* lse;
+  int64_t rows, keys;
+};
+
+template <class Op, class T, bool kWeighted>
 class ForwardTask {
   using Word = typename Op::Word;
 
  public:
-  ForwardTask(Scratch<Op>& scratch, int64_t dim, float softmax_scale)
-      : s_(scratch), dim_(dim), vecs_(round_up(dim, kLanes) / kLanes), scale_(softmax_scale * kLog2e) {}
+  // softmax_scale is not negative here: queries change their sign otherwise.
+  ForwardTask(Scratch<Op>& scratch, const Operands<T>& operands, int64_t dim, float softmax_scale)
+      : s_(scratch),
+        x_(operands),
+        dim_(dim),
+        vecs_(round_up(dim, kLanes) / kLanes),
+        scale_(std::abs(softmax_scale)),
+        factor_(scale_),
+        negative_(softmax_scale < 0.0f) {}
 
-  template <class T>
-  void run(Rows<T> q, Rows<T> k, Rows<T> v, const float* weight, int64_t rows, int64_t keys) {
-    const int64_t block = even_block(keys, kMaxKeys, kLanes);
-    for (int64_t begin = 0; begin < keys; begin += block) {
-      const int64_t count = std::min(block, keys - begin);
-      pack_panels<Op, T>(s_.keys, k.from(begin), count, dim_);
-      PackB<Op, T>::rows(s_.values, v.from(begin), count, dim_, vecs_ * kLanes);
-      if (kWeighted) pack_weights(weight, k.index, begin, count);
-      for (int64_t r = 0; r < rows; r += kBlockRows) {
-        const int64_t block_rows = std::min(kBlockRows, rows - r);
-        PackA<Op, T>::rows(s_.queries, q.from(r), block_rows, dim_);
-        attend(r, block_rows, count, begin == 0);
+  // next: rows of the task that follows, read ahead while this one's last key block is computed.
+  void run(Prefetcher next) {
+    const int64_t block = even_block(x_.keys, kMaxKeys, kLanes);
+    for (int64_t begin = 0; begin < x_.keys; begin += block) {
+      const int64_t count = std::min(block, x_.keys - begin), after = begin + block,
+                    key_vecs = round_up(count, kLanes) / kLanes;
+      const bool last = after >= x_.keys;
+      Prefetcher ahead = last ? next : keys_ahead(after, std::min(block, x_.keys - after));
+      ahead.spread_over(gemm_tiles(x_.rows, key_vecs) + gemm_tiles(x_.rows, vecs_));
+      pack_panels<Op, T>(s_.keys, x_.k.from(begin), count, dim_);
+      PackB<Op, T>::rows(s_.values, x_.v.from(begin), count, dim_, vecs_ * kLanes);
+      if (kWeighted) pack_weights(begin, count);
+      for (int64_t r = 0; r < x_.rows; r += kBlockRows) {
+        const int64_t rows = std::min(kBlockRows, x_.rows - r);
+        attend(r, rows, count, begin == 0, ahead);
+        if (last) write(r, rows);
       }
     }
   }
 
  private:
-  void pack_weights(const float* weight, const int32_t* index, int64_t begin, int64_t count) {
-    for (int64_t j = 0; j < count; ++j) s_.weights[j] = weight[index ? index[begin + j] : begin + j];
+  Prefetcher keys_ahead(int64_t begin, int64_t count) const {
+    Prefetcher ahead(dim_ * sizeof(T));
+    if (x_.k.index) return ahead;  // which rows come next is only known one by one
+    ahead.add(x_.k[begin], x_.k.stride * sizeof(T), count);
+    ahead.add(x_.v[begin], x_.v.stride * sizeof(T), count);
+    return ahead;
+  }
+
+  void pack_weights(int64_t begin, int64_t count) {
+    for (int64_t j = 0; j < count; ++j) s_.weights[j] = x_.weight[x_.k.index ? x_.k.index[begin + j] : begin + j];
     for (int64_t j = count; j < round_up(count, kLanes); ++j) s_.weights[j] = 0.0f;
   }
 
-  void attend(int64_t first_row, int64_t rows, int64_t keys, bool first_block) {
+  void attend(int64_t first_row, int64_t rows, int64_t keys, bool first_block, Prefetcher& ahead) {
     const int64_t key_vecs = round_up(keys, kLanes) / kLanes, ldo = vecs_ * kLanes;
-    gemm_panels<Op>(rows, key_vecs, dim_ / Op::kPerWord, s_.queries, s_.keys, s_.scores, kRowStride);
-    const VecI last_lanes = first_lanes(keys - (key_vecs - 1) * kLanes);
+    PackA<Op, T>::rows(s_.queries, x_.q.from(first_row), rows, dim_);
+    if (negative_) negate<Op>(s_.queries, rows, dim_);
+    gemm_panels<Op>(rows, key_vecs, dim_ / Op::kPerWord, s_.queries, s_.keys, s_.scores, kRowStride, ahead);
+    float* row_max = s_.row_max + first_row;
+    maxima(rows, key_vecs, first_lanes(keys - (key_vecs - 1) * kLanes), s_.block_max);
     for (int64_t r = 0; r < rows; ++r)
-      softmax_row(first_row + r, s_.scores + r * kRowStride, key_vecs - 1, last_lanes, first_block);
+      if (first_block)
+        row_max[r] = s_.block_max[r], s_.row_sum[first_row + r] = 0.0f;
+      else
+        rescale(first_row + r, s_.block_max[r]);
+    exponentials(rows, key_vecs, first_lanes(keys - (key_vecs - 1) * kLanes), row_max, s_.row_sum + first_row);
     gemm_rows<Op, RowMajor>(rows, vecs_, (keys + Op::kPerWord - 1) / Op::kPerWord, reinterpret_cast<Word*>(s_.scores),
-                            s_.values, ldo, s_.outputs + first_row * ldo, ldo, !first_block);
+                            s_.values, ldo, s_.outputs + first_row * ldo, ldo, !first_block, ahead);
   }
 
-  // The maximum is taken of softmax_scale * log2(e) * q.k, so a negative scale needs no case of its own.
-  void softmax_row(int64_t row, float* scores, int64_t full_vecs, VecI last_lanes, bool first_block) {
-    VecF top = splat(-__builtin_inff());
-    for (int64_t v = 0; v < full_vecs; ++v) top = maximum(top, load(scores + v * kLanes) * scale_);
-    top = maximum(top, select(last_lanes, load(scores + full_vecs * kLanes) * scale_, top));
-    float row_max = reduce_max(top);
-    if (!first_block) row_max = rescale(row, row_max);
-
-    Word* words = reinterpret_cast<Word*>(scores);
-    VecF sum = {};
-    for (int64_t v = 0; v < full_vecs; ++v) {
-      const VecF p = probability(scores, v, row_max);
-      store_probabilities(words, v, p);
-      sum += p;
+  // Of every row of scores. Not inlined, like exponentials: their constants then stay in registers.
+  __attribute__((noinline)) void maxima(int64_t rows, int64_t vecs, VecI last_lanes, float* row_max) const {
+    for (int64_t r = 0; r < rows; ++r) {
+      const float* scores = s_.scores + r * kRowStride;
+      VecF top = select(last_lanes, load(scores + (vecs - 1) * kLanes), splat(-__builtin_inff()));
+      for (int64_t v = 0; v < vecs - 1; ++v) top = maximum(top, load(scores + v * kLanes));
+      row_max[r] = reduce_max(top);
     }
-    const VecF p = select(last_lanes, probability(scores, full_vecs, row_max), VecF{});
-    store_probabilities(words, full_vecs, p);
-    s_.row_max[row] = row_max;
-    s_.row_sum[row] = (first_block ? 0.0f : s_.row_sum[row]) + reduce_add(sum + p);
   }
 
-  MSVIT_INLINE VecF probability(const float* scores, int64_t v, float row_max) {
-    const VecF p = exp2_below_128(load(scores + v * kLanes) * scale_ - row_max);
-    return kWeighted ? p * load(s_.weights + v * kLanes) : p;
+  // Scores become P = w exp(softmax_scale (q.k - row_max)), whose sum is added to row_sum.
+  __attribute__((noinline)) void exponentials(int64_t rows, int64_t vecs, VecI last_lanes, const float* row_max,
+                                              float* row_sum) const {
+    const Log2Factor factor = factor_;
+    const float* weights = s_.weights;
+    for (int64_t r = 0; r < rows; ++r) {
+      float* scores = s_.scores + r * kRowStride;
+      Word* words = reinterpret_cast<Word*>(scores);
+      const VecF top = splat(row_max[r]);
+      VecF sum = {};
+      for (int64_t v = 0; v < vecs - 1; ++v) {
+        const VecF p = probability(scores, weights, v, top, factor);
+        store_probabilities(words, v, p);
+        sum += p;
+      }
+      const VecF p = select(last_lanes, probability(scores, weights, vecs - 1, top, factor), VecF{});
+      store_probabilities(words, vecs - 1, p);
+      row_sum[r] += reduce_add(sum + p);
+    }
   }
 
-  // Brings what earlier key blocks left to the larger of the two maxima, and returns that.
-  float rescale(int64_t row, float block_max) {
-    const float old = s_.row_max[row];
-    if (!(block_max > old)) return old;
-    const float factor = exp2_below_128(splat(old - block_max))[0];
+  static MSVIT_INLINE VecF probability(const float* scores, const float* weights, int64_t v, VecF top,
+                                       Log2Factor factor) {
+    const VecF distance = load(scores + v * kLanes) - top;
+    const VecF exponent = Op::kExactExp ? distance * factor.high + distance * factor.low : distance * factor.high;
+    const VecF p = exp2_below_128<Op::kExactExp>(exponent);
+    return kWeighted ? p * load(weights + v * kLanes) : p;
+  }
+
+  // Brings what earlier key blocks left to the larger of the two maxima.
+  void rescale(int64_t row, float block_max) {
+    const float old = s_.row_max[row], distance = old - block_max;
+    if (!(distance < 0.0f)) return;
+    const float factor = exp2_below_128<true>(splat(distance * factor_.high + distance * factor_.low))[0];
+    s_.row_max[row] = block_max;
     s_.row_sum[row] *= factor;
     float* o = s_.outputs + row * vecs_ * kLanes;
     for (int64_t v = 0; v < vecs_; ++v) store(o + v * kLanes, load(o + v * kLanes) * factor);
-    return block_max;
+  }
+
+  void write(int64_t first_row, int64_t rows) {
+    for (int64_t r = first_row; r < first_row + rows; ++r) {
+      write_scaled(x_.out + r * x_.out_stride, s_.outputs + r * vecs_ * kLanes, 1.0f / s_.row_sum[r], dim_);
+      x_.lse[r] = s_.row_max[r] * scale_ + std::log(s_.row_sum[r]);
+    }
   }
 
   Scratch<Op>& s_;
+  const Operands<T>& x_;
   const int64_t dim_, vecs_;
   const float scale_;
+  const Log2Factor factor_;
+  const bool negative_;
 };
 
 template <class Op, class T>
@@ -151,10 +212,10 @@ class Forward {
     const size_t bytes = round_up(scratch_bytes(longest), 4096);
     static thread_local Workspace workspace;
     char* memory = workspace.reserve(bytes * threads);
-    for_each_task(tasks(threads, work), threads, memory, bytes, [&](const Task& task, char* scratch) {
+    for_each_task(tasks(threads, work), threads, memory, bytes, [&](const Task& task, const Task* next, char* scratch) {
       Arena arena(scratch);
       Scratch<Op> s(arena, padded_dim_, longest);
-      run(task, s);
+      run(task, next, s);
     });
   }
 
@@ -168,7 +229,8 @@ class Forward {
     return arena.used();
   }
 
-  // Every (sequence, head); in several row ranges where it is long, or where there would be too few tasks for the threads.
+  // Every (sequence, head); in several row ranges where it is long, or where there would be too few tasks for the
+  // threads.
   std::vector<Task> tasks(int threads, double work) const {
     const double target = threads == 1 ? work : work / (threads * kTasksPerThread);
     std::vector<Task> list;
@@ -176,41 +238,57 @@ class Forward {
       const int64_t rows = query_span(b).length();
       const double row_work = 2.0 * key_span(b).length() * a.head_dim;
       const double affordable = row_work > 0 ? target / row_work : rows;
-      const int64_t largest = std::clamp<int64_t>(static_cast<int64_t>(std::min<double>(affordable, kMaxTaskRows)) /
-                                                      kBlockRows * kBlockRows, 2 * kBlockRows, kMaxTaskRows);
+      const int64_t largest = std::clamp<int64_t>(
+          static_cast<int64_t>(std::min<double>(affordable, kMaxTaskRows)) / kBlockRows * kBlockRows, 2 * kBlockRows,
+          kMaxTaskRows);
       const int64_t step = even_block(rows, largest, kBlockRows);
       for (int32_t h = 0; h < a.num_heads; ++h)
-        for (int64_t begin = 0; begin < rows; begin += step) list.push_back({b, h, begin, std::min(begin + step, rows)});
+        for (int64_t begin = 0; begin < rows; begin += step)
+          list.push_back({b, h, begin, std::min(begin + step, rows)});
     }
     return list;
   }
 
-  void run(const Task& task, Scratch<Op>& s) const {
+  Operands<T> operands(const Task& task) const {
     const Span queries = query_span(task.sequence), keys = key_span(task.sequence);
-    const int64_t first = queries.begin + task.begin, rows = task.end - task.begin, h = task.head;
-    T* out = static_cast<T*>(a.out) + (first * a.num_heads + h) * a.head_dim;
-    float* lse = a.lse + h * a.total_q + first;
-    const float* weight = a.key_weight ? a.key_weight + keys.begin : nullptr;
-    const Keys used = weighted_keys(weight, keys.length(), s.index);
-    if (used.count == 0) return write_empty(out, lse, rows);
-
-    const Rows<T> q{static_cast<const T*>(a.q) + h * a.q_stride_head + first * a.q_stride_token, a.q_stride_token, nullptr};
-    const Rows<T> k{static_cast<const T*>(a.k) + h * a.k_stride_head + keys.begin * a.k_stride_token, a.k_stride_token, used.index};
-    const Rows<T> v{static_cast<const T*>(a.v) + h * a.v_stride_head + keys.begin * a.v_stride_token, a.v_stride_token, used.index};
-    if (weight)
-      ForwardTask<Op, true>(s, a.head_dim, a.softmax_scale).run(q, k, v, weight, rows, used.count);
-    else
-      ForwardTask<Op, false>(s, a.head_dim, a.softmax_scale).run(q, k, v, weight, rows, used.count);
-    for (int64_t r = 0; r < rows; ++r) {
-      write_scaled(out + r * a.num_heads * a.head_dim, s.outputs + r * padded_dim_, 1.0f / s.row_sum[r], a.head_dim);
-      lse[r] = s.row_max[r] * kLn2 + std::log(s.row_sum[r]);
-    }
+    const int64_t first = queries.begin + task.begin, h = task.head;
+    Operands<T> x;
+    x.q = {static_cast<const T*>(a.q) + h * a.q_stride_head + first * a.q_stride_token, a.q_stride_token, nullptr};
+    x.k = {static_cast<const T*>(a.k) + h * a.k_stride_head + keys.begin * a.k_stride_token, a.k_stride_token, nullptr};
+    x.v = {static_cast<const T*>(a.v) + h * a.v_stride_head + keys.begin * a.v_stride_token, a.v_stride_token, nullptr};
+    x.weight = a.key_weight ? a.key_weight + keys.begin : nullptr;
+    x.out = static_cast<T*>(a.out) + (first * a.num_heads + h) * a.head_dim;
+    x.out_stride = a.num_heads * a.head_dim;
+    x.lse = a.lse + h * a.total_q + first;
+    x.rows = task.end - task.begin;
+    x.keys = keys.length();
+    return x;
   }
 
-  void write_empty(T* out, float* lse, int64_t rows) const {
-    for (int64_t r = 0; r < rows; ++r) {
-      std::memset(out + r * a.num_heads * a.head_dim, 0, a.head_dim * sizeof(T));
-      lse[r] = -__builtin_inff();
+  void run(const Task& task, const Task* next, Scratch<Op>& s) const {
+    Prefetcher prefetcher(a.head_dim * sizeof(T));
+    if (next) {
+      const Operands<T> x = operands(*next);
+      prefetcher.add(x.k.base, x.k.stride * sizeof(T), std::min(x.keys, kMaxKeys));
+      prefetcher.add(x.v.base, x.v.stride * sizeof(T), std::min(x.keys, kMaxKeys));
+      prefetcher.add(x.q.base, x.q.stride * sizeof(T), x.rows);
+      prefetcher.add(x.out, x.out_stride * sizeof(T), x.rows);
+    }
+    Operands<T> x = operands(task);
+    const Keys used = weighted_keys(x.weight, x.keys, s.index);
+    x.keys = used.count;
+    x.k.index = x.v.index = used.index;
+    if (x.keys == 0) return write_empty(x);
+    if (x.weight)
+      ForwardTask<Op, T, true>(s, x, a.head_dim, a.softmax_scale).run(prefetcher);
+    else
+      ForwardTask<Op, T, false>(s, x, a.head_dim, a.softmax_scale).run(prefetcher);
+  }
+
+  void write_empty(const Operands<T>& x) const {
+    for (int64_t r = 0; r < x.rows; ++r) {
+      std::memset(x.out + r * x.out_stride, 0, a.head_dim * sizeof(T));
+      x.lse[r] = -__builtin_inff();
     }
   }
 

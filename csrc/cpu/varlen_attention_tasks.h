@@ -16,10 +16,10 @@
 namespace msvit {
 namespace MSVIT_ISA {
 
-constexpr int64_t kMaxKeys = 256;      // keys of one block: scores of a row block stay in L1, packed keys in L2
+constexpr int64_t kMaxKeys = 256;  // keys of one block: scores of a row block stay in L1, packed keys in L2
 constexpr int64_t kMaxHeadDim = 128;
-constexpr double kSerialWork = 5e5;    // multiply-adds below which waking other threads costs more than it saves
-constexpr int64_t kTasksPerThread = 4; // enough to balance tasks of unequal cost when the longest start first
+constexpr double kSerialWork = 5e5;     // multiply-adds below which waking other threads costs more than it saves
+constexpr int64_t kTasksPerThread = 4;  // enough to balance tasks of unequal cost when the longest start first
 
 static_assert(kMaxKeys + kLanes <= kRowStride, "a row of scores must fit the row stride");
 
@@ -104,18 +104,65 @@ class Arena {
   size_t used_ = 0;
 };
 
-// run(task, scratch of this thread) for every task; a task must not depend on another one.
+// Reads into the cache what comes next, a few rows at a time between the tiles of the current work: rows of one head
+// lie far apart, which the hardware does not foresee.
+class Prefetcher {
+ public:
+  explicit Prefetcher(int64_t row_bytes) : row_bytes_(row_bytes) {}
+  void add(const void* first, int64_t stride_bytes, int64_t rows) {
+    if (rows > 0) list_[streams_++] = {static_cast<const char*>(first), stride_bytes, rows};
+    rows_ += rows;
+  }
+  // All rows within the next `calls` calls of operator().
+  void spread_over(int64_t calls) { rows_per_call_ = static_cast<float>(rows_) / calls; }
+  void operator()() {
+    for (due_ += rows_per_call_; due_ >= 1.0f && current_ < streams_; due_ -= 1.0f) {
+      Stream& s = list_[current_];
+      const char* line = reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(s.row) / 64 * 64);
+      for (; line < s.row + row_bytes_; line += 64) __builtin_prefetch(line);
+      s.row += s.stride;
+      if (--s.rows == 0) ++current_;
+    }
+  }
+
+ private:
+  struct Stream {
+    const char* row;
+    int64_t stride, rows;
+  };
+  int64_t row_bytes_, rows_ = 0;
+  float rows_per_call_ = 0.0f, due_ = 0.0f;
+  int streams_ = 0, current_ = 0;
+  Stream list_[8];
+};
+
+// run(task, the task that this thread runs after it or null, scratch of this thread) for every task, in the order of
+// the list as threads become free. A task must not depend on another one.
 template <class T, class Run>
 void for_each_task(const std::vector<T>& tasks, int num_threads, char* scratch, size_t scratch_per_thread, Run run) {
   const int64_t n = static_cast<int64_t>(tasks.size());
+  int64_t taken = 0;
+  const auto work = [&](int thread) {
+    const auto take = [&] {
+      int64_t i;
+#pragma omp atomic capture
+      i = taken++;
+      return i;
+    };
+    for (int64_t i = take(); i < n;) {
+      const int64_t next = take();
+      run(tasks[i], next < n ? &tasks[next] : nullptr, scratch + thread * scratch_per_thread);
+      i = next;
+    }
+  };
 #ifdef _OPENMP
   if (num_threads > 1) {
-#pragma omp parallel for schedule(dynamic, 1) num_threads(num_threads)
-    for (int64_t i = 0; i < n; ++i) run(tasks[i], scratch + omp_get_thread_num() * scratch_per_thread);
+#pragma omp parallel num_threads(num_threads)
+    work(omp_get_thread_num());
     return;
   }
 #endif
-  for (int64_t i = 0; i < n; ++i) run(tasks[i], scratch);
+  work(0);
 }
 
 // The keys that take part: all, or those whose weight is not zero. index is null if that is all of them.

@@ -55,54 +55,77 @@ MSVIT_INLINE VecI first_lanes(int64_t n) {
 
 MSVIT_INLINE VecF select(VecI mask, VecF yes, VecF no) { return mask ? yes : no; }
 
-// NaN in x is kept, so that a NaN score reaches the output.
-MSVIT_INLINE VecF at_least(VecF x, float lower) {
-  const VecF bound = splat(lower);
-  return x < bound ? bound : x;
-}
-
 MSVIT_INLINE VecF maximum(VecF a, VecF b) { return a < b ? b : a; }
+
+// x with lane i taken from lane i ^ kDistance.
+template <int kDistance>
+MSVIT_INLINE VecF swap_lanes(VecF x) {
+#if defined(__clang__)
+  VecF y;
+  for (int i = 0; i < kLanes; ++i) y[i] = x[i ^ kDistance];
+  return y;
+#else
+  VecI from;
+  MSVIT_UNROLL
+  for (int i = 0; i < kLanes; ++i) from[i] = i ^ kDistance;
+  return __builtin_shuffle(x, from);
+#endif
+}
 
 // Lanes are combined pairwise in a fixed order.
 MSVIT_INLINE float reduce_max(VecF x) {
-  float lanes[kLanes];
-  store(lanes, x);
-  for (int width = kLanes / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lanes[i] = lanes[i] < lanes[i + width] ? lanes[i + width] : lanes[i];
-  return lanes[0];
+  if constexpr (kLanes == 16) x = maximum(x, swap_lanes<8>(x));
+  if constexpr (kLanes >= 8) x = maximum(x, swap_lanes<4>(x));
+  x = maximum(x, swap_lanes<2>(x));
+  return maximum(x, swap_lanes<1>(x))[0];
 }
 
 MSVIT_INLINE float reduce_add(VecF x) {
-  float lanes[kLanes];
-  store(lanes, x);
-  for (int width = kLanes / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  return lanes[0];
+  if constexpr (kLanes == 16) x += swap_lanes<8>(x);
+  if constexpr (kLanes >= 8) x += swap_lanes<4>(x);
+  x += swap_lanes<2>(x);
+  return (x + swap_lanes<1>(x))[0];
 }
 
-// 2^x for x < 128: at most 1 ulp of error for x >= -126, exactly 1 at 0, exactly 0 for x <= -127, NaN for NaN.
-// x = n + f with n an integer and |f| <= 1/2; the polynomial is 2^f, and n is added to its exponent field. Adding
-// 1.5 * 2^23 rounds to an integer and leaves n in the low bits, so no conversion is needed.
+// 2^x for x < 128: 0 below -126 (where it would be subnormal), NaN for NaN. kExact: at most 1.2 ulp of error; otherwise
+// 3e-6 relative, for results that are rounded to bf16.
+// x = n + f with n an integer and |f| <= 1/2: the polynomial is 2^f (minimax, 1 at 0), and n is added to its exponent
+// field. Adding 1.5 * 2^23 rounds to an integer and leaves n in the low bits, so no conversion is needed.
+template <bool kExact>
 MSVIT_INLINE VecF exp2_below_128(VecF x) {
   constexpr float kRound = 12582912.0f;
-  x = at_least(x, -127.0f);
   const VecF shifted = x + kRound;
   const VecF f = x - (shifted - kRound);
-  VecF p = splat(1.5403530e-4f);
-  p = p * f + 1.3333558e-3f;
-  p = p * f + 9.6181291e-3f;
-  p = p * f + 5.5504109e-2f;
-  p = p * f + 2.4022651e-1f;
-  p = p * f + 6.9314718e-1f;
+  VecF p;
+  if (kExact) {
+    p = 1.53533620e-4f * f + 1.33988750e-3f;
+    p = p * f + 9.61843692e-3f;
+    p = p * f + 5.55033237e-2f;
+    p = p * f + 2.40226477e-1f;
+    p = p * f + 6.93147182e-1f;
+  } else {
+    p = 9.58285294e-3f * f + 5.59064262e-2f;
+    p = p * f + 2.40240991e-1f;
+    p = p * f + 6.93124175e-1f;
+  }
   p = p * f + 1.0f;
-  return reinterpret_cast<VecF>(reinterpret_cast<VecU>(p) + (reinterpret_cast<VecU>(shifted) << 23));
+  const VecU scaled = reinterpret_cast<VecU>(p) + (reinterpret_cast<VecU>(shifted) << 23);
+  return x < -126.0f ? VecF{} : reinterpret_cast<VecF>(scaled);
 }
 
 // The same, and infinity from 128 on.
+template <bool kExact>
 MSVIT_INLINE VecF exp2_saturating(VecF x) {
-  const VecF infinite = splat(__builtin_inff());
-  return select(x >= 128.0f, infinite, exp2_below_128(x));
+  return x >= 128.0f ? splat(__builtin_inff()) : exp2_below_128<kExact>(x);
 }
+
+// A factor of an exponent in two floats: high + low is log2(e) * factor to 2^-48.
+struct Log2Factor {
+  float high, low;
+  explicit Log2Factor(double factor)
+      : high(static_cast<float>(factor * kLog2e)), low(static_cast<float>(factor * kLog2e - high)) {}
+  static constexpr double kLog2e = 1.4426950408889634;
+};
 
 }  // namespace MSVIT_ISA
 }  // namespace msvit
