@@ -24,7 +24,7 @@ struct PatchSource {
   const int32_t* token_index;  // [total_tokens]
   int64_t batch, height, width, total_tokens;
   int64_t patch_size, scale_factor, num_prefix;
-  PixelType pixel_type;
+  int pixel_type;  // a PixelType, as the binding passes it
   std::array<double, 3> mean, std;
 };
 

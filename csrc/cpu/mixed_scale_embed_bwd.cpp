@@ -244,7 +244,7 @@ class ImageGradient {
 
 template <class T>
 void image_gradient(const MixedScaleEmbedBwdArgs& a) {
-  switch (a.source.pixel_type) {
+  switch (static_cast<PixelType>(a.source.pixel_type)) {
     case PixelType::float32: return ImageGradient<T, float>(a).run();
     case PixelType::bfloat16: return ImageGradient<T, Bf16>(a).run();
     case PixelType::float16: return ImageGradient<T, Half>(a).run();

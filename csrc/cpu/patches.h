@@ -127,7 +127,7 @@ class PatchReader {
 // Calls f with a PatchReader of the images' pixel type.
 template <class Function>
 void with_patch_reader(const PatchSource& source, const Function& f) {
-  switch (source.pixel_type) {
+  switch (static_cast<PixelType>(source.pixel_type)) {
     case PixelType::float32: return f(PatchReader<float>(source));
     case PixelType::bfloat16: return f(PatchReader<Bf16>(source));
     case PixelType::float16: return f(PatchReader<Half>(source));
