@@ -13,8 +13,8 @@ def assert_accurate(name: str, actual: Tensor, eager: Tensor, oracle: Tensor, su
     """Holds a result to twice the error of eager code in the same dtype, both measured against fp64.
 
     |actual - oracle| <= 2 * max|eager - oracle| + rounding, where rounding is two units in the last place of the
-    largest value: what storing the result in its dtype may cost. Where the summands of a result cancel, its largest
-    value says nothing of their size, so rounding is at least two fp32 units of `summand`.
+    largest value, which storing the result in its dtype may cost, and four fp32 units for sums taken in another order.
+    Where summands cancel, the largest value says nothing of their size: the fp32 units are of `summand` at least.
 
     Args:
         name: what is compared, for the message.
@@ -39,7 +39,8 @@ def assert_accurate(name: str, actual: Tensor, eager: Tensor, oracle: Tensor, su
         return
     error = (actual - oracle)[finite].abs().max().item()
     eager_error = (eager - oracle)[finite].abs().max().item()
-    rounding = 2 * max(epsilon * oracle[finite].abs().max().item(), torch.finfo(torch.float32).eps * summand)
+    largest = oracle[finite].abs().max().item()
+    rounding = 2 * epsilon * largest + 4 * torch.finfo(torch.float32).eps * max(largest, summand)
     bound = 2 * eager_error + rounding
     assert error <= bound, f"{name}: error {error:.3e} above {bound:.3e} (eager in the same dtype: {eager_error:.3e})"
 
