@@ -69,6 +69,16 @@ def gradients(call: Callable[[], Tensor], leaves: Sequence[Tensor], grad: Tensor
     return lambda: torch.autograd.grad(out, leaves, grad, retain_graph=True)
 
 
+def step(call: Callable[[], Tensor], leaves: Sequence[Tensor], grad: Tensor) -> Callable[[], tuple[Tensor, ...]]:
+    """Forward and backward pass, as in training."""
+
+    def forward_and_backward() -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            return torch.autograd.grad(call(), leaves, grad)
+
+    return forward_and_backward
+
+
 CaseMaker = Callable[[], Case]
 
 

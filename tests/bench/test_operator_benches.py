@@ -33,7 +33,7 @@ def test_rows(monkeypatch, tmp_path, capsys, operator):
     methods = {row["method"] for row in rows}
     assert methods >= {*backends, "reference"}
     assert sum(method.startswith("torch") for method in methods) >= 2
-    assert {row["direction"] for row in rows} == {"fwd", "bwd"}
+    assert {row["direction"] for row in rows} >= {"fwd", "bwd"}
     for row in rows:
         assert 0 < float(row["p20_us"]) <= float(row["p50_us"]) <= float(row["p80_us"])
         assert int(row["samples"]) >= 3
