@@ -7,10 +7,7 @@ torch.get_num_threads(); it changes the time, never a bit of the result.
 import torch
 from torch import Tensor
 
-try:
-    from msvit_kernels import _C
-except ImportError:  # reported by unsupported_reason
-    _C = None  # type: ignore[assignment]
+from msvit_kernels import _C
 
 
 def varlen_attention_fwd(
@@ -107,8 +104,6 @@ def varlen_attention_bwd(
 
 
 def unsupported_reason(device_type: str, dtype: torch.dtype, head_dim: int) -> str | None:
-    if _C is None:
-        return "the compiled module msvit_kernels._C is missing (pip install -e . builds it)"
     if device_type != "cpu":
         return f"runs on the CPU, got a {device_type} tensor"
     if dtype not in (torch.float32, torch.bfloat16):
