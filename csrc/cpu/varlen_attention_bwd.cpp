@@ -211,7 +211,7 @@ class Backward {
     static thread_local Workspace workspace;
     char* memory = workspace.reserve(bytes * threads + a.num_heads * a.total_k * sizeof(float));
     float* dw = reinterpret_cast<float*>(memory + bytes * threads);  // [num_heads, total_k]
-    for_each_task(tasks(threads, work), threads, memory, bytes,
+    for_each_task(tasks(threads, work), a.num_heads, threads, memory, bytes,
                   [&](const BackwardRange& range, const BackwardRange* next, char* scratch) {
                     Arena arena(scratch);
                     Scratch<Op> s(arena, padded_dim_, rows, keys);

@@ -212,11 +212,12 @@ class Forward {
     const size_t bytes = round_up(scratch_bytes(longest), 4096);
     static thread_local Workspace workspace;
     char* memory = workspace.reserve(bytes * threads);
-    for_each_task(tasks(threads, work), threads, memory, bytes, [&](const Task& task, const Task* next, char* scratch) {
-      Arena arena(scratch);
-      Scratch<Op> s(arena, padded_dim_, longest);
-      run(task, next, s);
-    });
+    for_each_task(tasks(threads, work), a.num_heads, threads, memory, bytes,
+                  [&](const Task& task, const Task* next, char* scratch) {
+                    Arena arena(scratch);
+                    Scratch<Op> s(arena, padded_dim_, longest);
+                    run(task, next, s);
+                  });
   }
 
  private:
@@ -242,9 +243,8 @@ class Forward {
           static_cast<int64_t>(std::min<double>(affordable, kMaxTaskRows)) / kBlockRows * kBlockRows, 2 * kBlockRows,
           kMaxTaskRows);
       const int64_t step = even_block(rows, largest, kBlockRows);
-      for (int32_t h = 0; h < a.num_heads; ++h)
-        for (int64_t begin = 0; begin < rows; begin += step)
-          list.push_back({b, h, begin, std::min(begin + step, rows)});
+      for (int64_t begin = 0; begin < rows; begin += step)
+        for (int32_t h = 0; h < a.num_heads; ++h) list.push_back({b, h, begin, std::min(begin + step, rows)});
     }
     return list;
   }

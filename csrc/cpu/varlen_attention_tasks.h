@@ -137,22 +137,29 @@ class Prefetcher {
 };
 
 // run(task, the task that this thread runs after it or null, scratch of this thread) for every task, in the order of
-// the list as threads become free. A task must not depend on another one.
+// the list as threads become free. A task must not depend on another one. A thread takes up to largest_group neighbours
+// of the list at once, fewer towards its end: heads of one sequence share pages, and cores that write to neighbouring
+// heads of the same rows take the cache lines between them from each other.
 template <class T, class Run>
-void for_each_task(const std::vector<T>& tasks, int num_threads, char* scratch, size_t scratch_per_thread, Run run) {
+void for_each_task(const std::vector<T>& tasks, int64_t largest_group, int num_threads, char* scratch,
+                   size_t scratch_per_thread, Run run) {
   const int64_t n = static_cast<int64_t>(tasks.size());
   int64_t taken = 0;
   const auto work = [&](int thread) {
+    int64_t i = 0, end = 0;
     const auto take = [&] {
-      int64_t i;
-#pragma omp atomic capture
-      i = taken++;
-      return i;
+      if (++i < end) return;
+#pragma omp critical(msvit_varlen_attention_take)
+      {
+        i = taken;
+        taken += std::clamp<int64_t>((n - taken) / (2 * num_threads), 1, largest_group);
+        end = taken;
+      }
     };
-    for (int64_t i = take(); i < n;) {
-      const int64_t next = take();
-      run(tasks[i], next < n ? &tasks[next] : nullptr, scratch + thread * scratch_per_thread);
-      i = next;
+    for (take(); i < n;) {
+      const T& task = tasks[i];
+      take();
+      run(task, i < n ? &tasks[i] : nullptr, scratch + thread * scratch_per_thread);
     }
   };
 #ifdef _OPENMP
