@@ -3,8 +3,12 @@
 import os
 from collections.abc import Iterator
 
-import pytest
-import torch
+# Before numpy and torch load their thread pools: on few cores, pools that wait by spinning take time from the work.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported, so before any test module
