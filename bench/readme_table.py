@@ -75,7 +75,8 @@ def measured() -> str:
     lines = [
         f"ViT-S on {fact['machine']}, {fact['threads']} threads, fp32, batch {BATCH}: milliseconds per image, from",
         f"uint8 images to logits (torch {fact['torch']}, timm {fact['timm']}, commit {fact['commit']}).",
-        "The dense model sees a smaller image, the others mixed-scale tokens, of 224 px up to 196 tokens, of 384 px above.",
+        "The dense model sees a smaller image, the others mixed-scale tokens, of 224 px up to 196 tokens and of 384 px",
+        "above.",
         "",
         *latency_table(folder),
         "",
