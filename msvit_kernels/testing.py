@@ -8,6 +8,8 @@ from torch import Tensor
 
 from msvit_kernels import dispatch
 
+DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+
 
 def assert_accurate(name: str, actual: Tensor, eager: Tensor, oracle: Tensor, summand: float = 1.0) -> None:
     """Holds a result to twice the error of eager code in the same dtype, both measured against fp64.

@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import DEVICES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msvit_kernels import mixed_scale_embed, mixed_scale_layout, testing
+from msvit_kernels.testing import DEVICES
 
 MEAN, STD = (0.48, 0.45, 0.4), (0.23, 0.22, 0.25)
 IMAGE_DTYPES = [torch.float32, torch.uint8]

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from conftest import DEVICES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msvit_kernels import MixedScaleLayout, mixed_scale_layout, testing
+from msvit_kernels.testing import DEVICES
 
 TARGETS = [
     pytest.param(backend, device, id=f"{backend}-{device}")

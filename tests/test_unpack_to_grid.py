@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import DEVICES
 
 from msvit_kernels import mixed_scale_layout, testing, unpack_to_grid
+from msvit_kernels.testing import DEVICES
 
 TARGETS = [
     pytest.param((backend, device, dtype), id=f"{backend}-{device}-{str(dtype).removeprefix('torch.')}")

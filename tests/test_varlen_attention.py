@@ -3,13 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import DEVICES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from msvit_kernels import testing, varlen_attention
+from msvit_kernels.testing import DEVICES
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 TARGETS = [
