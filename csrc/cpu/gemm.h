@@ -39,21 +39,23 @@ constexpr int kTileRows = 6, kTileVecs = 2;
 #endif
 constexpr int kTileCols = kTileVecs * kLanes;
 
-// Words between two rows of every A operand: not a multiple of 4 KiB / small powers of two, so that rows spread over
-// the cache sets, and a compile-time constant, so that one pointer addresses a tile.
+// Words between two rows of every packed A operand: no multiple of a large power of two, so that rows spread over the
+// cache sets.
 constexpr int64_t kRowStride = 272;
 
-// How A is stored: A(r, k) = a[r * kRow + k * kStep].
+// How A is stored: A(r, k) = a[r * lda + k], or a[r + k * lda].
 struct RowMajor {
-  static constexpr int64_t kRow = kRowStride, kStep = 1;
+  static MSVIT_INLINE int64_t row(int64_t lda) { return lda; }
+  static MSVIT_INLINE int64_t step(int64_t) { return 1; }
 };
 struct Transposed {
-  static constexpr int64_t kRow = 1, kStep = kRowStride;
+  static MSVIT_INLINE int64_t row(int64_t) { return 1; }
+  static MSVIT_INLINE int64_t step(int64_t lda) { return lda; }
 };
 
 template <class Op, class Layout, int kRows, int kVecs>
-void gemm_tile(const typename Op::Word* a, const typename Op::Word* b, int64_t ldb, int64_t depth, float* c,
-               int64_t ldc, bool accumulate) {
+void gemm_tile(const typename Op::Word* a, int64_t lda, const typename Op::Word* b, int64_t ldb, int64_t depth,
+               float* c, int64_t ldc, bool accumulate) {
   VecF acc[kRows][kVecs] = {};
   for (int64_t k = 0; k < depth; ++k) {
     VecF row[kVecs];
@@ -62,9 +64,9 @@ void gemm_tile(const typename Op::Word* a, const typename Op::Word* b, int64_t l
     MSVIT_UNROLL
     for (int r = 0; r < kRows; ++r) {
       MSVIT_UNROLL
-      for (int n = 0; n < kVecs; ++n) acc[r][n] = Op::multiply_add(acc[r][n], a[r * Layout::kRow], row[n]);
+      for (int n = 0; n < kVecs; ++n) acc[r][n] = Op::multiply_add(acc[r][n], a[r * Layout::row(lda)], row[n]);
     }
-    a += Layout::kStep;
+    a += Layout::step(lda);
     b += ldb;
   }
   if (accumulate) {
@@ -82,8 +84,8 @@ void gemm_tile(const typename Op::Word* a, const typename Op::Word* b, int64_t l
 }
 
 template <class Op>
-using TileFunction = void (*)(const typename Op::Word*, const typename Op::Word*, int64_t, int64_t, float*, int64_t,
-                              bool);
+using TileFunction = void (*)(const typename Op::Word*, int64_t, const typename Op::Word*, int64_t, int64_t, float*,
+                              int64_t, bool);
 
 template <class Op, class Layout, int kVecs>
 TileFunction<Op> tile_function_of(int64_t rows) {
@@ -107,17 +109,18 @@ TileFunction<Op> tile_function(int64_t rows, int64_t vecs) {
 // One panel of B: vecs in 1 .. kTileVecs vectors wide, depth words deep, all rows of A. between() runs before every
 // tile: a place for prefetches, a few at a time.
 template <class Op, class Layout, class Between>
-void gemm_panel(int64_t rows, int64_t vecs, int64_t depth, const typename Op::Word* a, const typename Op::Word* b,
-                int64_t ldb, float* c, int64_t ldc, bool accumulate, Between& between) {
+void gemm_panel(int64_t rows, int64_t vecs, int64_t depth, const typename Op::Word* a, int64_t lda,
+                const typename Op::Word* b, int64_t ldb, float* c, int64_t ldc, bool accumulate, Between& between) {
   const int64_t full = rows / kTileRows * kTileRows;
   const TileFunction<Op> tile = tile_function<Op, Layout>(kTileRows, vecs);
   for (int64_t r = 0; r < full; r += kTileRows) {
     between();
-    tile(a + r * Layout::kRow, b, ldb, depth, c + r * ldc, ldc, accumulate);
+    tile(a + r * Layout::row(lda), lda, b, ldb, depth, c + r * ldc, ldc, accumulate);
   }
   if (full == rows) return;
   between();
-  tile_function<Op, Layout>(rows - full, vecs)(a + full * Layout::kRow, b, ldb, depth, c + full * ldc, ldc, accumulate);
+  tile_function<Op, Layout>(rows - full, vecs)(a + full * Layout::row(lda), lda, b, ldb, depth, c + full * ldc, ldc,
+                                               accumulate);
 }
 
 // Tiles, and so calls of between(), in a product of that many rows and vectors of columns.
@@ -127,22 +130,22 @@ inline int64_t gemm_tiles(int64_t rows, int64_t vecs) {
 
 // B as consecutive panels [depth][width] with width = kTileCols, the last one as narrow as its vectors.
 template <class Op, class Between>
-void gemm_panels(int64_t rows, int64_t vecs, int64_t depth, const typename Op::Word* a, const typename Op::Word* panels,
-                 float* c, int64_t ldc, Between& between) {
+void gemm_panels(int64_t rows, int64_t vecs, int64_t depth, const typename Op::Word* a, int64_t lda,
+                 const typename Op::Word* panels, float* c, int64_t ldc, Between& between) {
   for (int64_t v = 0; v < vecs; v += kTileVecs) {
     const int64_t width = vecs - v < kTileVecs ? vecs - v : kTileVecs;
-    gemm_panel<Op, RowMajor>(rows, width, depth, a, panels + v * kLanes * depth, width * kLanes, c + v * kLanes, ldc,
-                             false, between);
+    gemm_panel<Op, RowMajor>(rows, width, depth, a, lda, panels + v * kLanes * depth, width * kLanes, c + v * kLanes,
+                             ldc, false, between);
   }
 }
 
 // B row-major, vecs vectors wide.
 template <class Op, class Layout, class Between>
-void gemm_rows(int64_t rows, int64_t vecs, int64_t depth, const typename Op::Word* a, const typename Op::Word* b,
-               int64_t ldb, float* c, int64_t ldc, bool accumulate, Between& between) {
+void gemm_rows(int64_t rows, int64_t vecs, int64_t depth, const typename Op::Word* a, int64_t lda,
+               const typename Op::Word* b, int64_t ldb, float* c, int64_t ldc, bool accumulate, Between& between) {
   for (int64_t v = 0; v < vecs; v += kTileVecs) {
     const int64_t width = vecs - v < kTileVecs ? vecs - v : kTileVecs;
-    gemm_panel<Op, Layout>(rows, width, depth, a, b + v * kLanes, ldb, c + v * kLanes, ldc, accumulate, between);
+    gemm_panel<Op, Layout>(rows, width, depth, a, lda, b + v * kLanes, ldb, c + v * kLanes, ldc, accumulate, between);
   }
 }
 

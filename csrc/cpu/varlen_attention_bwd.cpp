@@ -110,14 +110,14 @@ class BackwardTask {
     const int64_t key_vecs = round_up(keys, kLanes) / kLanes, ld = vecs_ * kLanes, words = dim_ / Op::kPerWord;
     PackA<Op, T>::rows(s_.queries, x_.q.from(r), rows, dim_);
     PackA<Op, T>::rows(s_.douts, x_.dout.from(r), rows, dim_);
-    gemm_panels<Op>(rows, key_vecs, words, s_.queries, s_.keys_t, s_.scores, kRowStride, ahead);
-    gemm_panels<Op>(rows, key_vecs, words, s_.douts, s_.values_t, s_.dprobs, kRowStride, ahead);
+    gemm_panels<Op>(rows, key_vecs, words, s_.queries, kRowStride, s_.keys_t, s_.scores, kRowStride, ahead);
+    gemm_panels<Op>(rows, key_vecs, words, s_.douts, kRowStride, s_.values_t, s_.dprobs, kRowStride, ahead);
     for (int64_t v = 0; v < key_vecs; ++v)
       differentiate(v, r, rows, first_lanes(std::min<int64_t>(keys - v * kLanes, kLanes)));
     if (active_ == 0) return;
     if (want_dq_)
-      gemm_rows<Op, RowMajor>(rows, vecs_, (active_ + Op::kPerWord - 1) / Op::kPerWord, s_.dscores_rows, s_.keys, ld,
-                              s_.dq + r * ld, ld, !first_keys, ahead);
+      gemm_rows<Op, RowMajor>(rows, vecs_, (active_ + Op::kPerWord - 1) / Op::kPerWord, s_.dscores_rows, kRowStride,
+                              s_.keys, ld, s_.dq + r * ld, ld, !first_keys, ahead);
     if (!want_dkv_) return;
     int64_t row_words = rows, ldb = kRowStride;
     if constexpr (Op::kPerWord == 2) {
@@ -125,8 +125,10 @@ class BackwardTask {
       PackB<Op, T>::rows(s_.dout_rows, x_.dout.from(r), rows, dim_, ld);
       row_words = (rows + 1) / 2, ldb = ld;
     }
-    gemm_rows<Op, Transposed>(active_, vecs_, row_words, s_.probs_pairs, s_.dout_rows, ldb, s_.dv, ld, r > 0, ahead);
-    gemm_rows<Op, Transposed>(active_, vecs_, row_words, s_.dscores_pairs, s_.query_rows, ldb, s_.dk, ld, r > 0, ahead);
+    gemm_rows<Op, Transposed>(active_, vecs_, row_words, s_.probs_pairs, kRowStride, s_.dout_rows, ldb, s_.dv, ld,
+                              r > 0, ahead);
+    gemm_rows<Op, Transposed>(active_, vecs_, row_words, s_.dscores_pairs, kRowStride, s_.query_rows, ldb, s_.dk, ld,
+                              r > 0, ahead);
   }
 
   struct Pair {

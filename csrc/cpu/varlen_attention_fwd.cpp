@@ -11,6 +11,7 @@
 // the head alone: key blocks are a function of the number of keys, and the range of rows that a task got changes
 // nothing.
 #include <cmath>
+#include <type_traits>
 
 #include "varlen_attention_tasks.h"
 
@@ -119,9 +120,9 @@ class ForwardTask {
 
   void attend(int64_t first_row, int64_t rows, int64_t keys, bool first_block, Prefetcher& ahead) {
     const int64_t key_vecs = round_up(keys, kLanes) / kLanes, ldo = vecs_ * kLanes;
-    PackA<Op, T>::rows(s_.queries, x_.q.from(first_row), rows, dim_);
-    if (negative_) negate<Op>(s_.queries, rows, dim_);
-    gemm_panels<Op>(rows, key_vecs, dim_ / Op::kPerWord, s_.queries, s_.keys, s_.scores, kRowStride, ahead);
+    int64_t ldq = kRowStride;
+    const Word* queries = query_rows(first_row, rows, ldq);
+    gemm_panels<Op>(rows, key_vecs, dim_ / Op::kPerWord, queries, ldq, s_.keys, s_.scores, kRowStride, ahead);
     float* row_max = s_.row_max + first_row;
     maxima(rows, key_vecs, first_lanes(keys - (key_vecs - 1) * kLanes), s_.block_max);
     for (int64_t r = 0; r < rows; ++r)
@@ -131,7 +132,20 @@ class ForwardTask {
         rescale(first_row + r, s_.block_max[r]);
     exponentials(rows, key_vecs, first_lanes(keys - (key_vecs - 1) * kLanes), row_max, s_.row_sum + first_row);
     gemm_rows<Op, RowMajor>(rows, vecs_, (keys + Op::kPerWord - 1) / Op::kPerWord, reinterpret_cast<Word*>(s_.scores),
-                            s_.values, ldo, s_.outputs + first_row * ldo, ldo, !first_block, ahead);
+                            kRowStride, s_.values, ldo, s_.outputs + first_row * ldo, ldo, !first_block, ahead);
+  }
+
+  // Floats are read where they are, everything else from a copy.
+  const Word* query_rows(int64_t first_row, int64_t rows, int64_t& ldq) {
+    if constexpr (std::is_same_v<T, Word>) {
+      if (!negative_) {
+        ldq = x_.q.stride;
+        return x_.q[first_row];
+      }
+    }
+    PackA<Op, T>::rows(s_.queries, x_.q.from(first_row), rows, dim_);
+    if (negative_) negate<Op>(s_.queries, rows, dim_);
+    return s_.queries;
   }
 
   // Of every row of scores. Not inlined, like exponentials: their constants then stay in registers.
