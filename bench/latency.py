@@ -281,6 +281,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         console.print(f"[yellow]{note}; left out[/]")
     sweeps = [Sweep(tables[batch], batch, zoo) for batch in batches]
     measure(sweeps, _START + arguments.seconds, console)
+    roofline = roofline.best(common.Roofline.measure(device, common.DTYPES[dtype_name]))
     extra = {"dtype": dtype_name, **roofline.columns(), **common.facts(device)}
     rows = make_rows(sweeps, tables, extra, roofline)
     print_table(rows, console)

@@ -126,23 +126,24 @@ def _run(
     operator: str, makers: Sequence[CaseMaker], setting: Setting, seconds: float, console: Console
 ) -> list[dict[str, Any]]:
     facts = common.facts(setting.device)
-    rooflines: dict[str, common.Roofline] = {}
-    rows: list[dict[str, Any]] = []
+    before = {name: _roofline(name, setting) for name in setting.dtypes}
+    measured: list[tuple[dict[str, Any], dict[str, list[float]], float, float]] = []
     for case in _made(makers, console):
         label = f"{operator} ({', '.join(str(value) for value in case.fields.values())})"
         try:
             case.check()
         except AssertionError as error:
             raise common.RefusalError(f"{label} is wrong, so it is not timed: {error}") from error
-        dtype = case.fields["dtype"]
-        if dtype not in rooflines:
-            budget = 0.3 if setting.quick else 1.5
-            rooflines[dtype] = common.Roofline.measure(setting.device, common.DTYPES[dtype], budget)
         timer = torch.device("cpu") if case.host else setting.device
         with torch.no_grad():
             samples = common.interleave(case.methods, timer, 0.1 if setting.quick else seconds, few=case.few)
-        rows += _rows(operator, case, samples, rooflines[dtype], facts)
-    return rows
+        measured.append((case.fields, samples, case.flop, case.bytes))
+    rooflines = {name: roofline.best(_roofline(name, setting)) for name, roofline in before.items()}
+    return [row for results in measured for row in _rows(operator, *results, rooflines[results[0]["dtype"]], facts)]
+
+
+def _roofline(dtype: str, setting: Setting) -> common.Roofline:
+    return common.Roofline.measure(setting.device, common.DTYPES[dtype], 0.15 if setting.quick else 1.0)
 
 
 def _made(makers: Sequence[CaseMaker], console: Console) -> Iterator[Case]:
@@ -158,21 +159,27 @@ def _made(makers: Sequence[CaseMaker], console: Console) -> Iterator[Case]:
 
 
 def _rows(
-    operator: str, case: Case, samples: dict[str, list[float]], roofline: common.Roofline, facts: dict[str, Any]
+    operator: str,
+    fields: dict[str, Any],
+    samples: dict[str, list[float]],
+    flop: float,
+    moved: float,
+    roofline: common.Roofline,
+    facts: dict[str, Any],
 ) -> list[dict[str, Any]]:
     times = {name: common.quantiles(values) for name, values in samples.items()}
     torch_times = [time["p50"] for name, time in times.items() if name.startswith("torch")]
     best_torch = min(torch_times, default=None)
     rows = []
     for name, time in times.items():
-        row = {"bench": operator, **case.fields, "method": name, "samples": len(samples[name])}
+        row = {"bench": operator, **fields, "method": name, "samples": len(samples[name])}
         row |= {f"{quantile}_us": value * 1e6 for quantile, value in time.items()}
         row["times_best_torch"] = best_torch / time["p50"] if best_torch else None
         row["times_reference"] = times["reference"]["p50"] / time["p50"] if "reference" in times else None
-        row["gflop_s"] = case.flop / time["p50"] / 1e9 if case.flop else None
-        row["share_of_peak"] = case.flop / time["p50"] / 1e9 / roofline.peak_gflop_s if case.flop else None
-        row["gb_s"] = case.bytes / time["p50"] / 1e9 if case.bytes else None
-        row["share_of_copy"] = case.bytes / time["p50"] / 1e9 / roofline.copy_gb_s if case.bytes else None
+        row["gflop_s"] = flop / time["p50"] / 1e9 if flop else None
+        row["share_of_peak"] = flop / time["p50"] / 1e9 / roofline.peak_gflop_s if flop else None
+        row["gb_s"] = moved / time["p50"] / 1e9 if moved else None
+        row["share_of_copy"] = moved / time["p50"] / 1e9 / roofline.copy_gb_s if moved else None
         rows.append(row | roofline.columns() | facts)
     return rows
 

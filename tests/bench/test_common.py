@@ -50,6 +50,11 @@ def test_roofline(dtype):
     assert set(roofline.columns()) == {"peak_gflop_s", "peak_source", "copy_gb_s"}
 
 
+def test_roofline_takes_the_better_of_two():
+    slow, fast = common.Roofline(100, "matmul", 30), common.Roofline(200, "fma", 20)
+    assert slow.best(fast) == fast.best(slow) == common.Roofline(200, "fma", 30)
+
+
 def test_fma_peak_counts_operations_of_all_threads():
     native = pytest.importorskip("msvit_kernels._C")
     flop, seconds = native.fma_peak(1000, 2, False)
