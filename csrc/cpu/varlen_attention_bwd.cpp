@@ -1,8 +1,9 @@
 // Backward of variable-length attention on the CPU.
 //
-//   P~_ij = exp(s_ij - lse_i)  (0 where lse_i = -inf),   p_ij = w_j P~_ij  (exactly 0 where w_j = 0, where P~ may
-//   overflow) t_ij  = P~_ij (dout_i . v_j - delta_i),   delta_i = dout_i . out_i - dlse_i,   ds_ij = w_j t_ij dv_j =
-//   sum_i p_ij dout_i,   dq_i = scale sum_j ds_ij k_j,   dk_j = scale sum_i ds_ij q_i,   dw_j = sum_heads sum_i t_ij
+//   P~_ij = exp(s_ij - lse_i), 0 where lse_i = -inf;  p_ij = w_j P~_ij, exactly 0 where w_j = 0 (P~ may overflow)
+//   delta_i = dout_i . out_i - dlse_i;  t_ij = P~_ij (dout_i . v_j - delta_i);  ds_ij = w_j t_ij
+//   dq_i = scale sum_j ds_ij k_j;  dk_j = scale sum_i ds_ij q_i
+//   dv_j = sum_i p_ij dout_i;  dw_j = sum_heads sum_i t_ij
 //
 // One task is one (sequence, head). Per block of at most kMaxKeys keys it packs K^T, V^T and K once, then per
 // kBlockRows query rows: S = Q K^T, dP = dO V^T (lanes along keys), P and dS in place, dQ += dS K, dV += P^T dO, dK +=

@@ -1,7 +1,7 @@
 // Forward of variable-length attention on the CPU.
 //
-//   out_i = sum_j w_j exp(s_ij) v_j / sum_p w_p exp(s_ip),   s_ij = softmax_scale * q_i . k_j      (eq. 10; w =
-//   key_weight) lse_i = log sum_j w_j exp(s_ij)
+//   out_i = sum_j w_j exp(s_ij) v_j / sum_p w_p exp(s_ip),   s_ij = softmax_scale * q_i . k_j   (eq. 10)
+//   lse_i = log sum_j w_j exp(s_ij),   w = key_weight
 //
 // One task is a range of query rows of one (sequence, head). Per block of at most kMaxKeys keys it packs K^T and V
 // once, then per kBlockRows query rows: S = Q K^T (lanes along keys), softmax in place while S is in L1, O += P V
