@@ -11,7 +11,14 @@ import pytest
 import torch
 
 if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported, so before any test module
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported
+
+import msvit_kernels
+
+
+def pytest_report_header() -> str:
+    """Which build is tested: CI looks for the sanitizers here."""
+    return f"msvit_kernels: {msvit_kernels.__file__}\n{msvit_kernels.explain().splitlines()[2].strip()}"
 
 
 @pytest.fixture(autouse=True)
