@@ -1,0 +1,194 @@
+"""Real handwritten digits somewhere on photographs: a data set that needs no download, made in seconds.
+
+The digits are the 8 x 8 scans of scikit-learn, the photographs those of the scikit-image wheel. A digit covers one to
+four regions of an image whose other regions do not matter, and its place is known: whoever learns where to look can
+be told from whoever does not.
+"""
+
+import functools
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from msvit.data.samples import sample_photographs
+
+# By name. Both halves of the stereo pair are one scene and stay together; no page of text, whose letters resemble
+# digits, and no gravel or grass, on which a person finds no digit either.
+PHOTOGRAPHS = {
+    "train": (
+        "astronaut",
+        "rocket",
+        "chelsea",
+        "motorcycle_left",
+        "motorcycle_right",
+        "camera",
+        "hubble_deep_field",
+        "brick",
+        "ihc",
+    ),
+    "test": ("coffee", "coins", "moon", "retina"),
+}
+SPLITS = tuple(PHOTOGRAPHS)
+
+# Shorter side of the resized photographs that crops are cut from, in widths of an image.
+_ZOOMS = (2.0, 3.0, 4.0)
+_MAX_TURN = math.radians(12)
+# Ink is at least and at most this much brighter or darker than the mean of what it covers, in 1/255.
+_CONTRAST = (70, 127)
+_MIN_INK = 1 / 32
+
+
+class DigitsOnPhotographs(Dataset[tuple[Tensor, int]]):
+    """Images of a photograph's crop with one handwritten digit; the label is the digit.
+
+    Args:
+        split: "train" or "test"; no digit scan and no photograph is in both, whatever the seeds.
+        size: number of images; labels are balanced to within one.
+        seed: the same images for the same seed, on every machine with the same library versions.
+        image_size: height and width in pixels.
+        digit_size: smallest and largest height of the square that a scan is enlarged to, in pixels; from a tenth to
+            a seventh of `image_size` by default. Its digit fills most of it.
+
+    Attributes:
+        images: uint8 [size, 3, image_size, image_size].
+        labels: int64 [size], 0 to 9.
+        boxes: int64 [size, 4], left, top, right, bottom of the digit in pixels, right and bottom exclusive.
+
+    Raises:
+        ValueError: an unknown split, a size that is not positive, digits that do not fit, or scikit-learn or
+            scikit-image's photographs are not installed.
+    """
+
+    def __init__(
+        self, split: str, size: int, seed: int, image_size: int, digit_size: tuple[float, float] | None = None
+    ) -> None:
+        low, high = digit_size or (image_size / 10, image_size / 7)
+        if split not in SPLITS:
+            raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
+        if size < 1:
+            raise ValueError(f"size: expected 1 image or more, got {size}")
+        if image_size < 16:
+            raise ValueError(f"image_size: expected 16 pixels or more, got {image_size}")
+        if not 2 <= low <= high <= image_size / 2:
+            raise ValueError(f"digit_size: expected 2 <= smallest <= largest <= {image_size / 2}, got {(low, high)}")
+        self.images = photograph_crops(split, size, seed, image_size)
+        rng = np.random.default_rng([seed, SPLITS.index(split), 1])
+        scans, labels = digit_scans(split)
+        chosen = _balanced(labels, size, rng)
+        self.labels = torch.from_numpy(labels[chosen])
+        ink = _enlarge(scans[chosen], rng.uniform(low, high, size), rng.uniform(-_MAX_TURN, _MAX_TURN, size))
+        self.boxes = _place(ink, image_size, rng)
+        _paint(self.images, ink, self.boxes, rng)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images[index], int(self.labels[index])
+
+
+def digit_scans(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Scans [n, 8, 8] in [0, 1] and their labels [n]: a quarter of each digit's scans is for testing."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ValueError("digits: expected scikit-learn to be installed; `pip install scikit-learn`") from error
+    data = load_digits()
+    for_test = np.zeros(len(data.target), dtype=bool)
+    for digit in range(10):
+        for_test[np.flatnonzero(data.target == digit)[::4]] = True
+    mine = for_test == (split == "test")
+    return (data.images[mine] / 16).astype(np.float32), data.target[mine].astype(np.int64)
+
+
+def photograph_crops(split: str, size: int, seed: int, image_size: int) -> Tensor:
+    """The images before their digits are painted: uint8 [size, 3, image_size, image_size]."""
+    levels = _pyramids(split, image_size)
+    rng = np.random.default_rng([seed, SPLITS.index(split), 0])
+    which = rng.integers(len(levels), size=size)
+    y, x, mirrored = rng.random(size), rng.random(size), rng.random(size) < 0.5
+    crops = np.empty((size, 3, image_size, image_size), dtype=np.uint8)
+    for i, level in enumerate(which):
+        photograph = levels[level]
+        top = int(y[i] * (photograph.shape[1] - image_size + 1))
+        left = int(x[i] * (photograph.shape[2] - image_size + 1))
+        crop = photograph[:, top : top + image_size, left : left + image_size]
+        crops[i] = crop[:, :, ::-1] if mirrored[i] else crop
+    return torch.from_numpy(crops)
+
+
+@functools.lru_cache(maxsize=2)
+def _pyramids(split: str, image_size: int) -> list[np.ndarray]:
+    """Each photograph of the split at each zoom, [3, height, width]."""
+    paths = [path for name, path in sample_photographs().items() if name in PHOTOGRAPHS[split]]
+    if not paths:
+        raise ValueError(f"digits: expected {', '.join(PHOTOGRAPHS[split])} in scikit-image's data folder, got none")
+    levels = []
+    for path in paths:
+        with Image.open(path) as file:
+            photograph = file.convert("RGB")
+        for zoom in _ZOOMS:
+            scale = zoom * image_size / min(photograph.size)
+            width, height = (max(image_size, round(side * scale)) for side in photograph.size)
+            resized = np.asarray(photograph.resize((width, height), Image.Resampling.BICUBIC))
+            levels.append(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+    return levels
+
+
+def _balanced(labels: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Indices of `size` scans, as many of each digit as of any other."""
+    wanted = rng.permutation(np.arange(size) % 10)
+    chosen = np.empty(size, dtype=np.int64)
+    for digit in range(10):
+        mine = wanted == digit
+        chosen[mine] = rng.choice(np.flatnonzero(labels == digit), mine.sum())
+    return chosen
+
+
+def _enlarge(scans: np.ndarray, sides: np.ndarray, turns: np.ndarray) -> Tensor:
+    """Scans enlarged to `sides` pixels and turned by `turns` (radians): [n, c, c], c wide enough for all of them."""
+    canvas = math.ceil(sides.max() * (math.cos(_MAX_TURN) + math.sin(_MAX_TURN))) + 1
+    # From a pixel of the canvas to a place in the scan, both in [-1, 1].
+    scale = canvas / sides
+    cos, sin, zero = np.cos(turns) * scale, np.sin(turns) * scale, np.zeros(len(scans))
+    theta = torch.from_numpy(np.stack([cos, -sin, zero, sin, cos, zero], axis=1).astype(np.float32)).view(-1, 2, 3)
+    grid = F.affine_grid(theta, [len(scans), 1, canvas, canvas], align_corners=False)
+    ink = F.grid_sample(torch.from_numpy(scans)[:, None], grid, mode="bicubic", align_corners=False)[:, 0]
+    return torch.where(ink > _MIN_INK, ink.clamp(0, 1), 0)
+
+
+def _place(ink: Tensor, image_size: int, rng: np.random.Generator) -> Tensor:
+    """Boxes [n, 4] as large as the ink, anywhere inside of the image."""
+    size = len(ink)
+    boxes = np.empty((size, 4), dtype=np.int64)
+    for axis in (0, 1):
+        first, last = _extent(ink, axis)
+        boxes[:, axis] = (rng.random(size) * (image_size - (last - first) + 1)).astype(np.int64)
+        boxes[:, axis + 2] = boxes[:, axis] + last - first
+    return torch.from_numpy(boxes)
+
+
+def _extent(ink: Tensor, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """First column (axis 0) or row (axis 1) with ink, and the one after the last."""
+    has_ink = (ink > 0).any(1 + axis).numpy()
+    return has_ink.argmax(1), has_ink.shape[1] - has_ink[:, ::-1].argmax(1)
+
+
+def _paint(images: Tensor, ink: Tensor, boxes: Tensor, rng: np.random.Generator) -> None:
+    """Blends each digit into its box, in place: brighter or darker than what it covers, by chance."""
+    contrast = rng.uniform(*_CONTRAST, len(images)) * rng.choice([-1, 1], len(images))
+    lefts, tops = _extent(ink, 0)[0], _extent(ink, 1)[0]
+    pixels, alphas = images.numpy(), ink.numpy()
+    for i, (left, top, right, bottom) in enumerate(boxes.numpy()):
+        y, x = tops[i], lefts[i]
+        alpha = alphas[i, y : y + bottom - top, x : x + right - left]
+        patch = pixels[i, :, top:bottom, left:right]
+        mean = patch.mean(axis=(1, 2), keepdims=True)
+        # Where the colour would leave the range of a pixel, the other direction has the room.
+        shift = contrast[i] if 0 <= mean.mean() + contrast[i] <= 255 else -contrast[i]
+        patch[...] = (patch + alpha * (np.clip(mean + shift, 0, 255) - patch)).round()
