@@ -18,12 +18,13 @@ from torch import Tensor, nn
 _NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")
 
 
-def save_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
+def save_checkpoint(model: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
     """Writes the model's parameters as a safetensors file, in one step: a reader sees the old file or the new one.
 
     Args:
         model: any module without shared parameters.
         path: of the file; its folder must exist.
+        metadata: texts to store with it.
 
     Raises:
         OSError: the file cannot be written; then the old one is still there.
@@ -34,7 +35,7 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
     temporary.touch(exist_ok=False)
     mode = temporary.stat().st_mode
     try:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+        save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
         temporary.chmod(mode)  # some versions of safetensors make a file that only its owner can read
         with temporary.open("rb") as file:
             os.fsync(file.fileno())

@@ -1,0 +1,133 @@
+"""Gates as files of their own, to be moved to another backbone, image size or data set (section 4.1 of the paper)."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor, nn
+
+from msvit.checkpoint import save_checkpoint
+from msvit.gates.mlp import MLPGate
+from msvit.policies import Policy, Threshold
+
+_KIND = "msvit gate"
+
+
+def save_gate(gate: MLPGate, path: str | os.PathLike[str]) -> None:
+    """Writes a learned gate: its parameters, and what it takes to make it again.
+
+    Args:
+        gate: such as `model.gate`.
+        path: of the safetensors file, which appears in one step; its folder must exist.
+
+    Raises:
+        TypeError: a gate without parameters, which needs no file.
+        OSError: the file cannot be written.
+    """
+    if not isinstance(gate, MLPGate):
+        raise TypeError(f"gate: expected an MLPGate, got {type(gate).__name__}")
+    about = {
+        "coarse": gate.coarse,
+        "grid_size": list(gate.grid_size),
+        "hidden": gate.fc2.in_features,
+        "temperature": gate.temperature,
+        "mean": None if gate.mean is None else gate.mean.flatten().tolist(),
+        "std": None if gate.std is None else gate.std.flatten().tolist(),
+    }
+    save_checkpoint(gate, path, metadata={"kind": _KIND, "gate": json.dumps(about)})
+
+
+def load_gate(
+    path: str | os.PathLike[str],
+    grid_size: tuple[int, int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> MLPGate:
+    """Reads a gate that `save_gate` wrote.
+
+    Args:
+        path: of the file.
+        grid_size: (Hc, Wc) of the images that it will see; the position encodings are resampled (bicubic) where that
+            is another grid than the one that the gate learned on. None: the gate's own.
+        mean: by which those images are normalised, three floats. Where they differ from those that the gate learned
+            with, its first layer is adapted, so that it decides as before. None: the gate's own.
+        std: likewise.
+
+    Returns:
+        The gate, on the CPU, in evaluation mode: for `create_model(..., gate=gate)` or `model.gate = gate`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged or not that of a gate.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"gate {path}: no such file")
+    about, state = _read(path)
+    own_grid = tuple(about["grid_size"])
+    grid = own_grid if grid_size is None else grid_size
+    if grid != own_grid:
+        state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], [*grid], [*own_grid], num_prefix_tokens=0)
+    if mean is not None and std is not None and about["mean"] is not None:
+        _renormalise(state, (about["mean"], about["std"]), (mean, std))
+        about["mean"], about["std"] = mean, std
+    gate = MLPGate(about["coarse"], grid, about["hidden"], about["temperature"], about["mean"], about["std"])
+    gate.load_state_dict(state)
+    return gate.eval()
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("kind") != _KIND:
+                raise ValueError("it holds no gate of its own; msvit.gates.save_gate(model.gate, path) writes one")
+            return json.loads(metadata["gate"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise ValueError(f"gate {path} cannot be read: {error}") from error
+
+
+def _renormalise(state: dict[str, Tensor], old: Any, new: Any) -> None:
+    """Changes the first layer from pixels (x - m) / s to (x - m') / s', in place: w' = w s'/s, b' += w (m' - m)/s."""
+    (old_mean, old_std), (new_mean, new_std) = (
+        [torch.tensor(values, dtype=torch.float32).view(3, 1, 1) for values in pair] for pair in (old, new)
+    )
+    weight = state["fc1.weight"]
+    state["fc1.bias"] = state["fc1.bias"] + (weight * ((new_mean - old_mean) / old_std)).sum((1, 2, 3))
+    state["fc1.weight"] = weight * (new_std / old_std)
+
+
+@torch.no_grad()
+def agreement(gate_a: nn.Module, gate_b: nn.Module, images: Tensor, policy: Policy | None = None) -> float:
+    """Share of regions for which two gates choose the same scale (78.4 % and 87.1 % in section 4.1 of the paper).
+
+    Args:
+        gate_a: maps images to logits [batch, Hc, Wc]; it decides as in evaluation.
+        gate_b: likewise, for the same regions.
+        images: [batch, 3, H, W], uint8, or floats normalised for both.
+        policy: from logits to decisions, `Threshold(0.5)` by default.
+
+    Returns:
+        In [0, 1].
+
+    Raises:
+        ValueError: the gates' regions differ, or there is no image.
+    """
+    decide = policy or Threshold()
+    masks = []
+    for gate in (gate_a, gate_b):
+        was_training = gate.training
+        try:
+            logits = gate.eval()(images)
+        finally:
+            gate.train(was_training)
+        masks.append(decide(logits, 2).fine_mask)
+    if masks[0].shape != masks[1].shape or not masks[0].numel():
+        shapes = " and ".join(str([*mask.shape]) for mask in masks)
+        raise ValueError(f"gate_a, gate_b: expected decisions for the same regions, at least one, got {shapes}")
+    return float((masks[0] == masks[1]).float().mean())

@@ -1,0 +1,7 @@
+"""Training a mixed-scale model and its gate: recipes, a loop that survives interruptions, and folders of runs."""
+
+from msvit.training.config import Config
+from msvit.training.presets import PRESETS, make_config
+from msvit.training.runs import Run, load_run
+
+__all__ = ["PRESETS", "Config", "Run", "load_run", "make_config"]

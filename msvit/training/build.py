@@ -1,0 +1,140 @@
+"""The model of a run: backbone, gate and policy, as the configuration says."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import msvit
+from msvit.gates import EntropyGate, MLPGate, RadialGate, RandomGate, load_gate
+from msvit.models import MixedScaleVisionTransformer
+from msvit.policies import Budget
+from msvit.training.checkpoints import MODEL_FILE, latest_checkpoint
+from msvit.training.config import Config
+
+# Images by which the threshold of the entropy gate is chosen.
+CALIBRATION_IMAGES = 512
+
+
+def build_model(config: Config, num_classes: int, gate_setting: float | None = None) -> MixedScaleVisionTransformer:
+    """The untrained model of a run, in training mode, on the CPU.
+
+    Args:
+        config: of the run.
+        num_classes: outputs of the classifier.
+        gate_setting: what `calibrate` chose for a gate without learning.
+
+    Raises:
+        ValueError: an unknown model, an image size that regions do not divide, weights that do not fit.
+    """
+    kwargs: dict[str, Any] = {"num_classes": num_classes, "drop_path_rate": config.drop_path}
+    for name, value in {
+        "img_size": config.image_size,
+        "embed_dim": config.embed_dim,
+        "depth": config.depth,
+        "num_heads": config.num_heads,
+        "global_pool": config.global_pool,
+    }.items():
+        if value is not None:
+            kwargs[name] = value
+    if config.global_pool is not None:
+        kwargs["class_token"] = config.global_pool == "token"
+    common: dict[str, Any] = {
+        "pretrained": config.pretrained,
+        "token_mode": config.token_mode,
+        "gate": _gate_name(config.gate),
+    }
+    try:
+        if config.model.startswith("msvit_"):
+            model = msvit.create_model(config.model, **common, **kwargs)
+        else:
+            model = msvit.from_timm(config.model, config.coarse, **common, **kwargs)
+    except TypeError as error:
+        raise ValueError(f"--model {config.model}: {error}") from error
+    _set_up_gate(model, config, gate_setting)
+    if config.checkpoint is not None:
+        _load_weights(model, config)
+    if config.tokens_per_image is not None:
+        model.policy = Budget(config.tokens_per_image)
+    _freeze(model, config)
+    return model
+
+
+def calibrate(config: Config, model: MixedScaleVisionTransformer, images: Tensor) -> float | None:
+    """The parameter of a gate without learning by which a share `gate_target` of the regions becomes fine.
+
+    Args:
+        config: of the run.
+        model: built without `gate_setting`.
+        images: uint8 [n, 3, H, W], training images, for the entropy gate.
+
+    Returns:
+        Radius, probability or threshold in bits; None for other gates.
+    """
+    if config.gate == "random":
+        return config.gate_target
+    if config.gate == "radial":
+        # The logits of the gate of radius 0 are distances; regions at the same distance become fine together.
+        distances = -RadialGate(model.coarse, 0.0)(images[:1]).flatten()
+        rings = torch.cat([distances.new_zeros(1), distances.unique()])
+        radii = (rings + torch.cat([rings[1:], rings[-1:] + 1])) / 2
+        shares = (distances < radii[:, None]).float().mean(1)
+        return float(radii[(shares - config.gate_target).abs().argmin()])
+    if config.gate == "entropy":
+        bits = EntropyGate(model.coarse, threshold=0.0)(images).flatten()
+        return float(bits.quantile(1 - config.gate_target))
+    return None
+
+
+def _gate_name(gate: str) -> str:
+    return "mlp" if gate == "learned" else gate
+
+
+def _set_up_gate(model: MixedScaleVisionTransformer, config: Config, setting: float | None) -> None:
+    gate: Any = model.gate
+    if isinstance(gate, MLPGate):
+        if config.gate_file is not None:
+            gate = load_gate(config.gate_file, grid_size=model.coarse_grid_size, mean=model.mean, std=model.std)
+            if gate.coarse != model.coarse:
+                raise ValueError(
+                    f"--gate-file {config.gate_file}: expected a gate for regions of {model.coarse} pixels, "
+                    f"got one for {gate.coarse}"
+                )
+        gate.temperature = config.gate_temperature
+    elif setting is not None and isinstance(gate, RadialGate):
+        gate = RadialGate(model.coarse, setting)
+    elif setting is not None and isinstance(gate, RandomGate):
+        gate = RandomGate(model.coarse, setting, seed=config.seed)
+    elif setting is not None and isinstance(gate, EntropyGate):
+        gate = EntropyGate(model.coarse, threshold=min(max(setting, 0.0), math.log2(gate.bins)))
+    model.gate = gate
+
+
+def _load_weights(model: MixedScaleVisionTransformer, config: Config) -> None:
+    path = Path(str(config.checkpoint))
+    if path.is_dir():
+        path = latest_checkpoint(path).folder / MODEL_FILE
+    msvit.load_checkpoint(model, path, load_head=not config.new_head)
+
+
+def _freeze(model: MixedScaleVisionTransformer, config: Config) -> None:
+    if config.freeze == "gate":
+        model.gate.requires_grad_(False)
+    if config.freeze == "backbone":
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.startswith("gate."))
+
+
+def set_training(model: MixedScaleVisionTransformer, config: Config) -> None:
+    """Training mode, but for what is frozen: a frozen gate decides without noise, a frozen backbone without drop."""
+    model.train(config.freeze != "backbone")
+    model.gate.train(config.trains_gate)
+
+
+def reset_noise(model: MixedScaleVisionTransformer, seed: int) -> None:
+    """Starts the random gate's sequence of masks at a seed."""
+    if isinstance(model.gate, RandomGate):
+        model.gate.seed = seed
+        model.gate.reset()

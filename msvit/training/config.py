@@ -1,0 +1,181 @@
+"""Every value of a training run, in one dataclass that `config.json` stores and the command line can override."""
+
+import dataclasses
+import math
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+GATES = ("learned", "radial", "random", "entropy", "fine", "coarse")
+LOSSES = ("gbas", "bas", "bas-flat", "l0", "none")
+FREEZE = ("none", "gate", "backbone")
+CROPS = ("inception", "light", "none")
+PRECISIONS = ("no", "bf16")
+TOKEN_MODES = ("packed", "trimmed", "masked")
+
+
+def _option(default: Any, panel: str, text: str, choices: tuple[str, ...] | None = None) -> Any:
+    if choices is not None:
+        text = f"{text} One of {', '.join(choices)}."
+    return dataclasses.field(default=default, metadata={"panel": panel, "help": text, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Config:
+    """Values of a run; the defaults are the ViT recipe of the paper's appendix C.
+
+    Raises:
+        ValueError: a value that cannot be, named as on the command line: `--gate-target: expected ...`.
+        TypeError: a value of another type.
+    """
+
+    preset: str = _option("vit", "Run", "The recipe that the other values come from unless they are given.")
+
+    data: str = _option(
+        "digits",
+        "Data",
+        "'digits' (built in), a folder with train/ and val/ of one folder per class, or a name that timm knows, such "
+        "as hfds/cifar10, hfids/... or wds/...",
+    )
+    data_root: str | None = _option(None, "Data", "Folder of a timm data set that is given by name.")
+    train_split: str = _option("train", "Data", "Name of the training split.")
+    test_split: str = _option("validation", "Data", "Name of the test split.")
+    train_size: int = _option(8000, "Data", "Training images to make (digits).")
+    test_size: int = _option(1000, "Data", "Test images to make (digits).")
+    data_seed: int = _option(0, "Data", "Seed of the images (digits); --seed leaves them as they are.")
+    num_classes: int | None = _option(None, "Data", "Classes; counted where the data set tells.")
+    crops: str = _option("inception", "Data", "Training crops.", CROPS)
+    flip: float = _option(0.5, "Data", "Probability of a horizontal flip in training.")
+    color_jitter: float = _option(0.0, "Data", "Strength of random brightness, contrast and saturation.")
+    num_workers: int = _option(4, "Data", "Processes that read images.")
+
+    model: str = _option("msvit_small_patch16_32_224", "Model", "msvit_..., or a ViT or DeiT of timm by name.")
+    image_size: int | None = _option(None, "Model", "Pixels; by default what the model's name says.")
+    coarse: int = _option(32, "Model", "Width of a region in pixels, for a timm model.")
+    embed_dim: int | None = _option(None, "Model", "Width of the model, for another than the named one.")
+    depth: int | None = _option(None, "Model", "Blocks of the model, for another than the named one.")
+    num_heads: int | None = _option(None, "Model", "Heads of the model, for another than the named one.")
+    global_pool: str | None = _option(None, "Model", "token, avg or map, for another than the model's own.")
+    drop_path: float = _option(0.0, "Model", "Rate of stochastic depth.")
+    pretrained: bool = _option(False, "Model", "Start from timm's weights.")
+    checkpoint: str | None = _option(None, "Model", "Start from this checkpoint, or from the last one of this run.")
+    new_head: bool = _option(False, "Model", "Leave the classifier of --checkpoint aside and start a new one.")
+    token_mode: str = _option("packed", "Model", "Layout of the tokens.", TOKEN_MODES)
+
+    gate: str = _option("learned", "Gate", "What decides which regions are fine.", GATES)
+    gate_file: str | None = _option(None, "Gate", "Start from this gate, saved by msvit.gates.save_gate.")
+    freeze: str = _option("none", "Gate", "What is not trained; 'none' trains backbone and gate jointly.", FREEZE)
+    loss: str = _option("gbas", "Gate", "Loss of the gate.", LOSSES)
+    gate_target: float = _option(0.25, "Gate", "g*: share of regions that should be fine, in (0, 1).")
+    gate_weight: float = _option(4.0, "Gate", "lambda: weight of the gate loss.")
+    gate_warmup_epochs: float = _option(6.0, "Gate", "Epochs until the gate's learning rate is reached.")
+    gate_lr_scale: float = _option(1.0, "Gate", "Learning rate of the gate, as a multiple of --lr.")
+    prior_lr_scale: float = _option(1.0, "Gate", "Learning rate of the learned priors, as a multiple of --lr.")
+    gate_temperature: float = _option(1.0, "Gate", "Of the Gumbel-sigmoid.")
+    prior_temperature: float = _option(0.3, "Gate", "tau of the relaxed Bernoulli priors (bas, gbas).")
+    hyperprior_std: float = _option(0.1, "Gate", "Spread of the learned priors (gbas).")
+    center_init: bool = _option(True, "Gate", "Start the priors high at the centre of the image (gbas).")
+    prior_clip: float | None = _option(None, "Gate", "Clip gate outputs as the published loss does, at 1e-3.")
+    tokens_per_image: float | None = _option(
+        None, "Gate", "Make the highest-scoring regions of each batch fine, up to so many tokens per image."
+    )
+
+    epochs: int = _option(20, "Optimisation", "Passes over the training images.")
+    batch_size: int = _option(512, "Optimisation", "Images per step, over all processes and accumulated ones.")
+    accumulate: int = _option(1, "Optimisation", "Parts of a batch whose gradients are summed one after another.")
+    optimizer: str = _option("sgd", "Optimisation", "Any that timm knows.")
+    lr: float = _option(0.03, "Optimisation", "Highest learning rate.")
+    momentum: float = _option(0.9, "Optimisation", "Of SGD.")
+    weight_decay: float = _option(0.0, "Optimisation", "Of matrices; biases, norms and encodings have none.")
+    clip_grad: float | None = _option(1.0, "Optimisation", "Largest norm of the gradient; 0 for none.")
+    label_smoothing: float = _option(0.0, "Optimisation", "In [0, 1).")
+    schedule: str = _option("cosine", "Optimisation", "Learning rate over time; any that timm knows.")
+    warmup_epochs: float = _option(0.5, "Optimisation", "Epochs until the learning rate is reached.")
+
+    seed: int = _option(0, "Run", "Of weights, order of images, augmentation and the gate's noise.")
+    precision: str = _option("no", "Run", "Mixed precision.", PRECISIONS)
+    cpu: bool = _option(False, "Run", "Train on the CPU although there is a GPU.")
+    checkpoint_steps: int | None = _option(None, "Run", "Steps between checkpoints; one is written after each epoch.")
+    tensorboard: bool = _option(False, "Run", "Write TensorBoard files as well as metrics.csv.")
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(Config)
+        for field in dataclasses.fields(self):
+            _check_type(field.name, getattr(self, field.name), hints[field.name])
+            _expect(field.name, self, field.metadata["choices"])
+        self._check_ranges()
+        self._check_combinations()
+
+    def _check_ranges(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate", "train_size", "test_size"):
+            _require(name, self, getattr(self, name) >= 1, "1 or more")
+        for name in ("image_size", "coarse", "embed_dim", "depth", "num_heads", "num_classes", "checkpoint_steps"):
+            _require(name, self, getattr(self, name) is None or getattr(self, name) >= 1, "1 or more")
+        for name in ("lr", "gate_temperature", "prior_temperature", "hyperprior_std"):
+            _require(name, self, 0 < getattr(self, name) < math.inf, "a positive number")
+        for name in ("gate_weight", "gate_warmup_epochs", "warmup_epochs", "weight_decay", "color_jitter"):
+            _require(name, self, 0 <= getattr(self, name) < math.inf, "0 or more")
+        for name in ("gate_lr_scale", "prior_lr_scale", "num_workers", "seed", "data_seed"):
+            _require(name, self, 0 <= getattr(self, name) < math.inf, "0 or more")
+        for name in ("momentum", "label_smoothing", "drop_path"):
+            _require(name, self, 0 <= getattr(self, name) < 1, "a value in [0, 1)")
+        _require("flip", self, 0 <= self.flip <= 1, "a probability")
+        _require("gate_target", self, 0 < self.gate_target < 1, "a share inside (0, 1)")
+        _require("clip_grad", self, self.clip_grad is None or self.clip_grad >= 0, "0 or more")
+        _require("prior_clip", self, self.prior_clip is None or 0 < self.prior_clip < 0.5, "a value inside (0, 0.5)")
+        _require("batch_size", self, self.batch_size % self.accumulate == 0, f"a multiple of {self.accumulate}")
+
+    def _check_combinations(self) -> None:
+        if self.freeze == "backbone" and not (self.pretrained or self.checkpoint):
+            raise ValueError("--freeze backbone: expected a trained one, from --pretrained or --checkpoint")
+        if self.freeze == "backbone" and self.gate != "learned":
+            raise ValueError(f"--freeze backbone: expected --gate learned, got {self.gate}; nothing would be trained")
+        if self.gate_file is not None and self.gate != "learned":
+            raise ValueError(f"--gate-file: expected --gate learned, got {self.gate}")
+
+    @property
+    def trains_gate(self) -> bool:
+        """Whether there is a gate with parameters that this run changes."""
+        return self.gate == "learned" and self.freeze != "gate"
+
+    def replace(self, **values: Any) -> "Config":
+        """The same with other values."""
+        return dataclasses.replace(self, **values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Values by name, all of which JSON can hold."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> "Config":
+        """The inverse of `to_dict`; ValueError where a name is unknown."""
+        unknown = sorted(values.keys() - {field.name for field in dataclasses.fields(Config)})
+        if unknown:
+            raise ValueError(f"config: unknown values {', '.join(unknown)}; written by another version?")
+        return Config(**values)
+
+
+def flag(name: str) -> str:
+    """How a value is called on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def _check_type(name: str, value: Any, hint: Any) -> None:
+    allowed = typing.get_args(hint) or (hint,)
+    if float in allowed:
+        allowed = (*allowed, int)
+    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+        names = " or ".join(kind.__name__ for kind in allowed if kind is not type(None))
+        raise TypeError(f"{flag(name)}: expected {names}, got {value!r}")
+
+
+def _expect(name: str, config: Config, choices: tuple[str, ...] | None) -> None:
+    value = getattr(config, name)
+    if choices is not None and value not in choices:
+        raise ValueError(f"{flag(name)}: expected one of {', '.join(choices)}, got {value!r}")
+
+
+def _require(name: str, config: Config, holds: bool, expected: str) -> None:
+    if not holds:
+        raise ValueError(f"{flag(name)}: expected {expected}, got {getattr(config, name)}")

@@ -1,0 +1,69 @@
+"""Recipes by name: those of the paper's appendix C, and the built-in experiment."""
+
+from typing import Any
+
+from msvit.training.config import Config
+
+# Section C.1, ViT from ImageNet-21k weights: the defaults of `Config`.
+_VIT = Config(preset="vit", data="imagenet")
+
+# Section C.2: another optimizer, no clipping of gradients, label smoothing.
+_DEIT = _VIT.replace(
+    preset="deit",
+    model="deit_small_patch16_224",
+    optimizer="adamw",
+    lr=2e-5,
+    weight_decay=1e-4,
+    clip_grad=None,
+    label_smoothing=0.1,
+)
+
+# From scratch on two cores in minutes.
+_DIGITS = Config(
+    preset="digits",
+    data="digits",
+    model="msvit_tiny_patch8_16_112",
+    embed_dim=128,
+    depth=4,
+    num_heads=4,
+    global_pool="avg",
+    crops="none",
+    flip=0.0,
+    num_workers=0,
+    center_init=False,
+    gate_warmup_epochs=1.0,
+    epochs=8,
+    batch_size=64,
+    optimizer="adamw",
+    lr=1e-3,
+    weight_decay=0.05,
+    warmup_epochs=1.0,
+)
+
+_DIGITS_LARGE = _DIGITS.replace(
+    preset="digits-large",
+    model="msvit_small_patch16_32_224",
+    embed_dim=None,
+    depth=None,
+    num_heads=None,
+    train_size=50_000,
+    test_size=5_000,
+    epochs=30,
+    batch_size=512,
+    lr=5e-4,
+    drop_path=0.1,
+    precision="bf16",
+)
+
+PRESETS = {config.preset: config for config in (_VIT, _DEIT, _DIGITS, _DIGITS_LARGE)}
+
+
+def make_config(preset: str, **values: Any) -> Config:
+    """The values of a preset, with others in their place.
+
+    Raises:
+        ValueError: an unknown preset, or a value that cannot be.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"--preset: expected one of {', '.join(PRESETS)}, got {preset!r}")
+    return PRESETS[preset].replace(**values)

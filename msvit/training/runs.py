@@ -1,0 +1,156 @@
+"""Folders of runs, and how to read them.
+
+    RUN/
+        config.json     {"format": 1, "config": every value of the run, see `msvit.training.Config`,
+                         "num_classes", "image_size": [H, W], "coarse": pixels, "steps_per_epoch", "parameters",
+                         "gate_setting": radius, probability or threshold of a gate without learning, else null,
+                         "versions": {"torch", "timm", "python"}}
+        metrics.csv     one row per finished epoch (1, 2, ...):
+                         epoch, step; train_loss = task_loss + lambda * gate_loss, train_tokens_per_image;
+                         test_loss, top1, top5 (shares in [0, 1]), tokens_per_image, fine_share, gmacs (with the gate):
+                         on the test images, without noise; images_per_s of training;
+                         seconds since the start, interruptions left out
+        priors.csv      GBaS only: epoch (0 = as initialised), theta_0, theta_1, ... in raster order
+        checkpoints/    the newest two, see `msvit.training.checkpoints`
+        tensorboard/    with --tensorboard
+
+All images of a run are uint8; the model normalises them.
+"""
+
+import json
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor
+
+import msvit
+from msvit.models import MixedScaleVisionTransformer
+from msvit.training.build import build_model
+from msvit.training.checkpoints import MODEL_FILE, Checkpoint, latest_checkpoint
+from msvit.training.config import Config
+from msvit.training.datasets import make_dataset
+from msvit.training.metrics import METRICS_FILE, PRIORS_FILE, read_rows
+
+CONFIG_FILE = "config.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run on disk.
+
+    Attributes:
+        folder: of the run.
+        config: its values.
+        derived: what else config.json holds: num_classes, image_size, steps_per_epoch, parameters, gate_setting.
+        metrics: one dict per finished epoch, see the module's docstring.
+    """
+
+    folder: Path
+    config: Config
+    derived: dict[str, Any]
+    metrics: list[dict[str, float]]
+
+    @property
+    def name(self) -> str:
+        """Name of the folder."""
+        return self.folder.resolve().name
+
+    @property
+    def priors(self) -> Tensor | None:
+        """Learned priors theta, [1 + epochs, Hc, Wc], the first as initialised; None without GBaS."""
+        rows = read_rows(self.folder / PRIORS_FILE)
+        if not rows:
+            return None
+        height, width = (side // self._coarse for side in self.image_size)
+        return torch.tensor([list(row.values())[1:] for row in rows]).view(-1, height, width)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) in pixels."""
+        height, width = self.derived["image_size"]
+        return height, width
+
+    def checkpoint(self) -> Checkpoint:
+        """The newest checkpoint that is whole.
+
+        Raises:
+            FileNotFoundError: there is none yet.
+            ValueError: all are damaged.
+        """
+        return latest_checkpoint(self.folder)
+
+    def untrained_model(self) -> MixedScaleVisionTransformer:
+        """The model of the run without its weights, in training mode."""
+        blank = self.config.replace(pretrained=False, checkpoint=None, gate_file=None, freeze="none")
+        return build_model(blank, self.derived["num_classes"], self.derived["gate_setting"])
+
+    def model(self) -> MixedScaleVisionTransformer:
+        """The model with the weights of the last checkpoint, in evaluation mode, on the CPU.
+
+        Raises:
+            FileNotFoundError: the run has no checkpoint yet.
+            ValueError: all are damaged.
+        """
+        model = self.untrained_model()
+        msvit.load_checkpoint(model, self.checkpoint().folder / MODEL_FILE)
+        return model.eval()
+
+    def test_dataset(self) -> Any:
+        """The test images: items are (uint8 image [3, H, W], label)."""
+        return make_dataset(self.config, train=False, image_size=self.image_size)
+
+    def train_dataset(self) -> Any:
+        """The training images, likewise, with augmentation."""
+        return make_dataset(self.config, train=True, image_size=self.image_size)
+
+    @property
+    def _coarse(self) -> int:
+        coarse: int = self.derived["coarse"]
+        return coarse
+
+
+def load_run(folder: str | os.PathLike[str]) -> Run:
+    """Reads the folder of a run.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no config.json in it.
+        ValueError: a file in it is damaged or of another version.
+    """
+    folder = Path(folder)
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        what = "a folder without config.json" if folder.is_dir() else "nothing there"
+        raise FileNotFoundError(f"{folder}: expected the folder of a run, got {what}")
+    try:
+        stored = json.loads(path.read_text())
+        if stored["format"] != _FORMAT:
+            raise ValueError(f"format {stored['format']}, expected {_FORMAT}")
+        config = Config.from_dict(stored["config"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from error
+    derived = {name: value for name, value in stored.items() if name not in ("format", "config")}
+    return Run(folder, config, derived, read_rows(folder / METRICS_FILE))
+
+
+def create_run(folder: Path, config: Config, derived: dict[str, Any]) -> Run:
+    """Makes the folder of a new run.
+
+    Raises:
+        FileExistsError: it is one already.
+        OSError: it cannot be made.
+    """
+    if (folder / CONFIG_FILE).exists():
+        raise FileExistsError(f"{folder}: expected a new folder, got that of a run; --resume {folder} continues it")
+    folder.mkdir(parents=True, exist_ok=True)
+    versions = {"torch": torch.__version__, "timm": timm.__version__, "python": platform.python_version()}
+    stored = {"format": _FORMAT, "config": config.to_dict(), **derived, "versions": versions}
+    temporary = folder / f".{CONFIG_FILE}.{os.getpid()}"
+    temporary.write_text(json.dumps(stored, indent=2) + "\n")
+    temporary.replace(folder / CONFIG_FILE)
+    return load_run(folder)
