@@ -1,0 +1,26 @@
+// From the dtype and head_dim of a call to the instantiation of a kernel.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+#include <type_traits>
+
+#include "device_code.cuh"
+
+namespace msvit::cuda {
+
+// Calls body(T{}, std::integral_constant<int, D>{}) with the narrowest D that holds head_dim.
+template <class Body>
+void dispatch(bool is_bf16, int head_dim, const Body& body) {
+  const auto with_width = [&](auto element) {
+    if (head_dim <= 32) return body(element, std::integral_constant<int, 32>{});
+    if (head_dim <= 64) return body(element, std::integral_constant<int, 64>{});
+    if (head_dim <= 96) return body(element, std::integral_constant<int, 96>{});
+    if (head_dim <= 128) return body(element, std::integral_constant<int, 128>{});
+    throw std::runtime_error("head_dim above 128");
+  };
+  is_bf16 ? with_width(bf16{}) : with_width(fp16{});
+}
+
+}  // namespace msvit::cuda

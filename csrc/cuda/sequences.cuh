@@ -1,0 +1,118 @@
+// Where sequences lie, and the order in which persistent blocks take them.
+#pragma once
+
+#include "device_code.cuh"
+#include "tiles.cuh"
+
+namespace msvit::cuda {
+
+constexpr float kLog2E = 1.4426950408889634f;
+constexpr float kLn2 = 0.6931471805599453f;
+
+struct Sequence {
+  int64_t start;
+  int length;
+};
+
+// Clamped to [0, total] and to `max_length`: wrong offsets cannot lead outside of the tensors.
+__device__ __forceinline__ Sequence read_sequence(const int32_t* cu_seqlens, int index, int64_t total, int max_length) {
+  const int64_t start = min(max(static_cast<int64_t>(__ldg(cu_seqlens + index)), int64_t{0}), total);
+  const int64_t end = min(max(static_cast<int64_t>(__ldg(cu_seqlens + index + 1)), start), total);
+  return {start, static_cast<int>(min(end - start, static_cast<int64_t>(max_length)))};
+}
+
+// log2 of the weight of a key; -inf at weight 0. What the hardware takes for 0 among the subnormals counts as 2^-149.
+__device__ __forceinline__ float log2_weight(float weight) {
+  return weight > 0 ? fmaxf(log2f(weight), -149.f) : -INFINITY;
+}
+
+// ---- the schedule: work items (sequence, head, part), those of long sequences first
+
+constexpr int kLengthClasses = 64;
+constexpr int kMostScheduled = 2048;  // sequences; more of them even out by their number
+
+__host__ __device__ inline int schedule_bytes(int batch) {
+  return batch <= kMostScheduled ? kLengthClasses * 4 + (2 * batch + 15) / 16 * 16 : 0;
+}
+
+struct WorkItem {
+  int sequence;
+  int head;
+  int part;
+};
+
+// Every block finds the same order for itself: a counting sort of the sequences by class of length, by one warp.
+class Schedule {
+ public:
+  // All threads call it. `memory`: schedule_bytes(batch) in shared memory.
+  __device__ Schedule(unsigned char* memory, const int32_t* cu_seqlens, int batch, int max_length, int num_heads, int parts)
+      : order_(reinterpret_cast<uint16_t*>(memory + kLengthClasses * 4)),
+        num_heads_(num_heads),
+        parts_(parts),
+        num_items_(static_cast<int64_t>(batch) * num_heads * parts),
+        sorted_(batch <= kMostScheduled && num_items_ > gridDim.x) {
+    if (!sorted_) return;
+    if (threadIdx.x < kWarpSize) sort(reinterpret_cast<int*>(memory), cu_seqlens, batch, max_length);
+    __syncthreads();
+  }
+
+  // Item of this block in `round`, rounds alternating in direction so that no block gets the longest of each; false
+  // where there is none.
+  __device__ bool item(int round, WorkItem& result) const {
+    const int64_t position = round % 2 ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
+    const int64_t index = static_cast<int64_t>(round) * gridDim.x + position;
+    if (index >= num_items_) return false;
+    const int rank = static_cast<int>(index / (num_heads_ * parts_));
+    const int rest = static_cast<int>(index % (num_heads_ * parts_));
+    result = {sorted_ ? order_[rank] : rank, rest / parts_, rest % parts_};
+    return true;
+  }
+
+  __device__ int rounds() const { return static_cast<int>((num_items_ + gridDim.x - 1) / gridDim.x); }
+
+ private:
+  __device__ void sort(int* first, const int32_t* cu_seqlens, int batch, int max_length) {
+    const int lane = threadIdx.x;
+    const int width = max_length / kLengthClasses + 1;
+    auto length_class = [&](int index) {
+      const int length = __ldg(cu_seqlens + index + 1) - __ldg(cu_seqlens + index);
+      return kLengthClasses - 1 - min(max(length / width, 0), kLengthClasses - 1);
+    };
+    first[lane] = first[lane + kWarpSize] = 0;
+    __syncwarp();
+    for (int index = lane; index < batch; index += kWarpSize) atomicAdd(first + length_class(index), 1);
+    __syncwarp();
+    // Exclusive sums of the counts, two classes a lane.
+    const int even = first[2 * lane], pair = even + first[2 * lane + 1];
+    int sum = pair;
+    for (int distance = 1; distance < kWarpSize; distance *= 2) {
+      const int other = __shfl_sync(0xffffffffu, sum, max(lane - distance, 0));
+      if (lane >= distance) sum += other;
+    }
+    __syncwarp();
+    first[2 * lane] = sum - pair;
+    first[2 * lane + 1] = sum - pair + even;
+    __syncwarp();
+    for (int base = 0; base < batch; base += kWarpSize) {
+      const int index = base + lane;
+      const int own = index < batch ? length_class(index) : -1;
+      const uint32_t peers = __match_any_sync(0xffffffffu, own);
+      const int rank = __popc(peers & ((1u << lane) - 1));
+      const int position = own >= 0 ? first[own] + rank : 0;
+      __syncwarp();
+      if (own >= 0) {
+        order_[position] = static_cast<uint16_t>(index);
+        if (rank == 0) first[own] += __popc(peers);
+      }
+      __syncwarp();
+    }
+  }
+
+  uint16_t* order_;
+  int num_heads_;
+  int parts_;
+  int64_t num_items_;
+  bool sorted_;
+};
+
+}  // namespace msvit::cuda

@@ -1,0 +1,357 @@
+// Attention inside each packed sequence, forward (eq. 10 of the MSViT paper), 16-bit elements, fp32 sums.
+//
+//   out_i = sum_j w_j exp(s_ij) v_j / sum_p w_p exp(s_ip),   s_ij = softmax_scale * q_i . k_j
+//
+// One work item is a part of the queries of one head of one sequence. Each warp holds 16 or 32 queries and their sums in
+// registers and passes over the keys in chunks of 32 or 64. Keys and values of a short sequence stay in shared memory for all
+// of its queries: they are read once, the first chunk is used while the others arrive, and after the first pass the
+// warps go on without a barrier. Those of a long one stream through a ring of chunks. Weights enter as log2(w) added to
+// the scores, so that a key of weight 0 is out of the maximum and of the sums. No atomics: same inputs, same bits.
+#include "dispatch.cuh"
+#include "launch.cuh"
+#include "sequences.cuh"
+#include "tiles.cuh"
+#include "varlen_attention.h"
+
+namespace msvit::cuda {
+namespace {
+
+constexpr int kWarps = 4;
+constexpr int kThreads = kWarps * kWarpSize;
+constexpr int kRingChunks = 4;
+// Up to so much shared memory keys and values of a sequence stay: three blocks or more on a multiprocessor of 228 KB.
+constexpr int kMostResidentBytes = 76 * 1024;
+
+struct ForwardParams {
+  AttentionForward call;
+  int parts;          // of the queries of a sequence
+  int rows_per_part;  // queries
+  int key_rows;       // of each tensor in shared memory
+};
+
+// What is known at compile time. FRAGMENTS: of 16 queries a warp. CHUNK: keys at a time. RESIDENT: keys and values of the
+// whole sequence are in shared memory, else a ring of chunks.
+template <class T_, int D_, int FRAGMENTS_, int CHUNK_, bool RESIDENT_, bool WEIGHTED_>
+struct ForwardTraits {
+  using T = T_;
+  static constexpr int D = D_, FRAGMENTS = FRAGMENTS_, CHUNK = CHUNK_;
+  static constexpr bool RESIDENT = RESIDENT_, WEIGHTED = WEIGHTED_;
+  static constexpr int kMinBlocks = D == 32 ? 5 - FRAGMENTS : D == 64 ? 4 - FRAGMENTS : 2;
+  static constexpr int kPassRows = kWarps * kRowsPerFragment * FRAGMENTS;
+
+  // Bytes of keys and values, and of the logarithms of their weights.
+  static __host__ __device__ int tile_bytes(int key_rows) { return 2 * key_rows * 2 * D; }
+  static __host__ __device__ int bias_bytes(int key_rows) { return WEIGHTED ? 4 * ((key_rows + CHUNK - 1) / CHUNK * CHUNK) : 0; }
+};
+
+// Keys and values in shared memory.
+template <class Traits>
+class Keys {
+  static constexpr int D = Traits::D, CHUNK = Traits::CHUNK;
+  static constexpr bool RESIDENT = Traits::RESIDENT, WEIGHTED = Traits::WEIGHTED;
+
+ public:
+  __device__ Keys(const ForwardParams& params, uint32_t memory, float* bias)
+      : params_(params), k_(memory), v_(memory + params.key_rows * Tile<D>::kRowBytes), bias_(bias) {}
+
+  // Starts to load what fits. All threads call it, after a barrier.
+  __device__ __forceinline__ void start(const Sequence& sequence, int head) {
+    const Attention& in = params_.call.in;
+    sequence_ = sequence;
+    k_rows_ = in.k.data + sequence.start * in.k.token_stride + head * in.k.head_stride;
+    v_rows_ = in.v.data + sequence.start * in.v.token_stride + head * in.v.head_stride;
+    num_chunks_ = (sequence.length + CHUNK - 1) / CHUNK;
+    const int now = RESIDENT ? num_chunks_ : min(num_chunks_, kRingChunks - 1);
+    for (int chunk = 0; chunk < now; ++chunk) load(chunk);
+    if constexpr (WEIGHTED) {
+      for (int key = threadIdx.x; key < now * CHUNK; key += kThreads) bias_[key] = bias_of(key);
+      if (!RESIDENT && threadIdx.x < CHUNK) next_bias_ = bias_of(now * CHUNK + threadIdx.x);
+    }
+    started_ = now;
+  }
+
+  // Waits for a chunk and makes it visible to all threads; in a ring, starts to load the one that takes the place of
+  // the chunk before. All threads call it, for each chunk in turn.
+  __device__ __forceinline__ void arrive(int chunk) {
+    copy_async_wait_for_all_but(started_ - 1 - chunk);
+    __syncthreads();
+    if (RESIDENT || started_ == num_chunks_) return;
+    load(started_);
+    if constexpr (WEIGHTED) {
+      if (threadIdx.x < CHUNK) {
+        bias_[started_ % kRingChunks * CHUNK + threadIdx.x] = next_bias_;
+        next_bias_ = bias_of((started_ + 1) * CHUNK + threadIdx.x);
+      }
+    }
+    ++started_;
+  }
+
+  __device__ __forceinline__ int num_chunks() const { return num_chunks_; }
+  __device__ __forceinline__ int slot(int chunk) const { return RESIDENT ? chunk : chunk % kRingChunks; }
+  __device__ __forceinline__ uint32_t k(int chunk) const { return k_ + slot(chunk) * CHUNK * Tile<D>::kRowBytes; }
+  __device__ __forceinline__ uint32_t v(int chunk) const { return v_ + slot(chunk) * CHUNK * Tile<D>::kRowBytes; }
+  __device__ __forceinline__ const float* bias(int chunk) const { return bias_ + slot(chunk) * CHUNK; }
+
+ private:
+  __device__ __forceinline__ void load(int chunk) {
+    const Attention& in = params_.call.in;
+    const int valid = sequence_.length - chunk * CHUNK;
+    const int rows = min(CHUNK, (valid + 15) / 16 * 16);
+    copy_rows_async<D, kThreads>(k(chunk), k_rows_ + chunk * CHUNK * in.k.token_stride, in.k.token_stride, rows, valid,
+                                 in.head_dim);
+    copy_rows_async<D, kThreads>(v(chunk), v_rows_ + chunk * CHUNK * in.v.token_stride, in.v.token_stride, rows, valid,
+                                 in.head_dim);
+    copy_async_commit();
+  }
+
+  __device__ __forceinline__ float bias_of(int key) const {
+    return key < sequence_.length ? log2_weight(__ldg(params_.call.in.key_weight + sequence_.start + key)) : -INFINITY;
+  }
+
+  const ForwardParams& params_;
+  uint32_t k_, v_;
+  float* bias_;
+  Sequence sequence_{};
+  const uint16_t *k_rows_ = nullptr, *v_rows_ = nullptr;
+  int num_chunks_ = 0, started_ = 0;
+  float next_bias_ = 0;
+};
+
+// 16 * FRAGMENTS queries of a warp with their running softmax: maximum, sum and weighted values.
+template <class Traits>
+class Queries {
+  using T = typename Traits::T;
+  static constexpr int D = Traits::D, FRAGMENTS = Traits::FRAGMENTS, CHUNK = Traits::CHUNK;
+
+ public:
+  __device__ __forceinline__ Queries(const uint16_t* rows, int64_t stride, int valid, int head_dim, float scale)
+      : scale_(fabsf(scale) * kLog2E) {
+#pragma unroll
+    for (int f = 0; f < FRAGMENTS; ++f) {
+      load_operand<D>(q_[f], rows + f * kRowsPerFragment * stride, stride, valid - f * kRowsPerFragment, head_dim);
+      // With the sign of the scale in the queries, the largest product is the largest score.
+      const uint32_t sign = scale < 0 ? 0x80008000u : 0;
+#pragma unroll
+      for (int step = 0; step < D / 16; ++step)
+        for (int i = 0; i < 4; ++i) q_[f][step][i] ^= sign;
+      for (int half = 0; half < 2; ++half) max_[f][half] = -INFINITY, sum_[f][half] = 0;
+      for (int block = 0; block < D / 8; ++block)
+        for (int i = 0; i < 4; ++i) acc_[f][block][i] = 0;
+    }
+  }
+
+  // Takes in the first `valid` keys of a chunk. PLAIN: all of them are valid and none has a weight; otherwise `bias`
+  // holds log2 of the weights, or is null.
+  template <bool PLAIN>
+  __device__ __forceinline__ void attend(uint32_t k, uint32_t v, const float* bias, int valid) {
+    float s[FRAGMENTS][CHUNK / 8][4];
+#pragma unroll
+    for (int group = 0; group < CHUNK / 16; ++group) {
+      for (int f = 0; f < FRAGMENTS; ++f)
+        for (int i = 0; i < 4; ++i) s[f][2 * group][i] = s[f][2 * group + 1][i] = 0;
+      if (!PLAIN && 16 * group >= valid) continue;
+#pragma unroll
+      for (int step = 0; step < D / 16; ++step) {
+        uint32_t b[4];
+        load_b_from_columns<D>(b, k, 16 * group, step);
+#pragma unroll
+        for (int f = 0; f < FRAGMENTS; ++f) {
+          mma<T>(s[f][2 * group], q_[f][step], b[0], b[1]);
+          mma<T>(s[f][2 * group + 1], q_[f][step], b[2], b[3]);
+        }
+      }
+    }
+    if constexpr (!PLAIN) add_bias(s, bias, valid);
+#pragma unroll
+    for (int f = 0; f < FRAGMENTS; ++f) soften<PLAIN>(s[f], f);
+#pragma unroll
+    for (int group = 0; group < CHUNK / 16; ++group) {
+      if (!PLAIN && 16 * group >= valid) continue;
+      uint32_t p[FRAGMENTS][4];
+#pragma unroll
+      for (int f = 0; f < FRAGMENTS; ++f) pack_operand<T>(p[f], s[f][2 * group], s[f][2 * group + 1]);
+#pragma unroll
+      for (int step = 0; step < D / 16; ++step) {
+        uint32_t b[4];
+        load_b_from_rows<D>(b, v, 16 * group, step);
+#pragma unroll
+        for (int f = 0; f < FRAGMENTS; ++f) {
+          mma<T>(acc_[f][2 * step], p[f], b[0], b[1]);
+          mma<T>(acc_[f][2 * step + 1], p[f], b[2], b[3]);
+        }
+      }
+    }
+  }
+
+  __device__ __forceinline__ void store(uint16_t* out, int64_t stride, float* lse, int valid, int head_dim) {
+    const int lane = threadIdx.x % kWarpSize;
+#pragma unroll
+    for (int f = 0; f < FRAGMENTS; ++f) {
+      const int rows = valid - f * kRowsPerFragment;
+      float factor[2];
+      for (int half = 0; half < 2; ++half) {
+        const float sum = quad_sum(sum_[f][half]);
+        factor[half] = sum > 0 ? 1 / sum : 0;
+        const int row = lane / 4 + 8 * half;
+        if (lane % 4 == 0 && row < rows)
+          lse[f * kRowsPerFragment + row] = sum > 0 ? (max_[f][half] + log2f(sum)) * kLn2 : -INFINITY;
+      }
+      store_fragment<T, D>(out + f * kRowsPerFragment * stride, stride, acc_[f], factor, rows, head_dim);
+    }
+  }
+
+ private:
+  // Products to scores in units of log2, -inf for keys beyond `valid`.
+  __device__ __forceinline__ void add_bias(float (&s)[FRAGMENTS][CHUNK / 8][4], const float* bias, int valid) {
+    const int lane = threadIdx.x % kWarpSize;
+#pragma unroll
+    for (int block = 0; block < CHUNK / 8; ++block) {
+      const int key = 8 * block + 2 * (lane % 4);
+      float even = key < valid ? 0 : -INFINITY, odd = key + 1 < valid ? 0 : -INFINITY;
+      if (bias != nullptr) {
+        const float2 pair = *reinterpret_cast<const float2*>(bias + key);
+        even = pair.x, odd = pair.y;
+      }
+#pragma unroll
+      for (int f = 0; f < FRAGMENTS; ++f) {
+        s[f][block][0] = s[f][block][0] * scale_ + even;
+        s[f][block][1] = s[f][block][1] * scale_ + odd;
+        s[f][block][2] = s[f][block][2] * scale_ + even;
+        s[f][block][3] = s[f][block][3] * scale_ + odd;
+      }
+    }
+  }
+
+  // Scores (PLAIN: products) to exp(score - maximum); what is summed so far is moved to the new maximum.
+  template <bool PLAIN>
+  __device__ __forceinline__ void soften(float (&s)[CHUNK / 8][4], int f) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float largest = -INFINITY;
+#pragma unroll
+      for (int block = 0; block < CHUNK / 8; ++block)
+        largest = fmaxf(largest, fmaxf(s[block][2 * half], s[block][2 * half + 1]));
+      largest = quad_max(largest);
+      if constexpr (PLAIN) largest *= scale_;
+      largest = fmaxf(largest, max_[f][half]);
+      const float base = largest == -INFINITY ? 0 : largest;
+      const float correction = exp2_approx(max_[f][half] - base);
+      max_[f][half] = largest;
+      float sum = 0;
+#pragma unroll
+      for (int block = 0; block < CHUNK / 8; ++block) {
+#pragma unroll
+        for (int i = 2 * half; i < 2 * half + 2; ++i) {
+          s[block][i] = exp2_approx(PLAIN ? s[block][i] * scale_ - base : s[block][i] - base);
+          sum += s[block][i];
+        }
+      }
+      sum_[f][half] = sum_[f][half] * correction + sum;
+#pragma unroll
+      for (int block = 0; block < D / 8; ++block) {
+        acc_[f][block][2 * half] *= correction;
+        acc_[f][block][2 * half + 1] *= correction;
+      }
+    }
+  }
+
+  uint32_t q_[FRAGMENTS][D / 16][4];
+  float acc_[FRAGMENTS][D / 8][4];
+  float max_[FRAGMENTS][2], sum_[FRAGMENTS][2];
+  float scale_;
+};
+
+template <class Traits>
+__global__ __launch_bounds__(kThreads, Traits::kMinBlocks) void forward_kernel(const __grid_constant__ ForwardParams params) {
+  constexpr int CHUNK = Traits::CHUNK, kWarpRows = kRowsPerFragment * Traits::FRAGMENTS;
+  constexpr bool WEIGHTED = Traits::WEIGHTED;
+  MSVIT_SHARED_MEMORY(memory);
+  const Attention& in = params.call.in;
+  unsigned char* biases = memory + Traits::tile_bytes(params.key_rows);
+  const Schedule schedule(biases + Traits::bias_bytes(params.key_rows), in.cu_seqlens_q, in.batch, in.max_seqlen_q,
+                          in.num_heads, params.parts);
+  Keys<Traits> keys(params, shared_address(memory), reinterpret_cast<float*>(biases));
+  const int warp = threadIdx.x / kWarpSize;
+
+  const int rounds = schedule.rounds();
+  for (int round = 0; round < rounds; ++round) {
+    WorkItem item;
+    if (!schedule.item(round, item)) break;
+    const Sequence queries = read_sequence(in.cu_seqlens_q, item.sequence, in.total_q, in.max_seqlen_q);
+    const int begin = item.part * params.rows_per_part;
+    const int end = min(begin + params.rows_per_part, queries.length);
+    if (begin >= end) continue;
+    const Sequence sequence = read_sequence(in.cu_seqlens_k, item.sequence, in.total_k, in.max_seqlen_k);
+    if (round > 0) __syncthreads();  // all warps are done with the keys of the item before
+    keys.start(sequence, item.head);
+
+    for (int pass = begin; pass < end; pass += Traits::kPassRows) {
+      const int first = pass + warp * kWarpRows;
+      const int valid = end - first;  // <= 0 for a warp without queries, which only takes part in the barriers
+      const int64_t row = queries.start + first;
+      Queries<Traits> tile(in.q.data + row * in.q.token_stride + item.head * in.q.head_stride, in.q.token_stride, valid,
+                           in.head_dim, in.softmax_scale);
+      for (int chunk = 0; chunk < keys.num_chunks(); ++chunk) {
+        if (pass == begin) keys.arrive(chunk);
+        if (valid <= 0) continue;
+        const int remaining = sequence.length - chunk * CHUNK;
+        if (!WEIGHTED && remaining >= CHUNK) {
+          tile.template attend<true>(keys.k(chunk), keys.v(chunk), nullptr, CHUNK);
+        } else {
+          tile.template attend<false>(keys.k(chunk), keys.v(chunk), WEIGHTED ? keys.bias(chunk) : nullptr, remaining);
+        }
+      }
+      if (valid > 0) {
+        const int64_t stride = static_cast<int64_t>(in.num_heads) * in.head_dim;
+        tile.store(params.call.out + row * stride + item.head * in.head_dim, stride,
+                   params.call.lse + item.head * in.total_q + row, valid, in.head_dim);
+      }
+    }
+  }
+}
+
+template <class Traits>
+void launch_forward(const AttentionForward& call, int key_rows, int device, uintptr_t stream) {
+  const Attention& in = call.in;
+  const auto kernel = forward_kernel<Traits>;
+  const int shared_bytes =
+      Traits::tile_bytes(key_rows) + Traits::bias_bytes(key_rows) + schedule_bytes(in.batch);
+  const int64_t slots =
+      static_cast<int64_t>(resident_blocks(kernel, kThreads, shared_bytes)) * num_multiprocessors(device);
+  const int64_t pairs = static_cast<int64_t>(in.batch) * in.num_heads;
+  const int passes = (in.max_seqlen_q + Traits::kPassRows - 1) / Traits::kPassRows;
+  ForwardParams params{call, passes, 0, key_rows};
+  // A block that keeps its keys takes all queries, unless there are too few sequences to give every block some.
+  if (Traits::RESIDENT) params.parts = static_cast<int>(std::min<int64_t>(passes, (slots + pairs - 1) / pairs));
+  params.rows_per_part = (passes + params.parts - 1) / params.parts * Traits::kPassRows;
+  params.parts = (in.max_seqlen_q + params.rows_per_part - 1) / params.rows_per_part;
+  launch(kernel, static_cast<int>(std::min(slots, pairs * params.parts)), kThreads, shared_bytes, stream, params);
+}
+
+template <class T, int D, bool WEIGHTED>
+void launch_forward(const AttentionForward& call, int device, uintptr_t stream) {
+  using Resident = ForwardTraits<T, D, 1, 64, true, WEIGHTED>;
+  using Ring = ForwardTraits<T, D, D <= 64 ? 2 : 1, 32, false, WEIGHTED>;
+  const int key_rows = (call.in.max_seqlen_k + 15) / 16 * 16;
+  if (Resident::tile_bytes(key_rows) <= kMostResidentBytes) {
+    launch_forward<Resident>(call, key_rows, device, stream);
+  } else {
+    launch_forward<Ring>(call, kRingChunks * Ring::CHUNK, device, stream);
+  }
+}
+
+}  // namespace
+
+void varlen_attention_fwd(const AttentionForward& call, bool is_bf16, int device, uintptr_t stream) {
+  const Attention& in = call.in;
+  if (in.total_q == 0 || in.batch == 0 || in.num_heads == 0 || in.max_seqlen_q == 0) return;
+  const DeviceGuard guard(device);
+  dispatch(is_bf16, in.head_dim, [&](auto element, auto width) {
+    using T = decltype(element);
+    constexpr int D = decltype(width)::value;
+    in.key_weight != nullptr ? launch_forward<T, D, true>(call, device, stream)
+                             : launch_forward<T, D, false>(call, device, stream);
+  });
+}
+
+}  // namespace msvit::cuda

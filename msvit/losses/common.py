@@ -1,0 +1,126 @@
+"""What the gate losses share: checks, precision, the global batch, and the distance to a distribution."""
+
+import math
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def check_share(name: str, value: float) -> float:
+    """The value, where it is inside (0, 1); else TypeError or ValueError."""
+    return _check(name, value, 0 < _number(name, value) < 1, "a number inside (0, 1)")
+
+
+def check_positive(name: str, value: float) -> float:
+    """The value, where it is positive and finite; else TypeError or ValueError."""
+    return _check(name, value, 0 < _number(name, value) < math.inf, "a positive number")
+
+
+def check_clip(value: float | None) -> float | None:
+    """The value, where it is None or inside (0, 0.5); else TypeError or ValueError."""
+    if value is None:
+        return None
+    return _check("clip", value, 0 < _number("clip", value) < 0.5, "None or a number inside (0, 0.5)")
+
+
+def check_logits(logits: Tensor, positions: int | None = None) -> None:
+    """Raises TypeError or ValueError where logits are not floats of shape [batch, positions]."""
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"logits: expected a tensor, got {type(logits).__name__}")
+    if not logits.is_floating_point():
+        raise TypeError(f"logits: expected floats, got {logits.dtype}")
+    if logits.ndim != 2 or logits.shape[1] < 1 or positions not in (None, logits.shape[1]):
+        wanted = "positions" if positions is None else positions
+        raise ValueError(f"logits: expected shape [batch, {wanted}], got {[*logits.shape]}")
+
+
+def global_batch(logits: Tensor) -> Tensor:
+    """Logits of all processes, [global batch, positions], in fp32 (fp64 stays fp64).
+
+    Raises:
+        ValueError: there is no image.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        logits = cast(Tensor, _Gather.apply(logits))
+    if not len(logits):
+        raise ValueError(f"logits: expected at least one image, got shape {[*logits.shape]}")
+    return logits
+
+
+def squared_distance(cdf_of_sorted: Tensor) -> Tensor:
+    """Cramér-von Mises distance between samples and a distribution, of every row: [rows, n] -> [rows].
+
+        1/n sum_i (F(x_(i)) - i / (n + 1))^2
+
+    It is 1 / (6 (n + 1)) on average where the samples are drawn from that distribution.
+
+    Args:
+        cdf_of_sorted: F at the sorted samples of each row.
+    """
+    n = cdf_of_sorted.shape[1]
+    empirical = torch.arange(1, n + 1, dtype=cdf_of_sorted.dtype, device=cdf_of_sorted.device) / (n + 1)
+    return (cdf_of_sorted - empirical).square().mean(1)
+
+
+def relaxed_bernoulli_cdf(logits: Tensor, mean_logit: Tensor, temperature: float, clip: float | None) -> Tensor:
+    """Distribution function of a relaxed Bernoulli variable m = sigmoid(z), at its logits z.
+
+        F(z) = sigmoid(tau z - logit(mu)),   P(m > 0.5) = 1 - F(0) = mu
+
+    Args:
+        logits: z.
+        mean_logit: logit(mu), broadcast to z.
+        temperature: tau.
+        clip: eps, to take m as clipped to [eps, 1 - eps], where it then has no gradient; None: not clipped.
+    """
+    if clip is not None:
+        most = math.log1p(-clip) - math.log(clip)
+        logits = logits.clamp(-most, most)
+    return torch.sigmoid(temperature * logits - mean_logit)
+
+
+class _Gather(torch.autograd.Function):
+    """Rows of all processes in the order of their ranks; the gradient of a row is summed over the processes.
+
+    Every process computes the same loss of the global batch. The summed gradient is then world_size times that of one
+    process alone, which is what the averaging of DistributedDataParallel divides by.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        counts = _row_counts(rows)
+        ctx.counts = counts
+        # Batches may differ in size: all are filled up to the largest.
+        padded = rows.new_zeros(max(counts), rows.shape[1])
+        padded[: len(rows)] = rows
+        gathered = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(gathered, padded)
+        return torch.cat([part[:count] for part, count in zip(gathered, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        grad = grads[0].contiguous()
+        dist.all_reduce(grad)
+        return grad.split(ctx.counts)[dist.get_rank()]
+
+
+def _row_counts(rows: Tensor) -> list[int]:
+    count = torch.tensor([len(rows)], device=rows.device)
+    counts = [torch.empty_like(count) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, count)
+    return [int(n) for n in torch.cat(counts).tolist()]
+
+
+def _number(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    return float(value)
+
+
+def _check(name: str, value: float, holds: bool, expected: str) -> float:
+    if not holds:
+        raise ValueError(f"{name}: expected {expected}, got {value}")
+    return float(value)

@@ -1,0 +1,122 @@
+"""Generalized batch-shaping (GBaS): every position has a prior of its own, learned under a hyperprior (eq. 9)."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from msvit.losses.common import (
+    check_clip,
+    check_logits,
+    check_positive,
+    check_share,
+    global_batch,
+    relaxed_bernoulli_cdf,
+    squared_distance,
+)
+
+# Spread of the logits of theta at the start, so that the priors are not all equal when they are sorted.
+_INITIAL_STD = 0.01
+# Centre initialisation keeps theta this far from 0 and 1, where it would hardly learn.
+_MARGIN = 0.05
+
+
+class GeneralizedBatchShapingLoss(nn.Module):
+    """Batch-shaping with one learned prior per position, and a Gaussian hyperprior on the priors.
+
+        L = 1/Nc sum_i 1/B sum_b (F_i(z_(b)i) - b / (B + 1))^2  +  1/Nc sum_i (Phi((theta_(i) - g*) / std) - i / (Nc + 1))^2
+
+    with F_i(z) = sigmoid(tau z - logit(theta_i)) and sorted z and theta (eq. 9).
+
+    Args:
+        target: g*, mean of the hyperprior, inside (0, 1).
+        grid_size: (Hc, Wc), regions of an image.
+        temperature: tau of the priors.
+        hyperprior_std: spread of the priors over the positions; the smaller, the closer to `BatchShapingLoss`.
+        center_init: theta starts as one minus the normalised distance from the centre; otherwise at g*.
+        clip: as in `BatchShapingLoss`.
+        reduction: over positions, "mean" (as the authors' published loss) or "sum" (as eq. 9 is printed).
+
+    Attributes:
+        theta: [Hc * Wc], inside (0, 1), the learned probability of a fine region at each position, in raster order.
+
+    Raises:
+        ValueError: a value outside its range.
+        TypeError: a value that is no number.
+
+    Note:
+        As of `BatchShapingLoss`. theta is learned by the optimizer that gets `loss.parameters()`.
+    """
+
+    def __init__(
+        self,
+        target: float,
+        grid_size: tuple[int, int],
+        temperature: float = 0.3,
+        hyperprior_std: float = 0.1,
+        center_init: bool = False,
+        clip: float | None = None,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__()
+        self.target = check_share("target", target)
+        self.grid_size = _check_grid(grid_size)
+        self.temperature = check_positive("temperature", temperature)
+        self.hyperprior_std = check_positive("hyperprior_std", hyperprior_std)
+        self.clip = check_clip(clip)
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f"reduction: expected 'mean' or 'sum', got {reduction!r}")
+        self.reduction = reduction
+        positions = self.grid_size[0] * self.grid_size[1]
+        if center_init:
+            theta = _MARGIN + (1 - 2 * _MARGIN) * (1 - center_distances(self.grid_size))
+            logits = torch.logit(theta)
+        else:
+            logits = torch.full((positions,), math.log(self.target) - math.log1p(-self.target))
+            logits = logits + _INITIAL_STD * torch.randn(positions)
+        self.theta_logit = nn.Parameter(logits)
+
+    @property
+    def theta(self) -> Tensor:
+        return self.theta_logit.sigmoid()
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Logits [batch, Hc * Wc] of the gate -> loss, 0-d."""
+        check_logits(logits, self.theta_logit.numel())
+        with torch.autocast(logits.device.type, enabled=False):
+            samples = global_batch(logits).T.sort(dim=1).values
+            mean_logit = self.theta_logit.to(torch.promote_types(self.theta_logit.dtype, torch.float32))
+            distances = squared_distance(
+                relaxed_bernoulli_cdf(samples, mean_logit[:, None], self.temperature, self.clip)
+            )
+            shaping = distances.mean() if self.reduction == "mean" else distances.sum()
+            return shaping + self._hyperprior_distance(mean_logit)
+
+    def _hyperprior_distance(self, mean_logit: Tensor) -> Tensor:
+        theta = mean_logit.sigmoid().sort().values
+        cdf = torch.special.ndtr((theta - self.target) / self.hyperprior_std)
+        return squared_distance(cdf[None]).squeeze(0)
+
+
+def center_distances(grid_size: tuple[int, int]) -> Tensor:
+    """Distance of each region's centre from the centre of the image, as a share of the largest: [Hc * Wc] in [0, 1].
+
+    Height and width count alike, as half an image each.
+    """
+    height, width = grid_size
+    y, x = ((2 * torch.arange(n, dtype=torch.float32) + 1) / n - 1 for n in (height, width))
+    distances = torch.hypot(y[:, None], x[None]).flatten()
+    largest = distances.max()
+    return distances / largest if largest > 0 else distances
+
+
+def _check_grid(grid_size: tuple[int, int]) -> tuple[int, int]:
+    if not isinstance(grid_size, (tuple, list)) or len(grid_size) != 2:
+        raise TypeError(f"grid_size: expected (Hc, Wc), got {grid_size!r}")
+    for size in grid_size:
+        if isinstance(size, bool) or not isinstance(size, int):
+            raise TypeError(f"grid_size: expected two integers, got {grid_size!r}")
+    height, width = grid_size
+    if min(height, width) < 1:
+        raise ValueError(f"grid_size: expected two positive integers, got {grid_size!r}")
+    return height, width
