@@ -3,7 +3,7 @@
 Importing registers the models with timm.
 """
 
-from msvit import gates, policies
+from msvit import gates, losses, policies
 from msvit.checkpoint import load_checkpoint, save_checkpoint
 from msvit.macs import gate_macs, macs
 from msvit.models import MixedScaleVisionTransformer, create_model, from_timm
@@ -15,6 +15,7 @@ __all__ = [
     "gate_macs",
     "gates",
     "load_checkpoint",
+    "losses",
     "macs",
     "policies",
     "save_checkpoint",

@@ -15,8 +15,6 @@ from msvit.losses.common import (
     squared_distance,
 )
 
-# Spread of the logits of theta at the start, so that the priors are not all equal when they are sorted.
-_INITIAL_STD = 0.01
 # Centre initialisation keeps theta this far from 0 and 1, where it would hardly learn.
 _MARGIN = 0.05
 
@@ -24,9 +22,10 @@ _MARGIN = 0.05
 class GeneralizedBatchShapingLoss(nn.Module):
     """Batch-shaping with one learned prior per position, and a Gaussian hyperprior on the priors.
 
-        L = 1/Nc sum_i 1/B sum_b (F_i(z_(b)i) - b / (B + 1))^2  +  1/Nc sum_i (Phi((theta_(i) - g*) / std) - i / (Nc + 1))^2
+        L = 1/Nc sum_i 1/B sum_b (F_i(z_(b)i) - b / (B + 1))^2
+          + 1/Nc sum_i (Phi((theta_i - g*) / std) - rank(theta_i) / (Nc + 1))^2
 
-    with F_i(z) = sigmoid(tau z - logit(theta_i)) and sorted z and theta (eq. 9).
+    with F_i(z) = sigmoid(tau z - logit(theta_i)), sorted z, and ranks 1 to Nc, of equal theta their mean (eq. 9).
 
     Args:
         target: g*, mean of the hyperprior, inside (0, 1).
@@ -73,7 +72,6 @@ class GeneralizedBatchShapingLoss(nn.Module):
             logits = torch.logit(theta)
         else:
             logits = torch.full((positions,), math.log(self.target) - math.log1p(-self.target))
-            logits = logits + _INITIAL_STD * torch.randn(positions)
         self.theta_logit = nn.Parameter(logits)
 
     @property
@@ -93,9 +91,12 @@ class GeneralizedBatchShapingLoss(nn.Module):
             return shaping + self._hyperprior_distance(mean_logit)
 
     def _hyperprior_distance(self, mean_logit: Tensor) -> Tensor:
-        theta = mean_logit.sigmoid().sort().values
+        theta = mean_logit.sigmoid()
+        # Priors that start equal must not be told apart by their place in the raster: a sort would do that.
+        below, other = theta.detach()[:, None] > theta.detach(), theta.detach()[:, None] != theta.detach()
+        rank = below.sum(1) + (~other).sum(1).add(1) / 2
         cdf = torch.special.ndtr((theta - self.target) / self.hyperprior_std)
-        return squared_distance(cdf[None]).squeeze(0)
+        return (cdf - rank / (len(theta) + 1)).square().mean()
 
 
 def center_distances(grid_size: tuple[int, int]) -> Tensor:
@@ -104,7 +105,7 @@ def center_distances(grid_size: tuple[int, int]) -> Tensor:
     Height and width count alike, as half an image each.
     """
     height, width = grid_size
-    y, x = ((2 * torch.arange(n, dtype=torch.float32) + 1) / n - 1 for n in (height, width))
+    y, x = ((2 * torch.arange(n, dtype=torch.float32) + 1 - n) / n for n in (height, width))
     distances = torch.hypot(y[:, None], x[None]).flatten()
     largest = distances.max()
     return distances / largest if largest > 0 else distances
