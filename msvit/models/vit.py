@@ -138,7 +138,37 @@ class MixedScaleVisionTransformer(nn.Module):
             With a learned gate and gradients enabled, attention weighs keys by the straight-through mask (eq. 2, 10),
             so that the gate gets its gradient; in the packed mode from active tokens only.
         """
-        return self._head(*self._encode(images, self._decide(images, fine_mask, gate_logits)))
+        return self.classify(images, self.decide(images, fine_mask, gate_logits=gate_logits))
+
+    def classify(self, images: Tensor, decision: Decision) -> Tensor:
+        """The second half of `forward`: [batch, num_classes] for a decision that `decide` took."""
+        return self._head(*self._encode(images, decision))
+
+    def decide(self, images: Tensor, fine_mask: Tensor | None = None, *, gate_logits: Tensor | None = None) -> Decision:
+        """The first half of `forward`: which regions become fine, by the policy, with noise in training.
+
+        Args and Raises: as in `forward`.
+
+        Returns:
+            The mask, and with a learned gate and gradients enabled its straight-through weight (eq. 2).
+        """
+        self._check_images(images)
+        if fine_mask is not None:
+            self._check_regions("fine_mask", fine_mask, images)
+            if fine_mask.dtype != torch.bool:
+                raise TypeError(f"fine_mask: expected dtype bool, got {fine_mask.dtype}")
+            return Decision(fine_mask)
+        logits = self.gate(images) if gate_logits is None else gate_logits
+        self._check_regions("gate_logits" if gate_logits is not None else "result of the gate", logits, images)
+        wants_gradient = logits.requires_grad and torch.is_grad_enabled()
+        if isinstance(self.gate, Gate):
+            logits = self.gate.sample(logits)
+        mask, num_fine = self.policy(logits.detach(), self.scale_factor)
+        if not wants_gradient:
+            return Decision(mask, num_fine)
+        soft = torch.sigmoid(logits.to(softmax_dtype(logits)) / getattr(self.gate, "temperature", 1.0))
+        # The value of the mask, the gradient of the soft gate.
+        return Decision(mask, num_fine, mask.to(soft.dtype) + (soft - soft.detach()))
 
     def forward_features(
         self, images: Tensor, fine_mask: Tensor | None = None, *, gate_logits: Tensor | None = None
@@ -150,7 +180,7 @@ class MixedScaleVisionTransformer(nn.Module):
         Returns:
             tokens [total_tokens, dim], and the layout of their rows.
         """
-        decision = self._decide(images, fine_mask, gate_logits)
+        decision = self.decide(images, fine_mask, gate_logits=gate_logits)
         tokens, sequences = self._encode(images, decision)
         if isinstance(sequences, PackedSequences):
             return tokens, sequences.layout
@@ -218,25 +248,6 @@ class MixedScaleVisionTransformer(nn.Module):
         )
         pooled = self.head_drop(self.fc_norm(pooled))
         return pooled if pre_logits else self.head(pooled)
-
-    def _decide(self, images: Tensor, fine_mask: Tensor | None, gate_logits: Tensor | None) -> Decision:
-        self._check_images(images)
-        if fine_mask is not None:
-            self._check_regions("fine_mask", fine_mask, images)
-            if fine_mask.dtype != torch.bool:
-                raise TypeError(f"fine_mask: expected dtype bool, got {fine_mask.dtype}")
-            return Decision(fine_mask)
-        logits = self.gate(images) if gate_logits is None else gate_logits
-        self._check_regions("gate_logits" if gate_logits is not None else "result of the gate", logits, images)
-        wants_gradient = logits.requires_grad and torch.is_grad_enabled()
-        if isinstance(self.gate, Gate):
-            logits = self.gate.sample(logits)
-        mask, num_fine = self.policy(logits.detach(), self.scale_factor)
-        if not wants_gradient:
-            return Decision(mask, num_fine)
-        soft = torch.sigmoid(logits.to(softmax_dtype(logits)) / getattr(self.gate, "temperature", 1.0))
-        # Straight-through (eq. 2): the value of the mask, the gradient of the soft gate.
-        return Decision(mask, num_fine, mask.to(soft.dtype) + (soft - soft.detach()))
 
     def _check_images(self, images: Tensor) -> None:
         if not isinstance(images, Tensor):

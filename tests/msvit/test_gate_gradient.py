@@ -152,7 +152,7 @@ def test_no_gate_gradient_without_need(token_mode: str) -> None:
     mask = model.gate(images) > 0
     assert all(grad is None for name, grad in gradients(model, model(images, mask)).items() if "gate." in name)
     with torch.no_grad():
-        assert model._decide(images, None, None).fine_weight is None
+        assert model.decide(images).fine_weight is None
     model.gate.requires_grad_(False)
-    assert model._decide(images, None, None).fine_weight is None
-    assert model._decide(images, mask, None).fine_weight is None
+    assert model.decide(images).fine_weight is None
+    assert model.decide(images, mask).fine_weight is None
