@@ -1,0 +1,154 @@
+"""Batches whose content is a function of the seed, the epoch and their number: an interrupted epoch can go on.
+
+The order of the images is one permutation per epoch, of which every process takes its part, and augmentation is seeded
+per image. Streamed data sets have no index: there, the batches before a position are read and dropped.
+"""
+
+import hashlib
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.data.loader import fast_collate
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from msvit.training.config import Config
+from msvit.training.datasets import InMemory, is_streamed
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of the work is this process's."""
+
+    rank: int = 0
+    world_size: int = 1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """images: uint8 [n, 3, H, W]; labels: int64 [n]; indices: of the images in the data set, None where streamed."""
+
+    images: Tensor
+    labels: Tensor
+    indices: list[int] | None
+
+
+def seed_of(*parts: int) -> int:
+    """A seed for torch from several numbers; close numbers give unrelated seeds."""
+    digest = hashlib.blake2b(",".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def steps_per_epoch(dataset: Any, config: Config) -> int:
+    """Full batches in the data set.
+
+    Raises:
+        ValueError: there is none.
+    """
+    size = len(dataset)
+    if size < config.batch_size:
+        raise ValueError(f"--batch-size: expected at most the {size} training images, got {config.batch_size}")
+    return size // config.batch_size
+
+
+def training_batches(dataset: Any, config: Config, epoch: int, first_step: int, share: Share) -> Iterator[Batch]:
+    """The parts of this process of the batches of an epoch, `config.accumulate` of them per step.
+
+    Args:
+        dataset: of `make_dataset`, or `InMemory`.
+        config: of the run.
+        epoch: from 0.
+        first_step: steps of the epoch to leave out, because they are done.
+        share: of this process.
+
+    Raises:
+        ValueError: the batch size is no multiple of the number of processes and accumulated parts.
+    """
+    parts = config.accumulate * share.world_size
+    if config.batch_size % parts:
+        raise ValueError(
+            f"--batch-size: expected a multiple of {parts}, processes times accumulated parts, got {config.batch_size}"
+        )
+    part_size = config.batch_size // parts
+    steps = steps_per_epoch(dataset, config)
+    if is_streamed(dataset):
+        yield from _streamed(dataset, config, epoch, first_step, steps, part_size)
+        return
+    generator = torch.Generator().manual_seed(seed_of(config.seed, epoch, 0))
+    order = torch.randperm(len(dataset), generator=generator)[: steps * config.batch_size]
+    # [steps, accumulate, world_size, part_size]
+    mine = order.view(steps, config.accumulate, share.world_size, part_size)[first_step:, :, share.rank]
+    yield from _indexed(dataset, mine.flatten(0, 1).tolist(), config.num_workers, seed_of(config.seed, epoch, 1))
+
+
+def ordered_batches(dataset: Any, batch_size: int, num_workers: int, share: Share) -> Iterator[Batch]:
+    """The part of this process of all images, in order."""
+    if is_streamed(dataset):
+        yield from _stream(dataset, batch_size, num_workers, 0)
+        return
+    mine = range(share.rank, len(dataset), share.world_size)
+    indices = [list(mine[start : start + batch_size]) for start in range(0, len(mine), batch_size)]
+    yield from _indexed(dataset, indices, num_workers, 0)
+
+
+def _indexed(dataset: Any, batches: list[list[int]], num_workers: int, seed: int) -> Iterator[Batch]:
+    if isinstance(dataset, InMemory):
+        for indices in batches:
+            yield Batch(*dataset[indices], indices)
+        return
+    loader = DataLoader(
+        _Seeded(dataset, seed),
+        batch_sampler=batches,
+        num_workers=num_workers,
+        collate_fn=_collate,
+        pin_memory=torch.cuda.is_available(),
+    )
+    for images, labels, indices in loader:
+        yield Batch(images, labels, indices.tolist())
+
+
+def _streamed(dataset: Any, config: Config, epoch: int, first_step: int, steps: int, part_size: int) -> Iterator[Batch]:
+    dataset.set_epoch(epoch)
+    stream = _stream(dataset, part_size, config.num_workers, seed_of(config.seed, epoch, 1))
+    for number, batch in enumerate(stream):
+        if number == steps * config.accumulate:
+            return
+        if number >= first_step * config.accumulate:
+            yield batch
+
+
+def _stream(dataset: Any, batch_size: int, num_workers: int, seed: int) -> Iterator[Batch]:
+    dataset.set_loader_cfg(num_workers=num_workers)
+    loader = DataLoader(
+        dataset,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        collate_fn=fast_collate,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator().manual_seed(seed),
+    )
+    for images, labels in loader:
+        yield Batch(images, labels, None)
+
+
+class _Seeded(Dataset[tuple[Any, int, int]]):
+    """Seeds random numbers before each image, so that its augmentation does not depend on who makes it, and when."""
+
+    def __init__(self, dataset: Any, seed: int) -> None:
+        self.dataset = dataset
+        self.seed = seed
+
+    def __getitem__(self, index: int) -> tuple[Any, int, int]:
+        seed = seed_of(self.seed, index)
+        random.seed(seed)
+        torch.manual_seed(seed)
+        image, label = self.dataset[index]
+        return image, int(label), index
+
+
+def _collate(items: list[tuple[Any, int, int]]) -> tuple[Tensor, Tensor, Tensor]:
+    images, labels = fast_collate([(image, label) for image, label, _ in items])
+    return images, labels, torch.tensor([index for _, _, index in items])

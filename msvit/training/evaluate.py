@@ -1,0 +1,95 @@
+"""Accuracy, tokens and multiply-accumulates of a model on a data set."""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from msvit.macs import gate_macs, macs
+from msvit.models import MixedScaleVisionTransformer
+from msvit.training.batches import Batch
+from msvit.training.build import reset_noise
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Means over images: loss, top1 and top5 (shares), patch tokens, share of fine regions, GMACs with the gate."""
+
+    loss: float
+    top1: float
+    top5: float
+    tokens_per_image: float
+    fine_share: float
+    gmacs: float
+    images: int
+
+
+@torch.inference_mode()
+def evaluate(
+    model: MixedScaleVisionTransformer,
+    batches: Iterable[Batch],
+    *,
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> Evaluation:
+    """Runs the model over the batches, in evaluation mode; under torch.distributed, over those of all processes.
+
+    Args:
+        model: on the device to run on. Its mode is left as it was.
+        batches: of this process.
+        autocast: makes a context for mixed precision.
+
+    Raises:
+        ValueError: there is no image.
+    """
+    device = model.patch_embed.proj.weight.device
+    classes = max(2, model.num_classes)
+    top1 = MulticlassAccuracy(classes, average="micro").to(device)
+    top5 = MulticlassAccuracy(classes, average="micro", top_k=min(5, classes)).to(device)
+    loss, share, cost = (MeanMetric().to(device) for _ in range(3))
+    costs = _cost_by_fine_regions(model).to(device)
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    reset_noise(model, 0)
+    images = torch.zeros((), dtype=torch.int64, device=device)
+    for batch in batches:
+        labels = batch.labels.to(device)
+        with autocast():
+            tokens, layout = model.forward_features(batch.images.to(device))
+            logits = model.forward_head(tokens, layout).float()
+        fine = layout.fine_mask.flatten(1).sum(1)
+        top1.update(logits, labels)
+        top5.update(logits, labels)
+        loss.update(F.cross_entropy(logits, labels, reduction="none"))
+        share.update(fine / layout.fine_mask[0].numel())
+        cost.update(costs[fine])
+        images += len(labels)
+    for module, mode in modes.items():
+        module.training = mode
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(images)
+    if not int(images):
+        raise ValueError("expected at least one image to evaluate on, got none")
+    regions = model.coarse_grid_size[0] * model.coarse_grid_size[1]
+    fine_share = float(share.compute())
+    return Evaluation(
+        loss=float(loss.compute()),
+        top1=float(top1.compute()),
+        top5=float(top5.compute()),
+        tokens_per_image=regions * (1 + (model.scale_factor**2 - 1) * fine_share),
+        fine_share=fine_share,
+        gmacs=float(cost.compute()),
+        images=int(images),
+    )
+
+
+def _cost_by_fine_regions(model: MixedScaleVisionTransformer) -> Tensor:
+    """GMACs of an image with 0, 1, ... fine regions."""
+    regions = model.coarse_grid_size[0] * model.coarse_grid_size[1]
+    won = model.scale_factor**2 - 1
+    gate = gate_macs(model)
+    return torch.tensor([(macs(model, regions + won * fine) + gate) / 1e9 for fine in range(regions + 1)])

@@ -1,0 +1,64 @@
+"""The training objective (eq. 6): the task's loss plus lambda times the loss of the gate."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from msvit.losses import BatchShapingLoss, GeneralizedBatchShapingLoss, L0Loss
+from msvit.models import MixedScaleVisionTransformer
+from msvit.training.config import Config
+
+
+class Losses(NamedTuple):
+    """0-d each: the sum (eq. 6), its two terms (that of the gate without lambda), and active patch tokens per image."""
+
+    total: Tensor
+    task: Tensor
+    gate: Tensor
+    tokens_per_image: Tensor
+
+
+class Objective(nn.Module):
+    """Model and losses in one module, so that a wrapper for distributed training averages all of their gradients."""
+
+    def __init__(self, model: MixedScaleVisionTransformer, gate_loss: nn.Module | None, config: Config) -> None:
+        super().__init__()
+        self.model = model
+        self.gate_loss = gate_loss
+        self.gate_weight = config.gate_weight
+        self.label_smoothing = config.label_smoothing
+
+    def forward(self, images: Tensor, labels: Tensor) -> Losses:
+        """images: uint8 [batch, 3, H, W]; labels: int64 [batch]."""
+        model = self.model
+        # In bf16 many logits would be equal, and their order is what the gate loss is about.
+        with torch.autocast(images.device.type, enabled=False):
+            gate_logits = model.gate(images)
+        decision = model.decide(images, gate_logits=gate_logits)
+        task = F.cross_entropy(model.classify(images, decision).float(), labels, label_smoothing=self.label_smoothing)
+        gate = task.new_zeros(()) if self.gate_loss is None else self.gate_loss(gate_logits.flatten(1))
+        regions = decision.fine_mask[0].numel()
+        fine_share = decision.fine_mask.float().mean()
+        tokens = regions * (1 + (model.scale_factor**2 - 1) * fine_share)
+        return Losses(task + self.gate_weight * gate, task, gate, tokens)
+
+
+def make_gate_loss(config: Config, grid_size: tuple[int, int]) -> nn.Module | None:
+    """The gate's loss, None where no gate is trained or without one."""
+    if not config.trains_gate or config.loss == "none":
+        return None
+    if config.loss == "l0":
+        return L0Loss(config.gate_target)
+    if config.loss == "gbas":
+        return GeneralizedBatchShapingLoss(
+            config.gate_target,
+            grid_size,
+            config.prior_temperature,
+            config.hyperprior_std,
+            config.center_init,
+            config.prior_clip,
+        )
+    flatten = config.loss == "bas-flat"
+    return BatchShapingLoss(config.gate_target, config.prior_temperature, flatten, config.prior_clip)

@@ -1,0 +1,87 @@
+"""Optimizers and schedules of timm: one pair for the backbone, one for the gate, which warms up for longer."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from torch import nn
+
+from msvit.models import MixedScaleVisionTransformer
+from msvit.training.config import Config
+
+# The schedule starts at this share of the learning rate: from 0, the first step would do nothing.
+_WARMUP_START = 0.01
+
+
+class Part:
+    """An optimizer with its schedule, whose learning rate is a function of the number of steps."""
+
+    def __init__(
+        self, groups: list[dict[str, Any]], config: Config, warmup_epochs: float, steps_per_epoch: int
+    ) -> None:
+        try:
+            self.optimizer = create_optimizer_v2(
+                groups, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
+            )
+        except ValueError as error:
+            raise ValueError(f"--optimizer {config.optimizer}: {error}") from error
+        try:
+            self.scheduler, _ = create_scheduler_v2(
+                self.optimizer,
+                config.schedule,
+                num_epochs=config.epochs,
+                warmup_epochs=warmup_epochs,  # type: ignore[arg-type] # a part of an epoch is fine with steps
+                warmup_lr=_WARMUP_START * config.lr,
+                step_on_epochs=False,
+                updates_per_epoch=steps_per_epoch,
+            )
+        except (ValueError, AssertionError) as error:
+            raise ValueError(f"--schedule {config.schedule}: {error}") from error
+
+    def set_step(self, step: int) -> None:
+        """Sets the learning rate of the step after `step` others."""
+        if self.scheduler is not None:
+            self.scheduler.step_update(step)
+
+
+def make_parts(
+    model: MixedScaleVisionTransformer, loss: nn.Module | None, config: Config, steps_per_epoch: int
+) -> list[Part]:
+    """Optimizers for everything that is trained.
+
+    Raises:
+        ValueError: timm does not know the optimizer or the schedule, or nothing is trained.
+    """
+    skip = model.no_weight_decay()
+    backbone: list[tuple[str, nn.Parameter]] = []
+    gate: list[tuple[str, nn.Parameter]] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (gate if name.startswith("gate.") else backbone).append((name, parameter))
+    parts = []
+    if backbone:
+        parts.append(Part(_groups(backbone, skip, config, 1.0), config, config.warmup_epochs, steps_per_epoch))
+    gate_groups = _groups(gate, skip, config, config.gate_lr_scale)
+    if loss is not None and (priors := list(loss.parameters())):
+        gate_groups.append({"params": priors, "lr": config.lr * config.prior_lr_scale, "weight_decay": 0.0})
+    if gate:
+        parts.append(Part(gate_groups, config, config.gate_warmup_epochs, steps_per_epoch))
+    if not parts:
+        raise ValueError(f"--freeze {config.freeze}: nothing is left to train")
+    return parts
+
+
+def _groups(
+    named: Iterable[tuple[str, nn.Parameter]], skip: set[str], config: Config, scale: float
+) -> list[dict[str, Any]]:
+    """With and without weight decay."""
+    groups: dict[bool, list[torch.Tensor]] = {True: [], False: []}
+    for name, parameter in named:
+        groups[parameter.ndim > 1 and name not in skip].append(parameter)
+    return [
+        {"params": tensors, "lr": config.lr * scale, "weight_decay": config.weight_decay if decays else 0.0}
+        for decays, tensors in groups.items()
+        if tensors
+    ]

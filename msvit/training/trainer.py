@@ -1,0 +1,268 @@
+"""The training loop: epochs of steps, each followed by an evaluation, a row of metrics and a checkpoint."""
+
+import math
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+import msvit
+from msvit.training.batches import Batch, Share, ordered_batches, seed_of, steps_per_epoch, training_batches
+from msvit.training.build import CALIBRATION_IMAGES, build_model, calibrate, reset_noise, set_training
+from msvit.training.checkpoints import MODEL_FILE, latest_checkpoint, load_loss, write_checkpoint
+from msvit.training.config import Config
+from msvit.training.datasets import InMemory, count_classes, make_dataset
+from msvit.training.evaluate import Evaluation, evaluate
+from msvit.training.journal import Journal
+from msvit.training.objective import Losses, Objective, make_gate_loss
+from msvit.training.optim import make_parts
+from msvit.training.progress import Progress
+from msvit.training.runs import Run, create_run, load_run
+
+_SUMS = ("train_loss", "task_loss", "gate_loss", "train_tokens_per_image")
+
+
+def start_run(config: Config, folder: Path) -> Run:
+    """Trains in a new folder.
+
+    Raises:
+        FileExistsError: the folder is that of a run already.
+        ValueError: data, model or weights are not as expected.
+        FloatingPointError: the loss is not finite any more; the text names the step and the images.
+        OSError: something cannot be written; what was written before is still there.
+    """
+    accelerator = _accelerator(config)
+    blank = build_model(config.replace(pretrained=False, checkpoint=None, gate_file=None, freeze="none"), 1)
+    train_set = make_dataset(config, True, blank.image_size)
+    num_classes = count_classes(config, train_set)
+    setting = calibrate(config, blank, _calibration_images(config, train_set))
+    torch.manual_seed(config.seed)
+    model = build_model(config, num_classes, setting)
+    derived = {
+        "num_classes": num_classes,
+        "image_size": list(model.image_size),
+        "coarse": model.coarse,
+        "steps_per_epoch": steps_per_epoch(train_set, config),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "gate_setting": setting,
+    }
+    trainer = Trainer(config, folder, model, train_set, derived, accelerator)
+    if accelerator.is_main_process:
+        create_run(folder, config, derived)
+    accelerator.wait_for_everyone()
+    return trainer.train()
+
+
+def resume_run(folder: Path) -> Run:
+    """Continues a run from its last checkpoint, to the losses that it would have had without an interruption.
+
+    Raises:
+        FileNotFoundError: the folder is not that of a run.
+        ValueError: its files are damaged or do not fit; FloatingPointError, OSError: as in `start_run`.
+    """
+    run = load_run(folder)
+    accelerator = _accelerator(run.config)
+    train_set = run.train_dataset()
+    torch.manual_seed(run.config.seed)
+    model = build_model(run.config, run.derived["num_classes"], run.derived["gate_setting"])
+    trainer = Trainer(run.config, folder, model, train_set, run.derived, accelerator)
+    trainer.restore()
+    return trainer.train()
+
+
+class Trainer:
+    """Everything that a run holds in memory.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        model: on the CPU.
+        train_set: of `make_dataset`.
+        derived: as in config.json.
+        accelerator: devices and processes.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        model: Any,
+        train_set: Any,
+        derived: dict[str, Any],
+        accelerator: Accelerator,
+    ) -> None:
+        self.config, self.folder, self.accelerator, self.model = config, folder, accelerator, model
+        self.share = Share(accelerator.process_index, accelerator.num_processes)
+        self.train_set, self.test_set = (
+            _in_memory(dataset) for dataset in (train_set, make_dataset(config, False, model.image_size))
+        )
+        self.steps_per_epoch: int = derived["steps_per_epoch"]
+        self.gate_loss = make_gate_loss(config, model.coarse_grid_size)
+        self.parts = make_parts(model, self.gate_loss, config, self.steps_per_epoch)
+        self.objective = Objective(model, self.gate_loss, config)
+        self.wrapped: nn.Module = accelerator.prepare(self.objective)
+        self.journal = Journal(folder, config.tensorboard and accelerator.is_main_process)
+        self.step = 0
+        self.seconds = 0.0
+        self.sums = dict.fromkeys(_SUMS, 0.0)
+
+    def train(self) -> Run:
+        """From where the run is to its end."""
+        main = self.accelerator.is_main_process
+        with Progress(self.config.epochs, self.steps_per_epoch, main) as progress:
+            if main and self.step == 0:
+                self.journal.write_priors(0, self._priors())
+            while self.step < self.config.epochs * self.steps_per_epoch:
+                self._train_epoch(progress)
+                row = self._finish_epoch(progress)
+                if main:
+                    self.journal.write(row, self._priors())
+                    progress.epoch_done(row)
+                self._save()
+        return load_run(self.folder)
+
+    def restore(self) -> None:
+        """Takes over the last checkpoint; without one, the run starts again."""
+        try:
+            checkpoint = latest_checkpoint(self.folder)
+        except FileNotFoundError:
+            self.journal.forget_after(0)
+            return
+        msvit.load_checkpoint(self.model, checkpoint.folder / MODEL_FILE)
+        state = checkpoint.trainer_state()
+        if self.gate_loss is not None:
+            load_loss(self.gate_loss, checkpoint)
+        for part, saved in zip(self.parts, state["optimizers"], strict=True):
+            part.optimizer.load_state_dict(saved)
+        self.step, self.seconds = state["step"], state["seconds"]
+        if self.accelerator.is_main_process:  # the others' sums are in it
+            self.sums = state["sums"]
+            self.journal.forget_after(self.step)
+
+    def _train_epoch(self, progress: Progress) -> None:
+        epoch, done = divmod(self.step, self.steps_per_epoch)
+        set_training(self.model, self.config)
+        batches = training_batches(self.train_set, self.config, epoch, done, self.share)
+        progress.start_epoch(epoch, done)
+        start = time.perf_counter()
+        for _ in range(done, self.steps_per_epoch):
+            values = self._train_step(batches)
+            self.seconds, start = self.seconds + time.perf_counter() - start, time.perf_counter()
+            progress.step(values["train_loss"], values["train_tokens_per_image"], self.config.batch_size)
+            every = self.config.checkpoint_steps
+            if every and self.step % every == 0 and self.step % self.steps_per_epoch:
+                self._save()
+                start = time.perf_counter()
+
+    def _train_step(self, batches: Any) -> dict[str, float]:
+        """One optimizer step over `accumulate` batches."""
+        for part in self.parts:
+            part.set_step(self.step)
+            part.optimizer.zero_grad(set_to_none=True)
+        values = dict.fromkeys(_SUMS, 0.0)
+        for number in range(self.config.accumulate):
+            batch: Batch = next(batches)
+            seed = seed_of(self.config.seed, self.step, number, self.share.rank, 2)
+            torch.manual_seed(seed)
+            reset_noise(self.model, seed)
+            last = number == self.config.accumulate - 1
+            with _synchronised(self.accelerator, self.wrapped, last):
+                losses: Losses = self.wrapped(self._to_device(batch.images), self._to_device(batch.labels))
+                found = torch.stack([loss.detach().float() for loss in losses]).tolist()
+                self._check_finite(found, batch)
+                self.accelerator.backward(losses.total / self.config.accumulate)
+            for name, value in zip(_SUMS, found, strict=True):
+                values[name] += value / self.config.accumulate
+        if self.config.clip_grad:
+            self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.config.clip_grad)
+        for part in self.parts:
+            part.optimizer.step()
+        self.step += 1
+        for name, value in values.items():
+            self.sums[name] += value
+        return values
+
+    def _check_finite(self, found: list[float], batch: Batch) -> None:
+        if all(map(math.isfinite, found)):
+            return
+        epoch, number = divmod(self.step, self.steps_per_epoch)
+        terms = ", ".join(f"{name} {value}" for name, value in zip(_SUMS, found, strict=True))
+        images = "" if batch.indices is None else f", images {batch.indices[:8]} and so on of the training set"
+        raise FloatingPointError(
+            f"the loss is not finite at step {self.step} (batch {number} of epoch {epoch + 1}{images}): {terms}; "
+            "the last checkpoint is from before; a lower --lr or --clip-grad 1 may help"
+        )
+
+    def _finish_epoch(self, progress: Progress) -> dict[str, float]:
+        epoch = self.step // self.steps_per_epoch
+        progress.testing(epoch)
+        found = self._evaluate()
+        sums = self._total_sums()
+        row: dict[str, float] = {name: value / self.steps_per_epoch for name, value in sums.items()}
+        row |= {"test_loss": found.loss, "top1": found.top1, "top5": found.top5, "gmacs": found.gmacs}
+        row |= {"tokens_per_image": found.tokens_per_image, "fine_share": found.fine_share}
+        row |= {"epoch": epoch, "step": self.step, "images_per_s": progress.images_per_s, "seconds": self.seconds}
+        self.sums = dict.fromkeys(_SUMS, 0.0)
+        return row
+
+    def _evaluate(self) -> Evaluation:
+        size = max(1, min(256, self.config.batch_size))
+        batches = ordered_batches(self.test_set, size, self.config.num_workers, self.share)
+        return evaluate(self.model, batches, autocast=self.accelerator.autocast)
+
+    def _total_sums(self) -> dict[str, float]:
+        """Sums of all processes, as means over them."""
+        if self.share.world_size == 1:
+            return dict(self.sums)
+        local = torch.tensor(list(self.sums.values()), dtype=torch.float32, device=self.accelerator.device)
+        total: Tensor = self.accelerator.reduce(local, "mean")
+        return dict(zip(self.sums, total.tolist(), strict=True))
+
+    def _save(self) -> None:
+        sums = self._total_sums()
+        if self.accelerator.is_main_process:
+            trainer = {
+                "step": self.step,
+                "seconds": self.seconds,
+                # Process 0 alone goes on from here, with the sums of all.
+                "sums": {name: value * self.share.world_size for name, value in sums.items()},
+                "optimizers": [part.optimizer.state_dict() for part in self.parts],
+            }
+            write_checkpoint(self.folder, self.step, self.model, self.gate_loss, trainer)
+        self.accelerator.wait_for_everyone()
+
+    def _priors(self) -> list[float] | None:
+        theta = getattr(self.gate_loss, "theta", None)
+        return None if theta is None else theta.detach().flatten().tolist()
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.accelerator.device, non_blocking=True)
+
+
+def _accelerator(config: Config) -> Accelerator:
+    return Accelerator(mixed_precision=config.precision, cpu=config.cpu)
+
+
+def _synchronised(accelerator: Accelerator, module: nn.Module, last: bool) -> Any:
+    """Gradients are averaged over processes once, after the last part of a batch."""
+    return nullcontext() if last else accelerator.no_sync(module)
+
+
+def _in_memory(dataset: Any) -> Any:
+    images, labels = getattr(dataset, "images", None), getattr(dataset, "labels", None)
+    return InMemory(images, labels) if isinstance(images, Tensor) and isinstance(labels, Tensor) else dataset
+
+
+def _calibration_images(config: Config, dataset: Any) -> Tensor:
+    """uint8 [n, 3, H, W]: more than one only where the gate looks at them."""
+    count = CALIBRATION_IMAGES if config.gate == "entropy" else 1
+    images = []
+    for batch in ordered_batches(_in_memory(dataset), min(count, 64), 0, Share()):
+        images.append(batch.images)
+        if sum(map(len, images)) >= count:
+            break
+    return torch.cat(images)
