@@ -1,0 +1,21 @@
+// Kernels that test the emulator, by number. Each takes one array of inputs and one of outputs.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace msvit::cuda {
+
+struct SelfTest {
+  const uint32_t* input;
+  uint32_t* output;
+  int argument;
+};
+
+std::vector<std::string> selftest_names();
+
+// Throws std::runtime_error for an unknown name, or what the kernel did wrong.
+void run_selftest(const std::string& name, int blocks, int threads, int shared_bytes, const SelfTest& call);
+
+}  // namespace msvit::cuda

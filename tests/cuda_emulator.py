@@ -1,0 +1,100 @@
+"""Builds the emulator of the CUDA kernels (docs/cuda.md) into build/emulator/, where a compiler is at hand.
+
+`python tests/cuda_emulator.py` builds it and prints its path, for MSVIT_CUDA_EMULATOR.
+"""
+
+import fcntl
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULE = "_cuda_emulated"
+SELFTEST = "_emulator_selftest"
+SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
+
+
+class Unavailable(Exception):
+    """Why the emulator cannot be built here."""
+
+
+def find_tool(name: str) -> str:
+    """Path of a build tool, beside Python or on PATH."""
+    beside_python = Path(sys.executable).parent / name
+    found = str(beside_python) if beside_python.exists() else shutil.which(name)
+    if found is None:
+        raise Unavailable(f"the CUDA emulator needs {name} (in the extra `test`)")
+    return found
+
+
+def build_folder() -> Path:
+    """Where it is built: apart for each Python and for each set of sanitizers."""
+    sanitize = os.environ.get("MSVIT_SANITIZE", "").replace(",", "-")
+    return ROOT / "build" / "emulator" / "-".join(filter(None, [sysconfig.get_config_var("SOABI"), sanitize]))
+
+
+def build(target: str) -> Path:
+    """Builds a module, or what changed of it since, and returns its path.
+
+    Raises:
+        Unavailable: something that the build needs is missing.
+        RuntimeError: the build failed, with its messages.
+    """
+    if not (ROOT / "csrc" / "emulator").exists():
+        raise Unavailable("the CUDA emulator needs the source tree")
+    if importlib.util.find_spec("pybind11") is None:
+        raise Unavailable("the CUDA emulator needs pybind11 (in the extra `test`)")
+    if not any(map(shutil.which, [os.environ.get("CXX", "c++"), "g++", "clang++"])):
+        raise Unavailable("the CUDA emulator needs a C++ compiler")
+    cmake, ninja, folder = find_tool("cmake"), find_tool("ninja"), build_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "build.ninja").exists():
+            run(configuration(cmake, ninja, folder))
+        run([cmake, "--build", folder, "--target", target])
+    return folder / (target + SUFFIX)
+
+
+def configuration(cmake: str, ninja: str, folder: Path) -> list:
+    """The command that configures a build of nothing but the emulator."""
+    import pybind11
+
+    options = {
+        "MSVIT_CUDA_EMULATOR": "ON",
+        "MSVIT_BUILD_CUDA": "OFF",
+        "MSVIT_SANITIZE": os.environ.get("MSVIT_SANITIZE", ""),
+        "CMAKE_MAKE_PROGRAM": ninja,
+        "pybind11_DIR": pybind11.get_cmake_dir(),
+        "Python_EXECUTABLE": sys.executable,
+    }
+    defines = [f"-D{key}={value}" for key, value in options.items()]
+    return [cmake, "-S", ROOT / "csrc", "-B", folder, "-G", "Ninja", *defines]
+
+
+def run(command: list) -> None:
+    """Runs a build step silently; its output is the message of the error where it fails."""
+    # The sanitizers' libraries may be preloaded into the tests, which compilers do not like.
+    environment = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, env=environment)
+    if done.returncode != 0:
+        raise RuntimeError(f"building the CUDA emulator failed:\n{done.stdout}{done.stderr}")
+
+
+def load(path: Path) -> ModuleType:
+    """The module in a file."""
+    name = path.name.removesuffix(SUFFIX)
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+if __name__ == "__main__":
+    print(build(MODULE))
