@@ -7,6 +7,9 @@ For each number of tokens N it times timm's ViT-S/16 on an image that has N patc
 entropy gate chooses the regions. "transformer" is the time of the blocks, "all" that of the whole call from uint8
 images to logits, gate included. GMACs count active tokens only, and so does the share of the peak.
 
+With --cuda-graph (GPU) dense and packed run as CUDA graphs too, and the dense model through torch.compile where
+speed-ups refer to it: with 196 and 576 tokens. A replay includes the copy of the images to where the graph reads them.
+
 Every method takes its turn in each round, and rounds go on until the time is over. The masked model computes every
 candidate whatever N is, so that it is timed once for each image size and round, at one N after the other.
 """
@@ -31,6 +34,7 @@ from rich import box  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: E402
 from rich.table import Table  # noqa: E402
+from vit_graphs import add_graphs  # noqa: E402
 from vit_methods import (  # noqa: E402
     IMAGE_SIZES,
     Method,
@@ -62,6 +66,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--images", type=Path, help="folder of images (default: photographs of scikit-image)")
     parser.add_argument("--device", help="cpu or cuda; found by itself where not given")
     parser.add_argument("--dtype", choices=common.DTYPES, help="default: fp32 on a CPU, bf16 on a GPU")
+    parser.add_argument("--cuda-graph", action="store_true", help="graphs and the compiled dense model too (GPU)")
     parser.add_argument("--seconds", type=float, default=200, help="for everything (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="folder of the CSV and PNG (default: bench/results/<device>)")
     return parser.parse_args(argv)
@@ -107,7 +112,7 @@ class Sweep:
     """All methods at one batch size, timed in rounds.
 
     Attributes:
-        samples: (seconds of the blocks, seconds of the call) per image, by method and tokens asked for.
+        samples: (seconds of the blocks or None, seconds of the call) per image, by method and tokens asked for.
         seconds: that the last round took.
     """
 
@@ -116,7 +121,7 @@ class Sweep:
         self.others = [method for row in rows for method in row if method.name != "masked"]
         masked = [method for row in rows for method in row if method.name == "masked"]
         self.masked = [[m for m in masked if m.image_size == size] for size in sorted({m.image_size for m in masked})]
-        self.samples: dict[Key, list[tuple[float, float]]] = {}
+        self.samples: dict[Key, list[tuple[float | None, float]]] = {}
         self.rounds, self.seconds = 0, 0.0
 
     @property
@@ -144,7 +149,7 @@ class Sweep:
         blocks, whole = self.zoo.stopwatch.time(method.call, images[: self.batch])
         for credit in credited:
             key = (credit.name, credit.wanted, self.batch)
-            self.samples.setdefault(key, []).append((blocks / self.batch, whole / self.batch))
+            self.samples.setdefault(key, []).append((blocks and blocks / self.batch, whole / self.batch))
 
 
 def measure(sweeps: list[Sweep], deadline: float, console: Console) -> None:
@@ -189,6 +194,11 @@ def make_rows(
             p50 = time_of["all_p50_ms"]
             masked = times.get(("masked", method.wanted, sweep.batch))
             reference = times.get(("dense", _reference_tokens(method), sweep.batch))
+            compiled = [
+                times[key]["all_p50_ms"]
+                for name in ("dense compiled", "dense compiled graph")
+                if (key := (name, _reference_tokens(method), sweep.batch)) in times
+            ]
             rate = 2 * method.gmacs / (p50 / 1e3)
             rows.append(
                 {"bench": "latency", "batch": sweep.batch, "wanted_tokens": method.wanted, "method": method.name}
@@ -196,16 +206,19 @@ def make_rows(
                 | {"samples": len(sweep.samples[method.name, method.wanted, sweep.batch]), **time_of}
                 | {"times_masked": masked and masked["all_p50_ms"] / p50}
                 | {"times_dense": reference and reference["all_p50_ms"] / p50}
+                | {"times_compiled": min(compiled) / p50 if compiled else None}
                 | {"reference_tokens": _reference_tokens(method), "gflop_s": rate}
                 | {"share_of_peak": rate / roofline.peak_gflop_s, **extra}
             )
     return rows
 
 
-def _columns(samples: list[tuple[float, float]]) -> dict[str, float]:
-    columns = {}
+def _columns(samples: list[tuple[float | None, float]]) -> dict[str, float | None]:
+    columns: dict[str, float | None] = {}
     for part, seconds in zip(("transformer", "all"), zip(*samples, strict=True), strict=True):
-        columns |= {f"{part}_{name}_ms": value * 1e3 for name, value in common.quantiles(seconds).items()}
+        known = [value for value in seconds if value is not None]
+        times = common.quantiles(known) if known else {}
+        columns |= {f"{part}_p{q}_ms": times[f"p{q}"] * 1e3 if times else None for q in common.QUANTILES}
     return columns
 
 
@@ -250,6 +263,9 @@ def _cells(row: dict[str, Any]) -> list[str]:
     cells = [row["method"], f"{row['tokens']:.1f}".removesuffix(".0"), f"{row['gmacs']:.2f}"]
     for part in ("transformer", "all"):
         low, middle, high = (row[f"{part}_p{q}_ms"] for q in common.QUANTILES)
+        if middle is None:
+            cells += ["", ""]
+            continue
         digits = 2 if middle < 10 else 1
         cells += [f"{middle:.{digits}f}", f"{low:.{digits}f}-{high:.{digits}f}"]
     cells += ["" if row[name] is None else f"{row[name]:.2f}" for name in ("times_masked", "times_dense")]
@@ -265,6 +281,8 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     """
     tokens, batches = parse_tokens(arguments.tokens), parse_batches(arguments.batch)
     device = common.find_device(arguments.device)
+    if arguments.cuda_graph and device.type != "cuda":
+        raise ValueError("--cuda-graph: expected a GPU, got a CPU")
     dtype_name = arguments.dtype or ("bf16" if device.type == "cuda" else "fp32")
     torch.manual_seed(0)
     images = image_source(arguments.images, max(batches + [2]), device, console)
@@ -277,6 +295,8 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         for size in sorted({method.image_size for row in tables[batches[0]] for method in row[1:]}):
             zoo.check(size)
         roofline = common.Roofline.measure(device, common.DTYPES[dtype_name])
+    if arguments.cuda_graph:
+        notes += add_graphs(zoo, tables, _START + arguments.seconds)
     for note in notes:
         console.print(f"[yellow]{note}; left out[/]")
     sweeps = [Sweep(tables[batch], batch, zoo) for batch in batches]
@@ -296,7 +316,7 @@ def _write(
 ) -> None:
     folder = arguments.output or common.results_dir(device)
     name = f"latency_{dtype_name}"
-    if arguments.tokens != DEFAULT_TOKENS:
+    if DEFAULT_TOKENS not in arguments.tokens.split(","):
         name += "_" + re.sub(r"[^0-9]+", "-", arguments.tokens)
     common.write_csv(folder / f"{name}.csv", rows)
     plot_latency(rows, folder / f"{name}.png")

@@ -72,7 +72,7 @@ def _panel(axes: Axes, rows: list[dict[str, Any]]) -> None:
             tokens = [row["tokens"] for row in part]
             axes.errorbar(tokens, middle, errors, color=colour, marker=marker, ms=5, lw=1.6, capsize=2, label=label)
             label = "_"  # once in the legend
-            if method in ("dense", "packed"):
+            if method in ("dense", "packed") and all(row["transformer_p50_ms"] is not None for row in part):
                 blocks = [row["transformer_p50_ms"] for row in part]
                 axes.plot(tokens, blocks, color=colour, lw=1, ls=":")
     _proportional(axes, rows)

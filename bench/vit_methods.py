@@ -32,7 +32,8 @@ class Method:
     """Something to time: one model on images of one size.
 
     Attributes:
-        name: "dense" or a token mode. wanted: tokens asked for. tokens: patch tokens per image, on average.
+        name: "dense" or a token mode, with " compiled" and " graph" behind it where that is what runs.
+        wanted: tokens asked for. tokens: patch tokens per image, on average.
         image_size: pixels. gmacs: per image, of active tokens only, on average over the images of a batch.
         call: takes uint8 images of that size.
     """
@@ -42,7 +43,7 @@ class Method:
     tokens: float
     image_size: int
     gmacs: float
-    call: Callable[[Tensor], Tensor]
+    call: Callable[[Tensor], Any]
 
 
 class Zoo:
@@ -62,21 +63,27 @@ class Zoo:
         self._dense: dict[int, nn.Module] = {}
         self._mixed: dict[int, msvit.MixedScaleVisionTransformer] = {}
 
-    def dense(self, tokens: int) -> Method:
-        """The plain model at the square number nearest to `tokens`."""
+    def dense(self, tokens: int, compiled: bool = False) -> Method:
+        """The plain model at the square number nearest to `tokens`, as it is or through torch.compile."""
         side = max(1, round(tokens**0.5))
         size = side * PATCH
-        if size not in self._dense:
-            self._dense[size] = self._watch(self._plain(size))
-        model = self._dense[size]
+        if compiled:
+            model = self._plain(size)  # without the hooks, which would be compiled as well
+        else:
+            if size not in self._dense:
+                self._dense[size] = self._watch(self._plain(size))
+            model = self._dense[size]
         mean, std = (
             torch.tensor(self.base.pretrained_cfg[key], device=self.device).view(3, 1, 1) for key in ("mean", "std")
         )
 
         def call(images: Tensor) -> Tensor:
-            return model(((images / 255 - mean) / std).to(self.dtype))
+            logits: Tensor = model(((images / 255 - mean) / std).to(self.dtype))
+            return logits
 
-        return Method("dense", tokens, side**2, size, msvit.macs(model, side**2) / 1e9, call)
+        name = "dense compiled" if compiled else "dense"
+        run = torch.compile(call, dynamic=False) if compiled else call
+        return Method(name, tokens, side**2, size, msvit.macs(model, side**2) / 1e9, run)
 
     def mixed(self, mode: str, tokens: int, batch: int) -> Method:
         """The mixed-scale model under a budget, in one token mode."""
@@ -156,9 +163,12 @@ class Stopwatch:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.moments: dict[str, Any] = {}
+        self.paused = False  # while a graph is captured, which would contain the events
 
     def mark(self, name: str) -> None:
         """Remembers now, on a GPU as an event of the stream."""
+        if self.paused:
+            return
         if self.device.type == "cuda":
             self.moments[name] = torch.cuda.Event(enable_timing=True)
             self.moments[name].record()
@@ -166,14 +176,16 @@ class Stopwatch:
             self.moments[name] = time.perf_counter()
 
     @torch.inference_mode()
-    def time(self, call: Callable[[Tensor], Tensor], images: Tensor) -> tuple[float, float]:
-        """Seconds of the blocks and of the whole call."""
+    def time(self, call: Callable[[Tensor], Any], images: Tensor) -> tuple[float | None, float]:
+        """Seconds of the blocks, None where no hook ran (a compiled model, a graph), and of the whole call."""
+        self.moments.clear()
         self.mark("start")
         call(images)
         self.mark("end")
         if self.device.type == "cuda":
             self.moments["end"].synchronize()
-        return self._between("first_block", "last_block"), self._between("start", "end")
+        blocks = self._between("first_block", "last_block") if "last_block" in self.moments else None
+        return blocks, self._between("start", "end")
 
     def _between(self, start: str, end: str) -> float:
         if self.device.type == "cuda":

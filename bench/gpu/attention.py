@@ -34,9 +34,7 @@ def ours(x: Buffers, backend: str, weighted: bool) -> peers.Prepared:
     weight = x.weight if weighted else None
 
     def forward() -> Tensor:
-        return varlen_attention(
-            x.q, x.k, x.v, x.offsets, x.workload.longest, key_weight=weight, backend=backend
-        )
+        return varlen_attention(x.q, x.k, x.v, x.offsets, x.workload.longest, key_weight=weight, backend=backend)
 
     return peers.Prepared(forward, peers.autograd(forward, leaves, x.dout))
 
@@ -161,11 +159,9 @@ class Part:
 
     def backends(self, workload: Workload) -> list[str]:
         """Of ours, those that run here and whose times mean something."""
-        found = testing.backends_for(
-            "varlen_attention", self.device.type, self.dtype, head_dim=workload.head_dim
-        )
-        skipped = {"reference"} | ({"triton"} if self.device.type == "cpu" else set())
-        return [name for name in found if name not in skipped]
+        found = testing.backends_for("varlen_attention", self.device.type, self.dtype, head_dim=workload.head_dim)
+        emulated = {"triton", "cuda"} if self.device.type == "cpu" else set()
+        return [name for name in found if name not in emulated | {"reference"}]
 
     def note(self, text: str) -> None:
         """Remembers and prints what was left out, once."""

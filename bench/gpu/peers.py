@@ -6,7 +6,7 @@
     sdpa padded cudnn        likewise
     varlen_attn              torch.nn.attention.varlen
     flex_attention           compiled, document mask made once and outside of the time
-    sdpa nested              nested tensors of layout jagged, which want contiguous q, k, v; least and largest length given
+    sdpa nested              nested tensors of layout jagged, of contiguous q, k, v; both bounds of the lengths given
     cudnn thd                packed sequences by nvidia-cudnn-frontend
     flash-attn-4             flash_attn.cute
 
@@ -17,7 +17,6 @@ the gradient of a key weight, and none is asked for it.
 import importlib.util
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -33,7 +32,7 @@ MAX_ERROR = 0.02
 
 
 class UnavailableError(Exception):
-    """This machine or these inputs are not for the peer; the text says why."""
+    """A peer does not run on this machine or on these inputs; the text says why."""
 
 
 @dataclass
@@ -91,10 +90,10 @@ def _padded_sdpa(x: Buffers, backend: SDPBackend, masked: bool) -> Prepared:
     full = bool(x.present.all())
     mask = x.present[:, None, None, :] if masked and not full else None
     dout = x.pad(x.dout).transpose(1, 2)
-    choice = sdpa_kernel(backend) if x.device.type == "cuda" else nullcontext()
+    backend = backend if x.device.type == "cuda" else SDPBackend.MATH
 
     def forward() -> Tensor:
-        with choice:
+        with sdpa_kernel(backend):
             return F.scaled_dot_product_attention(*leaves, attn_mask=mask)
 
     rows = None if masked or full else rows_of_full_sequences(x.workload.lengths).to(x.device)
@@ -178,13 +177,13 @@ def _nested(x: Buffers) -> Prepared:
     offsets = x.offsets.long()  # jagged tensors want int64
     lengths = {"min_seqlen": min(x.workload.lengths), "max_seqlen": x.workload.longest}
     # Not cuDNN, which may build a plan at every call.
-    choice = sdpa_kernel(SDPBackend.FLASH_ATTENTION if x.device.type == "cuda" else SDPBackend.MATH)
+    backend = SDPBackend.FLASH_ATTENTION if x.device.type == "cuda" else SDPBackend.MATH
     leaves = [leaf.detach().contiguous().requires_grad_() for leaf in x.leaves]
 
     def forward() -> Tensor:
         # values [total, heads, head_dim] -> [batch, heads, any, head_dim]
         q, k, v = (torch.nested.nested_tensor_from_jagged(leaf, offsets, **lengths).transpose(1, 2) for leaf in leaves)
-        with choice:
+        with sdpa_kernel(backend):
             return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).values()
 
     return Prepared(forward, autograd(forward, leaves, x.dout))

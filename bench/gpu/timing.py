@@ -33,10 +33,11 @@ class Times:
         return self.graph or self.eager
 
 
-def capture(calls: Calls) -> torch.cuda.CUDAGraph:
-    """A graph of all calls in a row, on the current stream, which must not be the default one.
+def capture(calls: Calls, pool: Any = None) -> tuple[torch.cuda.CUDAGraph, list[Any]]:
+    """A graph of all calls in a row, on the current stream, which must not be the default one, and their results.
 
-    The calls must have run before: what they compile, plan or allocate once is not allowed while capturing.
+    The calls must have run before: what they compile, plan or allocate once is not allowed while capturing. Graphs
+    that share a `pool` may use the memory of each other's results once those are dropped.
 
     Raises:
         RuntimeError: what a call does cannot be captured.
@@ -45,17 +46,16 @@ def capture(calls: Calls) -> torch.cuda.CUDAGraph:
     collecting = gc.isenabled()
     gc.disable()  # or memory of another graph may be freed while this one is captured
     try:
-        graph.capture_begin(capture_error_mode="thread_local")
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         try:
             # Results are kept until the end, so that every call writes to memory of its own.
             results = [call() for call in calls]
         finally:
             graph.capture_end()
-        del results
     finally:
         if collecting:
             gc.enable()
-    return graph
+    return graph, results
 
 
 def time_methods(methods: Mapping[str, Calls], device: torch.device, seconds: float) -> dict[str, Times]:
@@ -75,7 +75,7 @@ def time_methods(methods: Mapping[str, Calls], device: torch.device, seconds: fl
         graphs = {}
         for name, calls in methods.items():
             try:
-                graphs[name] = capture(calls)
+                graphs[name], _ = capture(calls)
             except Exception as error:  # whatever a library raises there is a fact about it, not about us
                 times[name].graph_error = reason(error)
                 torch.cuda.synchronize()

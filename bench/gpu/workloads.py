@@ -46,7 +46,7 @@ class Workload:
         return 4.0 * sum(n * n for n in self.lengths) * self.num_heads * self.head_dim * (2.5 if backward else 1)
 
     def bytes(self, backward: bool, element_size: int, weighted: bool = False) -> float:
-        """Least traffic: q, k, v, out, lse; backward also dout, dq, dk, dv, and with weights those and their gradient."""
+        """Least traffic: q, k, v, out, lse; backward also dout and gradients; with weights those too."""
         tensors = self.total * self.num_heads * self.head_dim * element_size * (8 if backward else 4)
         lse = self.total * self.num_heads * 4
         weights = self.total * 4 * (1 + backward) if weighted else 0

@@ -1,0 +1,133 @@
+"""What must hold before a time means anything: the build, the tests on the device, the sanitizers."""
+
+import importlib.util
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import common
+
+from gpu import commands
+
+UNVERIFIED = common.ROOT / "bench" / "results" / "UNVERIFIED.md"
+SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
+_OUTCOME = "PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS"
+# "tests/a.py::b[c] PASSED [ 10%]", with pytest-xdist "[gw0] [ 10%] PASSED tests/a.py::b[c]"
+_LINES = (
+    re.compile(rf"^(?P<test>tests/\S+?::.+?) (?P<outcome>{_OUTCOME})\b"),
+    re.compile(rf"^\[gw\d+\][^A-Z]*(?P<outcome>{_OUTCOME}) (?P<test>tests/.+?)\s*$"),
+)
+
+
+def needs_build(root: Path = common.ROOT) -> str:
+    """Why the native modules must be built; empty where they are newer than their sources."""
+    sources = [path for path in (root / "csrc").rglob("*") if path.suffix in (".cu", ".cuh", ".cpp", ".h", ".cmake")]
+    newest = max((path.stat().st_mtime for path in sources), default=0.0)
+    wanted = ["_C"] + (["_cuda"] if shutil.which("nvcc") else [])
+    for name in wanted:
+        built = list((root / "msvit_kernels").glob(f"{name}.*.so"))
+        if not built:
+            return f"{name} is missing"
+        if max(path.stat().st_mtime for path in built) < newest:
+            return f"{name} is older than its sources"
+    return ""
+
+
+def build(limit: float) -> commands.Result:
+    """An editable install with the packages that are there: nothing is downloaded."""
+    return commands.run(commands.python("-m", "pip", "install", "--no-build-isolation", "--no-deps", "-e", "."), limit)
+
+
+# ---- tests
+
+
+def parse_outcomes(output: str) -> dict[str, str]:
+    """Outcome by test, from the output of `pytest -v`, finished or not."""
+    found = {}
+    for line in output.splitlines():
+        for pattern in _LINES:
+            if match := pattern.match(line):
+                found[match["test"]] = match["outcome"]
+    return found
+
+
+def run_tests(limit: float) -> tuple[commands.Result, dict[str, str]]:
+    """The tests of the GPU backends, with the contents of index tensors checked before every kernel."""
+    # Ahead-of-time compilation for other architectures says nothing about this device, and takes minutes.
+    command = ["-m", "pytest", "-v", "tests", "-k", "cuda or triton", "--ignore", "tests/test_triton_aot.py"]
+    command += ["-p", "no:cacheprovider", "--timeout", str(int(max(limit, 30)))]
+    if importlib.util.find_spec("xdist"):
+        command += ["-n", "4"]
+    result = commands.run(commands.python(*command), limit, {"MSVIT_CHECK": "1"})
+    return result, parse_outcomes(result.output)
+
+
+def count(outcomes: dict[str, str]) -> str:
+    """Such as "120 passed, 3 skipped"."""
+    words = {outcome: list(outcomes.values()).count(outcome) for outcome in _OUTCOME.split("|")}
+    return ", ".join(f"{number} {word.lower()}" for word, number in words.items() if number) or "no test ran"
+
+
+def unverified_lines(text: str) -> list[tuple[str, str]]:
+    """(file, kernel) of each line of the table in UNVERIFIED.md."""
+    return re.findall(r"^\| `([^`]+)` \| `([^`]+)` \|", text, re.MULTILINE)
+
+
+def covered(lines: list[tuple[str, str]], outcomes: dict[str, str]) -> list[tuple[str, str]]:
+    """Lines whose operator and backend have passed on a GPU, with no test of them that failed."""
+    done = []
+    for file, kernel in lines:
+        path = Path(file)
+        backend = path.parent.name
+        operator = re.sub(r"_(fwd|bwd)$", "", path.stem)
+        mine = [
+            outcome
+            for test, outcome in outcomes.items()
+            if test.startswith(f"tests/test_{operator}.py") and f"{backend}-cuda" in test
+        ]
+        if "PASSED" in mine and not {"FAILED", "ERROR"} & set(mine):
+            done.append((file, kernel))
+    return done
+
+
+# ---- sanitizers
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one tool said."""
+
+    tool: str
+    ok: bool
+    text: str
+
+
+def run_sanitizers(limit: float) -> list[Finding]:
+    """compute-sanitizer with each of its tools over small shapes; an empty list where it is not installed."""
+    program = shutil.which("compute-sanitizer")
+    if program is None:
+        return []
+    # Without torch's cache of freed memory every tensor is an allocation of its own, whose bounds are known.
+    env = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    findings, left = [], limit
+    for index, tool in enumerate(SANITIZERS):
+        share = left / (len(SANITIZERS) - index)
+        script = commands.python(common.ROOT / "bench" / "gpu" / "small_shapes.py", "--device", "cuda")
+        result = commands.run([program, "--tool", tool, "--error-exitcode", "86", *script], share, env)
+        left -= result.seconds
+        findings.append(Finding(tool, result.ok, verdict(result, share)))
+    return findings
+
+
+def verdict(result: commands.Result, limit: float) -> str:
+    """The summary line of compute-sanitizer, and what went wrong otherwise."""
+    summaries = re.findall(r"={3,} (.*SUMMARY.*)", result.output)
+    summary = summaries[-1] if summaries else "no summary"
+    failed = re.findall(r"^FAILED .*", result.output, re.MULTILINE)
+    errors = re.findall(r"^={3,} ((?!.*SUMMARY)(?:Invalid|Error|Uninitialized|Race|Barrier|Program hit).*)",
+                        result.output, re.MULTILINE)  # fmt: skip
+    details = [*failed[:3], *dict.fromkeys(errors[:3])]
+    if not result.ok and not details:
+        details.append(result.failure(limit))
+    return "; ".join([summary, *details])

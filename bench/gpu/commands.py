@@ -1,0 +1,80 @@
+"""Commands with a time limit, whose output is kept."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import common
+
+
+@dataclass(frozen=True)
+class Result:
+    """Of a command: `code` is None where it was stopped at its limit."""
+
+    code: int | None
+    output: str
+    seconds: float
+
+    @property
+    def ok(self) -> bool:
+        return self.code == 0
+
+    @property
+    def last_line(self) -> str:
+        lines = [line.strip() for line in self.output.splitlines() if line.strip()]
+        return lines[-1][:200] if lines else "no output"
+
+    def failure(self, limit: float) -> str:
+        """Why it is not ok."""
+        return f"stopped after {limit:.0f} s" if self.code is None else f"exit code {self.code}: {self.last_line}"
+
+
+def run(command: Sequence[str], limit: float, extra_env: Mapping[str, str] | None = None) -> Result:
+    """Runs in the root of the repository; at the limit the command and all its children are stopped."""
+    paths = [str(common.ROOT), str(common.ROOT / "bench"), os.environ.get("PYTHONPATH", "")]
+    env = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    env |= dict(extra_env or {})
+    start = time.perf_counter()
+    with tempfile.TemporaryFile("w+", errors="replace") as log:
+        try:
+            process = subprocess.Popen(
+                command, cwd=common.ROOT, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        except OSError as error:
+            return Result(127, str(error), 0)
+        code: int | None
+        try:
+            code = process.wait(max(limit, 1))
+        except subprocess.TimeoutExpired:
+            code = None
+            _stop(process)
+        except BaseException:
+            _stop(process)
+            raise
+        log.seek(0)
+        return Result(code, log.read(), time.perf_counter() - start)
+
+
+def python(*arguments: str | Path) -> list[str]:
+    """A command of this interpreter."""
+    return [sys.executable, *map(str, arguments)]
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    # Its own process group, which it leads.
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            break
+        try:
+            process.wait(5)
+            break
+        except subprocess.TimeoutExpired:
+            continue

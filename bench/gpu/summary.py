@@ -1,0 +1,113 @@
+"""Tables of a report as markdown, made from its CSV rows."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from gpu.targets import Row, Target, all_targets, read
+
+
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], numbers_from: int = 1) -> list[str]:
+    """Lines of a table; columns from `numbers_from` on are aligned to the right."""
+    marks = ["---" if i < numbers_from else "--:" for i in range(len(heads))]
+    return [f"| {' | '.join(line)} |" for line in (heads, marks, *rows)]
+
+
+def attention_lines(rows: Sequence[Row]) -> list[str]:
+    """One table for each workload and direction, fastest first."""
+    lines: list[str] = []
+    groups = dict.fromkeys((row["workload"], row["head_dim"], row["direction"]) for row in rows)
+    for workload, head_dim, direction in groups:
+        group = [r for r in rows if (r["workload"], r["head_dim"], r["direction"]) == (workload, head_dim, direction)]
+        group.sort(key=lambda row: float(row.get("graph_p50_us") or row["eager_p50_us"]))
+        first = group[0]
+        lines += ["", f"### {direction}, {workload}, {first['num_heads']} heads of {head_dim}, {first['dtype']}: floor "
+                  f"{float(first['floor_us']):.1f} µs", ""]  # fmt: skip
+        heads = ("method", "graph µs", "p20-p80", "eager µs", "GB/s", "TFLOP/s", "of copy", "of matmul", "of floor",
+                 "× best peer", "")  # fmt: skip
+        lines += markdown_table(heads, (_attention_cells(row) for row in group))
+    return lines
+
+
+def _attention_cells(row: Row) -> list[str]:
+    method = f"**{row['method']}**" if row["ours"] == "True" else row["method"]
+    ratio = row.get("graph_times_best_peer") or row.get("eager_times_best_peer")
+    cells = [method, _text(row, "graph_p50_us", ".1f"), "", _text(row, "eager_p50_us", ".1f")]
+    if row.get("graph_p20_us"):
+        cells[2] = f"{float(row['graph_p20_us']):.1f}-{float(row['graph_p80_us']):.1f}"
+    cells += [_text(row, "gb_s", ".0f"), _text(row, "tflop_s", ".1f")]
+    cells += [_text(row, name, ".0%") for name in ("share_of_copy", "share_of_matmul", "share_of_floor")]
+    return [*cells, f"{float(ratio):.2f}" if ratio else "", row["note"]]
+
+
+def operator_lines(rows: Sequence[Row]) -> list[str]:
+    """All other operators in one table."""
+    heads = ("operator", "method", "graph µs", "eager µs", "GB/s", "of floor", "× best torch")
+    cells = [
+        [
+            " ".join(filter(None, (row["operator"], row["images"], row["direction"]))), row["method"],
+            _text(row, "graph_p50_us", ".1f"), _text(row, "eager_p50_us", ".1f"), _text(row, "gb_s", ".0f"),
+            _text(row, "share_of_floor", ".0%"), _text(row, "times_best_torch", ".2f"),
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return markdown_table(heads, cells, 2)
+
+
+def latency_lines(rows: Sequence[Row]) -> list[str]:
+    """Milliseconds per image of every method, one table for each batch size."""
+    lines: list[str] = []
+    for batch in dict.fromkeys(row["batch"] for row in rows):
+        mine = [row for row in rows if row["batch"] == batch]
+        methods = list(dict.fromkeys(row["method"] for row in mine))
+        tokens = sorted({row["wanted_tokens"] for row in mine}, key=int)
+        found = {(row["wanted_tokens"], row["method"]): row for row in mine}
+        cells = (
+            [count, *(_text(found.get((count, method)), "all_p50_ms", ".4g") for method in methods)] for count in tokens
+        )
+        lines += ["", f"### batch {batch}: milliseconds per image", ""]
+        lines += markdown_table(("tokens", *methods), cells, 0)
+    return lines
+
+
+def step_lines(rows: Sequence[Row]) -> list[str]:
+    """The training step of every method."""
+    heads = ("method", "tokens", "ms per step", "images/s", "× masked", "× plain", "peak MB")
+    columns = (("tokens", ".1f"), ("step_p50_ms", ".1f"), ("images_per_s", ".0f"), ("times_masked", ".2f"),
+               ("times_plain", ".2f"), ("peak_mb", ".0f"))  # fmt: skip
+    cells = ([row["method"], *(_text(row, name, spec) for name, spec in columns)] for row in rows)
+    return markdown_table(heads, cells)
+
+
+def profile_lines(rows: Sequence[Row]) -> list[str]:
+    """Hardware counters of our kernels."""
+    columns = (("time_us", ".1f"), ("dram_read_mb", ".1f"), ("dram_write_mb", ".1f"), ("dram_share", ".0f"),
+               ("occupancy", ".0f"), ("tensor_share", ".0f"), ("registers", ".0f"))  # fmt: skip
+    heads = ("kernel", "µs", "read MB", "written MB", "DRAM %", "occupancy %", "tensor pipe %", "registers", "stalls")
+    cells = ([row["kernel"], *(_text(row, name, spec) for name, spec in columns), row["stalls"]] for row in rows)
+    return markdown_table(heads, cells)
+
+
+def target_lines(targets: Sequence[Target]) -> list[str]:
+    """Target, measured value and verdict."""
+    return markdown_table(("what", "target", "measured", ""), (target.cells() for target in targets))
+
+
+def report_lines(folder: Path, with_targets: bool) -> list[str]:
+    """All tables that the CSV files of a folder allow; the targets are those of a GPU."""
+    parts = (
+        ("Attention", "attention.csv", attention_lines),
+        ("Other operators", "token_operators.csv", operator_lines),
+        ("Latency of ViT-S", "latency_bf16.csv", latency_lines),
+        ("Training step", "train_step.csv", step_lines),
+        ("Hardware counters, attention at the headline shape", "profile.csv", profile_lines),
+    )
+    lines = ["## Targets", "", *target_lines(all_targets(folder))] if with_targets else []
+    for title, name, make in parts:
+        rows = read(folder / name)
+        if rows:
+            lines += ["", f"## {title}", "", *make(rows)]
+    return lines
+
+
+def _text(row: Row | None, column: str, spec: str) -> str:
+    return format(float(row[column]), spec) if row and row.get(column) else ""
