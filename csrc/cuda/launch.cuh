@@ -60,8 +60,10 @@ int resident_blocks(void (*kernel)(Params), int threads, int shared_bytes) {
 // Runs kernel(params) after `resident_blocks` was asked for the same shared memory.
 template <class Params>
 void launch(void (*kernel)(Params), int blocks, int threads, int shared_bytes, uintptr_t stream, const Params& params) {
-  kernel<<<blocks, threads, shared_bytes, reinterpret_cast<cudaStream_t>(stream)>>>(params);
-  check(cudaGetLastError(), "kernel launch");
+  void* arguments[] = {const_cast<Params*>(&params)};
+  check(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(blocks), dim3(threads), arguments, shared_bytes,
+                         reinterpret_cast<cudaStream_t>(stream)),
+        "kernel launch");
 }
 
 }  // namespace msvit::cuda

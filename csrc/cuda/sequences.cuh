@@ -45,7 +45,8 @@ struct WorkItem {
 class Schedule {
  public:
   // All threads call it. `memory`: schedule_bytes(batch) in shared memory.
-  __device__ Schedule(unsigned char* memory, const int32_t* cu_seqlens, int batch, int max_length, int num_heads, int parts)
+  __device__ Schedule(unsigned char* memory, const int32_t* cu_seqlens, int batch, int max_length, int num_heads,
+                      int parts)
       : order_(reinterpret_cast<uint16_t*>(memory + kLengthClasses * 4)),
         num_heads_(num_heads),
         parts_(parts),

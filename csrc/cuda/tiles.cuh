@@ -1,7 +1,8 @@
 // Tiles of rows: global memory to shared memory, to the registers that `mma` wants, and back.
 //
-// A fragment [16, D] of a warp is an array [D / 8] of columns blocks; lane l holds of each block rows l / 4 and l / 4 + 8,
-// columns 2 (l % 4) and the next: the layout of the accumulator of `mma`, and in pairs of blocks that of its operand a.
+// A fragment [16, D] of a warp is an array [D / 8] of columns blocks; lane l holds of each block rows l / 4 and l / 4 +
+// 8, columns 2 (l % 4) and the next: the layout of the accumulator of `mma`, and in pairs of blocks that of its operand
+// a.
 #pragma once
 
 #include "device_code.cuh"
@@ -11,8 +12,8 @@ namespace msvit::cuda {
 constexpr int kWarpSize = 32;
 constexpr int kRowsPerFragment = 16;
 
-// Shared memory: rows of D elements, 16-byte chunks permuted so that eight rows of one column of chunks lie in different
-// banks.
+// Shared memory: rows of D elements, 16-byte chunks permuted so that eight rows of one column of chunks lie in
+// different banks.
 template <int D>
 struct Tile {
   static_assert(D % 32 == 0, "the permutation needs rows of 64 bytes or more");
@@ -56,6 +57,22 @@ __device__ __forceinline__ void load_b_from_rows(uint32_t (&b)[4], uint32_t tile
   load_matrices_transposed(b, tile + Tile<D>::offset(row, 2 * step + lane / 16));
 }
 
+// Operand a, [16, 16]: rows [first_row, first_row + 16), chunks 2 step and 2 step + 1.
+template <int D>
+__device__ __forceinline__ void load_a_from_rows(uint32_t (&a)[4], uint32_t tile, int first_row, int step) {
+  const int lane = threadIdx.x % kWarpSize;
+  load_matrices(a, tile + Tile<D>::offset(first_row + lane % 16, 2 * step + lane / 16));
+}
+
+// The same from the transposed matrix: its rows [first_row, first_row + 16) are the columns of the operand, its chunks
+// 2 step and 2 step + 1 the rows.
+template <int D>
+__device__ __forceinline__ void load_a_from_columns(uint32_t (&a)[4], uint32_t tile, int first_row, int step) {
+  const int lane = threadIdx.x % kWarpSize;
+  const int row = first_row + (lane / 16) * 8 + lane % 8;
+  load_matrices_transposed(a, tile + Tile<D>::offset(row, 2 * step + (lane / 8) % 2));
+}
+
 // Blocks 2 i and 2 i + 1 of an accumulator as operand a.
 template <class T>
 __device__ __forceinline__ void pack_operand(uint32_t (&a)[4], const float (&left)[4], const float (&right)[4]) {
@@ -65,8 +82,8 @@ __device__ __forceinline__ void pack_operand(uint32_t (&a)[4], const float (&lef
   a[3] = pack<T>(right[2], right[3]);
 }
 
-// Reads operand a for rows [0, 16) of D elements straight from global memory; zeros from `valid_rows` and `head_dim` on.
-// Two neighbouring lanes read 16 bytes of each of two blocks and swap halves, so that whole sectors are read.
+// Reads operand a for rows [0, 16) of D elements straight from global memory; zeros from `valid_rows` and `head_dim`
+// on. Two neighbouring lanes read 16 bytes of each of two blocks and swap halves, so that whole sectors are read.
 template <int D>
 __device__ __forceinline__ void load_operand(uint32_t (&a)[D / 16][4], const uint16_t* rows, int64_t stride,
                                              int valid_rows, int head_dim) {
@@ -79,7 +96,8 @@ __device__ __forceinline__ void load_operand(uint32_t (&a)[D / 16][4], const uin
 #pragma unroll
     for (int step = 0; step < D / 16; ++step) {
       uint2 words = make_uint2(0, 0);
-      if (row < valid_rows && 16 * step + 8 * odd < head_dim) words = __ldg(reinterpret_cast<const uint2*>(source + 16 * step));
+      if (row < valid_rows && 16 * step + 8 * odd < head_dim)
+        words = __ldg(reinterpret_cast<const uint2*>(source + 16 * step));
       const uint32_t swapped = __shfl_xor_sync(0xffffffffu, odd ? words.x : words.y, 1);
       a[step][half] = odd ? swapped : words.x;
       a[step][2 + half] = odd ? words.y : swapped;
@@ -99,8 +117,8 @@ __device__ __forceinline__ void store_fragment(uint16_t* rows, int64_t stride, c
     uint16_t* target = rows + row * stride + column;
 #pragma unroll
     for (int step = 0; step < D / 16; ++step) {
-      const float(&left)[4] = fragment[2 * step];
-      const float(&right)[4] = fragment[2 * step + 1];
+      const float (&left)[4] = fragment[2 * step];
+      const float (&right)[4] = fragment[2 * step + 1];
       const uint32_t first = pack<T>(factor[half] * left[2 * half], factor[half] * left[2 * half + 1]);
       const uint32_t second = pack<T>(factor[half] * right[2 * half], factor[half] * right[2 * half + 1]);
       const uint32_t swapped = __shfl_xor_sync(0xffffffffu, odd ? first : second, 1);

@@ -2,13 +2,15 @@
 //
 //   out_i = sum_j w_j exp(s_ij) v_j / sum_p w_p exp(s_ip),   s_ij = softmax_scale * q_i . k_j
 //
-// One work item is a part of the queries of one head of one sequence. Each warp holds 16 or 32 queries and their sums in
-// registers and passes over the keys in chunks of 32 or 64. Keys and values of a short sequence stay in shared memory for all
-// of its queries: they are read once, the first chunk is used while the others arrive, and after the first pass the
-// warps go on without a barrier. Those of a long one stream through a ring of chunks. Weights enter as log2(w) added to
-// the scores, so that a key of weight 0 is out of the maximum and of the sums. No atomics: same inputs, same bits.
+// One work item is a part of the queries of one head of one sequence. Each warp holds 16 or 32 queries and their sums
+// in registers and passes over the keys in chunks of 32 or 64. Keys and values of a short sequence stay in shared
+// memory for all of its queries: they are read once, the first chunk is used while the others arrive, and after the
+// first pass the warps go on without a barrier. Those of a long one stream through a ring of chunks. Weights enter as
+// log2(w) added to the scores, so that a key of weight 0 is out of the maximum and of the sums. No atomics: same
+// inputs, same bits.
 #include "dispatch.cuh"
 #include "launch.cuh"
+#include "row_stream.cuh"
 #include "sequences.cuh"
 #include "tiles.cuh"
 #include "varlen_attention.h"
@@ -18,7 +20,6 @@ namespace {
 
 constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * kWarpSize;
-constexpr int kRingChunks = 4;
 // Up to so much shared memory keys and values of a sequence stay: three blocks or more on a multiprocessor of 228 KB.
 constexpr int kMostResidentBytes = 76 * 1024;
 
@@ -26,11 +27,10 @@ struct ForwardParams {
   AttentionForward call;
   int parts;          // of the queries of a sequence
   int rows_per_part;  // queries
-  int key_rows;       // of each tensor in shared memory
 };
 
-// What is known at compile time. FRAGMENTS: of 16 queries a warp. CHUNK: keys at a time. RESIDENT: keys and values of the
-// whole sequence are in shared memory, else a ring of chunks.
+// What is known at compile time. FRAGMENTS: of 16 queries a warp. CHUNK: keys at a time. RESIDENT: keys and values of
+// the whole sequence are in shared memory, else a ring of chunks.
 template <class T_, int D_, int FRAGMENTS_, int CHUNK_, bool RESIDENT_, bool WEIGHTED_>
 struct ForwardTraits {
   using T = T_;
@@ -39,82 +39,8 @@ struct ForwardTraits {
   static constexpr int kMinBlocks = D == 32 ? 5 - FRAGMENTS : D == 64 ? 4 - FRAGMENTS : 2;
   static constexpr int kPassRows = kWarps * kRowsPerFragment * FRAGMENTS;
 
-  // Bytes of keys and values, and of the logarithms of their weights.
-  static __host__ __device__ int tile_bytes(int key_rows) { return 2 * key_rows * 2 * D; }
-  static __host__ __device__ int bias_bytes(int key_rows) { return WEIGHTED ? 4 * ((key_rows + CHUNK - 1) / CHUNK * CHUNK) : 0; }
-};
-
-// Keys and values in shared memory.
-template <class Traits>
-class Keys {
-  static constexpr int D = Traits::D, CHUNK = Traits::CHUNK;
-  static constexpr bool RESIDENT = Traits::RESIDENT, WEIGHTED = Traits::WEIGHTED;
-
- public:
-  __device__ Keys(const ForwardParams& params, uint32_t memory, float* bias)
-      : params_(params), k_(memory), v_(memory + params.key_rows * Tile<D>::kRowBytes), bias_(bias) {}
-
-  // Starts to load what fits. All threads call it, after a barrier.
-  __device__ __forceinline__ void start(const Sequence& sequence, int head) {
-    const Attention& in = params_.call.in;
-    sequence_ = sequence;
-    k_rows_ = in.k.data + sequence.start * in.k.token_stride + head * in.k.head_stride;
-    v_rows_ = in.v.data + sequence.start * in.v.token_stride + head * in.v.head_stride;
-    num_chunks_ = (sequence.length + CHUNK - 1) / CHUNK;
-    const int now = RESIDENT ? num_chunks_ : min(num_chunks_, kRingChunks - 1);
-    for (int chunk = 0; chunk < now; ++chunk) load(chunk);
-    if constexpr (WEIGHTED) {
-      for (int key = threadIdx.x; key < now * CHUNK; key += kThreads) bias_[key] = bias_of(key);
-      if (!RESIDENT && threadIdx.x < CHUNK) next_bias_ = bias_of(now * CHUNK + threadIdx.x);
-    }
-    started_ = now;
-  }
-
-  // Waits for a chunk and makes it visible to all threads; in a ring, starts to load the one that takes the place of
-  // the chunk before. All threads call it, for each chunk in turn.
-  __device__ __forceinline__ void arrive(int chunk) {
-    copy_async_wait_for_all_but(started_ - 1 - chunk);
-    __syncthreads();
-    if (RESIDENT || started_ == num_chunks_) return;
-    load(started_);
-    if constexpr (WEIGHTED) {
-      if (threadIdx.x < CHUNK) {
-        bias_[started_ % kRingChunks * CHUNK + threadIdx.x] = next_bias_;
-        next_bias_ = bias_of((started_ + 1) * CHUNK + threadIdx.x);
-      }
-    }
-    ++started_;
-  }
-
-  __device__ __forceinline__ int num_chunks() const { return num_chunks_; }
-  __device__ __forceinline__ int slot(int chunk) const { return RESIDENT ? chunk : chunk % kRingChunks; }
-  __device__ __forceinline__ uint32_t k(int chunk) const { return k_ + slot(chunk) * CHUNK * Tile<D>::kRowBytes; }
-  __device__ __forceinline__ uint32_t v(int chunk) const { return v_ + slot(chunk) * CHUNK * Tile<D>::kRowBytes; }
-  __device__ __forceinline__ const float* bias(int chunk) const { return bias_ + slot(chunk) * CHUNK; }
-
- private:
-  __device__ __forceinline__ void load(int chunk) {
-    const Attention& in = params_.call.in;
-    const int valid = sequence_.length - chunk * CHUNK;
-    const int rows = min(CHUNK, (valid + 15) / 16 * 16);
-    copy_rows_async<D, kThreads>(k(chunk), k_rows_ + chunk * CHUNK * in.k.token_stride, in.k.token_stride, rows, valid,
-                                 in.head_dim);
-    copy_rows_async<D, kThreads>(v(chunk), v_rows_ + chunk * CHUNK * in.v.token_stride, in.v.token_stride, rows, valid,
-                                 in.head_dim);
-    copy_async_commit();
-  }
-
-  __device__ __forceinline__ float bias_of(int key) const {
-    return key < sequence_.length ? log2_weight(__ldg(params_.call.in.key_weight + sequence_.start + key)) : -INFINITY;
-  }
-
-  const ForwardParams& params_;
-  uint32_t k_, v_;
-  float* bias_;
-  Sequence sequence_{};
-  const uint16_t *k_rows_ = nullptr, *v_rows_ = nullptr;
-  int num_chunks_ = 0, started_ = 0;
-  float next_bias_ = 0;
+  using Numbers = std::conditional_t<WEIGHTED, KeyBias, NoNumbers>;
+  using Keys = RowStream<D, CHUNK, kThreads, RESIDENT, Numbers>;
 };
 
 // 16 * FRAGMENTS queries of a warp with their running softmax: maximum, sum and weighted values.
@@ -262,15 +188,15 @@ class Queries {
 };
 
 template <class Traits>
-__global__ __launch_bounds__(kThreads, Traits::kMinBlocks) void forward_kernel(const __grid_constant__ ForwardParams params) {
+__global__ __launch_bounds__(kThreads,
+                             Traits::kMinBlocks) void forward_kernel(const __grid_constant__ ForwardParams params) {
   constexpr int CHUNK = Traits::CHUNK, kWarpRows = kRowsPerFragment * Traits::FRAGMENTS;
   constexpr bool WEIGHTED = Traits::WEIGHTED;
   MSVIT_SHARED_MEMORY(memory);
   const Attention& in = params.call.in;
-  unsigned char* biases = memory + Traits::tile_bytes(params.key_rows);
-  const Schedule schedule(biases + Traits::bias_bytes(params.key_rows), in.cu_seqlens_q, in.batch, in.max_seqlen_q,
-                          in.num_heads, params.parts);
-  Keys<Traits> keys(params, shared_address(memory), reinterpret_cast<float*>(biases));
+  const Schedule schedule(memory + Traits::Keys::shared_bytes(in.max_seqlen_k), in.cu_seqlens_q, in.batch,
+                          in.max_seqlen_q, in.num_heads, params.parts);
+  typename Traits::Keys keys(memory, in.max_seqlen_k, in.head_dim);
   const int warp = threadIdx.x / kWarpSize;
 
   const int rounds = schedule.rounds();
@@ -283,7 +209,9 @@ __global__ __launch_bounds__(kThreads, Traits::kMinBlocks) void forward_kernel(c
     if (begin >= end) continue;
     const Sequence sequence = read_sequence(in.cu_seqlens_k, item.sequence, in.total_k, in.max_seqlen_k);
     if (round > 0) __syncthreads();  // all warps are done with the keys of the item before
-    keys.start(sequence, item.head);
+    typename Traits::Numbers numbers;
+    if constexpr (WEIGHTED) numbers = {in.key_weight + sequence.start, sequence.length};
+    keys.start(in.k, in.v, sequence, item.head, numbers);
 
     for (int pass = begin; pass < end; pass += Traits::kPassRows) {
       const int first = pass + warp * kWarpRows;
@@ -294,11 +222,12 @@ __global__ __launch_bounds__(kThreads, Traits::kMinBlocks) void forward_kernel(c
       for (int chunk = 0; chunk < keys.num_chunks(); ++chunk) {
         if (pass == begin) keys.arrive(chunk);
         if (valid <= 0) continue;
-        const int remaining = sequence.length - chunk * CHUNK;
+        const int remaining = keys.remaining(chunk);
         if (!WEIGHTED && remaining >= CHUNK) {
-          tile.template attend<true>(keys.k(chunk), keys.v(chunk), nullptr, CHUNK);
+          tile.template attend<true>(keys.a(chunk), keys.b(chunk), nullptr, CHUNK);
         } else {
-          tile.template attend<false>(keys.k(chunk), keys.v(chunk), WEIGHTED ? keys.bias(chunk) : nullptr, remaining);
+          tile.template attend<false>(keys.a(chunk), keys.b(chunk), WEIGHTED ? keys.numbers(0, chunk) : nullptr,
+                                      remaining);
         }
       }
       if (valid > 0) {
@@ -311,16 +240,15 @@ __global__ __launch_bounds__(kThreads, Traits::kMinBlocks) void forward_kernel(c
 }
 
 template <class Traits>
-void launch_forward(const AttentionForward& call, int key_rows, int device, uintptr_t stream) {
+void launch_forward(const AttentionForward& call, int device, uintptr_t stream) {
   const Attention& in = call.in;
   const auto kernel = forward_kernel<Traits>;
-  const int shared_bytes =
-      Traits::tile_bytes(key_rows) + Traits::bias_bytes(key_rows) + schedule_bytes(in.batch);
+  const int shared_bytes = Traits::Keys::shared_bytes(in.max_seqlen_k) + schedule_bytes(in.batch);
   const int64_t slots =
       static_cast<int64_t>(resident_blocks(kernel, kThreads, shared_bytes)) * num_multiprocessors(device);
   const int64_t pairs = static_cast<int64_t>(in.batch) * in.num_heads;
   const int passes = (in.max_seqlen_q + Traits::kPassRows - 1) / Traits::kPassRows;
-  ForwardParams params{call, passes, 0, key_rows};
+  ForwardParams params{call, passes, 0};
   // A block that keeps its keys takes all queries, unless there are too few sequences to give every block some.
   if (Traits::RESIDENT) params.parts = static_cast<int>(std::min<int64_t>(passes, (slots + pairs - 1) / pairs));
   params.rows_per_part = (passes + params.parts - 1) / params.parts * Traits::kPassRows;
@@ -332,11 +260,10 @@ template <class T, int D, bool WEIGHTED>
 void launch_forward(const AttentionForward& call, int device, uintptr_t stream) {
   using Resident = ForwardTraits<T, D, 1, 64, true, WEIGHTED>;
   using Ring = ForwardTraits<T, D, D <= 64 ? 2 : 1, 32, false, WEIGHTED>;
-  const int key_rows = (call.in.max_seqlen_k + 15) / 16 * 16;
-  if (Resident::tile_bytes(key_rows) <= kMostResidentBytes) {
-    launch_forward<Resident>(call, key_rows, device, stream);
+  if (Resident::Keys::shared_bytes(call.in.max_seqlen_k) <= kMostResidentBytes) {
+    launch_forward<Resident>(call, device, stream);
   } else {
-    launch_forward<Ring>(call, kRingChunks * Ring::CHUNK, device, stream);
+    launch_forward<Ring>(call, device, stream);
   }
 }
 

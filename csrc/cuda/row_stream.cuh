@@ -1,0 +1,118 @@
+// Rows of two tensors of one sequence on their way through shared memory, in chunks, with numbers that belong to each
+// row.
+#pragma once
+
+#include "sequences.cuh"
+#include "tiles.cuh"
+#include "varlen_attention.h"
+
+namespace msvit::cuda {
+
+constexpr int kRingChunks = 4;
+
+// RESIDENT: the rows of a whole sequence stay, and chunks are waited for once; otherwise a ring of kRingChunks.
+// `Numbers` has NUMBERS and value(which, row), which is called for rows beyond the sequence too.
+template <int D, int CHUNK, int THREADS, bool RESIDENT, class Numbers>
+class RowStream {
+ public:
+  static __host__ __device__ int rows(int max_length) {
+    return RESIDENT ? (max_length + 15) / 16 * 16 : kRingChunks * CHUNK;
+  }
+  static __host__ __device__ int shared_bytes(int max_length) {
+    return 2 * rows(max_length) * Tile<D>::kRowBytes + Numbers::NUMBERS * number_stride(max_length) * 4;
+  }
+
+  __device__ RowStream(unsigned char* memory, int max_length, int head_dim)
+      : a_(shared_address(memory)),
+        b_(a_ + rows(max_length) * Tile<D>::kRowBytes),
+        numbers_(reinterpret_cast<float*>(memory + 2 * rows(max_length) * Tile<D>::kRowBytes)),
+        number_stride_(number_stride(max_length)),
+        head_dim_(head_dim) {}
+
+  // Starts to load what fits. All threads call it, when all are done with what was there before.
+  __device__ __forceinline__ void start(const Rows& a, const Rows& b, const Sequence& sequence, int head,
+                                        const Numbers& source) {
+    source_ = source;
+    length_ = sequence.length;
+    stride_a_ = a.token_stride, stride_b_ = b.token_stride;
+    rows_a_ = a.data + sequence.start * stride_a_ + head * a.head_stride;
+    rows_b_ = b.data + sequence.start * stride_b_ + head * b.head_stride;
+    num_chunks_ = (length_ + CHUNK - 1) / CHUNK;
+    started_ = RESIDENT ? num_chunks_ : min(num_chunks_, kRingChunks - 1);
+    for (int chunk = 0; chunk < started_; ++chunk) load(chunk);
+#pragma unroll
+    for (int which = 0; which < Numbers::NUMBERS; ++which) {
+      for (int row = threadIdx.x; row < started_ * CHUNK; row += THREADS)
+        numbers_[which * number_stride_ + row] = source_.value(which, row);
+      if (!RESIDENT && threadIdx.x < CHUNK) next_[which] = source_.value(which, started_ * CHUNK + threadIdx.x);
+    }
+  }
+
+  // Waits for a chunk and makes it visible to all threads; in a ring, starts to load the one that takes the place of
+  // the chunk before. All threads call it, for each chunk in turn.
+  __device__ __forceinline__ void arrive(int chunk) {
+    copy_async_wait_for_all_but(started_ - 1 - chunk);
+    __syncthreads();
+    if (RESIDENT || started_ == num_chunks_) return;
+    load(started_);
+    if (threadIdx.x < CHUNK) {
+#pragma unroll
+      for (int which = 0; which < Numbers::NUMBERS; ++which) {
+        numbers_[which * number_stride_ + started_ % kRingChunks * CHUNK + threadIdx.x] = next_[which];
+        next_[which] = source_.value(which, (started_ + 1) * CHUNK + threadIdx.x);
+      }
+    }
+    ++started_;
+  }
+
+  __device__ __forceinline__ int num_chunks() const { return num_chunks_; }
+  // Rows of the sequence from the beginning of the chunk on.
+  __device__ __forceinline__ int remaining(int chunk) const { return length_ - chunk * CHUNK; }
+  __device__ __forceinline__ uint32_t a(int chunk) const { return a_ + slot(chunk) * CHUNK * Tile<D>::kRowBytes; }
+  __device__ __forceinline__ uint32_t b(int chunk) const { return b_ + slot(chunk) * CHUNK * Tile<D>::kRowBytes; }
+  __device__ __forceinline__ const float* numbers(int which, int chunk) const {
+    return numbers_ + which * number_stride_ + slot(chunk) * CHUNK;
+  }
+
+ private:
+  static __host__ __device__ int number_stride(int max_length) {
+    return (rows(max_length) + CHUNK - 1) / CHUNK * CHUNK;
+  }
+  __device__ __forceinline__ int slot(int chunk) const { return RESIDENT ? chunk : chunk % kRingChunks; }
+
+  __device__ __forceinline__ void load(int chunk) {
+    const int valid = remaining(chunk);
+    const int rows = min(CHUNK, (valid + 15) / 16 * 16);
+    copy_rows_async<D, THREADS>(a(chunk), rows_a_ + chunk * CHUNK * stride_a_, stride_a_, rows, valid, head_dim_);
+    copy_rows_async<D, THREADS>(b(chunk), rows_b_ + chunk * CHUNK * stride_b_, stride_b_, rows, valid, head_dim_);
+    copy_async_commit();
+  }
+
+  uint32_t a_, b_;
+  float* numbers_;
+  int number_stride_, head_dim_;
+  Numbers source_;
+  int length_ = 0, num_chunks_ = 0, started_ = 0;
+  int64_t stride_a_ = 0, stride_b_ = 0;
+  const uint16_t *rows_a_ = nullptr, *rows_b_ = nullptr;
+  float next_[Numbers::NUMBERS > 0 ? Numbers::NUMBERS : 1];
+};
+
+// For a stream of keys and values: log2 of the weights.
+struct KeyBias {
+  static constexpr int NUMBERS = 1;
+  const float* weight;  // of the first key of the sequence, or null for all ones
+  int length;
+
+  __device__ __forceinline__ float value(int, int row) const {
+    if (row >= length) return -INFINITY;
+    return weight == nullptr ? 0 : log2_weight(__ldg(weight + row));
+  }
+};
+
+struct NoNumbers {
+  static constexpr int NUMBERS = 0;
+  __device__ __forceinline__ float value(int, int) const { return 0; }
+};
+
+}  // namespace msvit::cuda

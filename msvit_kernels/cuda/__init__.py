@@ -1,0 +1,1 @@
+"""CUDA C++ kernels for NVIDIA GPUs of compute capability 8.0 and later (csrc/cuda/)."""
