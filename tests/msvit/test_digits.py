@@ -65,7 +65,7 @@ def test_only_the_box_differs_from_the_photograph(seed, image_size):
     assert (changed & inside).flatten(1).any(1).all()
     # The ink is far from what it covers: a digit that cannot be seen cannot be read.
     difference = (data.images.float() - crops).abs().mean(1) * inside
-    assert difference.flatten(1).max(1).values.min() > 30
+    assert difference.flatten(1).max(1).values.min() > 50
 
 
 def test_boxes_are_small_and_everywhere():
@@ -81,11 +81,11 @@ def test_boxes_are_small_and_everywhere():
     assert counts.min() > 100, "in every ninth of the image"
 
 
-def test_some_digits_are_brighter_and_some_darker():
-    data, crops = make(size=1000), digits.photograph_crops("train", 1000, 0, 96)
-    brighter = (data.images.float() - crops).flatten(1).sum(1) > 0
-    # Not half and half: on a dark photograph there is no room below.
-    assert 0.25 < brighter.float().mean() < 0.75
+def test_ink_is_brighter_than_any_photograph():
+    data, crops = make(size=500), digits.photograph_crops("train", 500, 0, 96)
+    assert (data.images.flatten(1).max(1).values > 200).all()
+    assert crops.max() < 180
+    assert (crops.flatten(1).float().std(1) > 2).float().mean() > 0.9, "faded, but still there"
 
 
 def test_digit_size_is_in_pixels():
