@@ -1,8 +1,21 @@
 """Training a mixed-scale model and its gate: recipes, a loop that survives interruptions, and folders of runs."""
 
+from typing import TYPE_CHECKING, Any
+
 from msvit.training.config import Config
 from msvit.training.presets import PRESETS, make_config
 from msvit.training.runs import Run, load_run
-from msvit.training.trainer import resume_run, start_run
+
+if TYPE_CHECKING:
+    from msvit.training.trainer import resume_run, start_run
 
 __all__ = ["PRESETS", "Config", "Run", "load_run", "make_config", "resume_run", "start_run"]
+
+
+def __getattr__(name: str) -> Any:
+    """The loop brings accelerate and torchmetrics, which whoever reads runs can do without."""
+    if name in ("resume_run", "start_run"):
+        from msvit.training import trainer
+
+        return getattr(trainer, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,35 +1,19 @@
-"""The `msvit` command."""
+"""`msvit tokens`: which regions of images are coarse and fine, drawn."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from msvit.cli.errors import one_line_errors
+
 if TYPE_CHECKING:
     from torch import Tensor
-
-# torch and timm take seconds to import: commands import what they use, so that `msvit --help` answers at once.
-
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="Packed mixed-scale vision transformers.")
 
 _COARSE, _SCALE_FACTOR = 32, 2
 _GATES = ("entropy", "radial", "random", "checkpoint")
 
 
-@app.callback()
-def _main() -> None:
-    """Makes typer keep the names of commands."""
-
-
-@app.command()
-def info() -> None:
-    """Tells which backends this machine has for each operator, and why others are missing."""
-    from msvit_kernels import explain
-
-    typer.echo(explain())
-
-
-@app.command()
 def tokens(
     images: Annotated[
         list[str],
@@ -52,11 +36,8 @@ def tokens(
 
     Several images share the budget, as they do in a batch: easy ones give tokens to hard ones.
     """
-    try:
+    with one_line_errors():
         _draw(images, output, budget, threshold, gate, checkpoint, model, size, width)
-    except (ValueError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
 
 
 def _draw(

@@ -1,0 +1,56 @@
+"""`msvit eval`: accuracy, tokens and multiply-accumulates of a checkpoint or a run."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from msvit.cli.errors import one_line_errors
+from msvit.cli.options import with_config_options
+
+_OPTIONS = (
+    "preset",
+    "data",
+    "data_root",
+    "test_split",
+    "test_size",
+    "data_seed",
+    "num_classes",
+    "num_workers",
+    "model",
+    "image_size",
+    "coarse",
+    "embed_dim",
+    "depth",
+    "num_heads",
+    "global_pool",
+    "token_mode",
+    "tokens_per_image",
+    "batch_size",
+    "precision",
+    "cpu",
+)
+
+
+@with_config_options(_OPTIONS)
+def evaluate(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT_OR_RUN", help="A safetensors file, or the folder of a run.")
+    ],
+    *,
+    values: dict[str, Any],
+) -> None:
+    """Prints top-1 and top-5 accuracy, tokens per image and GMACs on the test images.
+
+    The model and data of a run, and of a checkpoint inside of one, are those of its config.json; those of another file
+    are given by the options. Options that are given replace what the run says.
+    """
+    with one_line_errors():
+        from msvit.training.evaluation_job import evaluate_checkpoint
+
+        name, found = evaluate_checkpoint(checkpoint, values)
+        typer.echo(
+            f"{name}: top-1 {found.top1:.2%}, top-5 {found.top5:.2%}, loss {found.loss:.4f}, "
+            f"{found.tokens_per_image:.1f} tokens/image ({found.fine_share:.1%} of the regions fine), "
+            f"{found.gmacs:.3f} GMACs/image, {found.images} images"
+        )

@@ -1,0 +1,50 @@
+"""`msvit report`: the paper's figures for runs."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from msvit.cli.errors import one_line_errors
+
+if TYPE_CHECKING:
+    import torch
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders that `msvit train` has written.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write the page and the figures to.")],
+    images: Annotated[int | None, typer.Option(help="Use only the first so many test images.")] = None,
+    maps: Annotated[int, typer.Option(help="Test images to draw, the first ones.")] = 12,
+    transforms: Annotated[int, typer.Option(help="Random zooms and shifts to compare gates under; 0 for none.")] = 16,
+    seconds: Annotated[float, typer.Option(help="Time spent on timing each model.")] = 2.0,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda (default: a GPU if there is one).")] = None,
+) -> None:
+    """Draws the paper's figures for one or several runs, as PNG files and one HTML page.
+
+    Accuracy against cost, masks by position, learned priors, token maps, tokens per image, and zoomed and shifted
+    images. Runs that differ in their seed only count as one setting, of which mean and spread are shown.
+    """
+    with one_line_errors():
+        from msvit.report import build_report
+
+        page = build_report(
+            runs,
+            output,
+            device=_device(device),
+            limit=images,
+            maps=maps,
+            transforms=transforms,
+            latency_seconds=seconds,
+        )
+        typer.echo(f"wrote {page}")
+
+
+def _device(name: str | None) -> "torch.device":
+    import torch
+
+    if name not in (None, "cpu", "cuda"):
+        raise ValueError(f"--device: expected cpu or cuda, got {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device: got cuda, but torch finds no GPU on this machine")
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
