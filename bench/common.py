@@ -18,7 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._functorch.config
 from rich.console import Console
+
+# Backward passes are timed again and again on a graph that is kept, which compiled ones refuse by default.
+torch._functorch.config.donated_buffer = False
 
 ROOT = Path(__file__).resolve().parent.parent
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

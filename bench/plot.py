@@ -15,6 +15,9 @@ STYLES = {
     "trimmed": ("MSViT-S trimmed", "#E69F00", "^"),
     "dense": ("ViT-S dense", "#0072B2", "o"),
     "packed": ("MSViT-S packed", "#D55E00", "D"),
+    "dense graph": ("ViT-S dense, CUDA graph", "#56B4E9", "o"),
+    "dense compiled graph": ("ViT-S compiled, CUDA graph", "#009E73", "*"),
+    "packed graph": ("MSViT-S packed, CUDA graph", "#CC79A7", "D"),
 }
 
 
@@ -62,7 +65,8 @@ def _panel(axes: Axes, rows: list[dict[str, Any]]) -> None:
     for method, (label, colour, marker) in STYLES.items():
         mine = sorted((row for row in rows if row["method"] == method), key=lambda row: row["tokens"])
         # Two image sizes are two models: their points are not joined.
-        for size in sorted({row["image_size"] for row in mine} if method != "dense" else {None}, key=lambda s: s or 0):
+        sizes = {None if method.startswith("dense") else row["image_size"] for row in mine}
+        for size in sorted(sizes, key=lambda s: s or 0):
             part = [row for row in mine if size is None or row["image_size"] == size]
             middle = [row["all_p50_ms"] for row in part]
             errors = [

@@ -10,6 +10,8 @@ import csv
 import sys
 from pathlib import Path
 
+import readme_gpu
+
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 BEGIN, END = "<!-- measured: bench/readme_table.py -->", "<!-- end of measured -->"
@@ -89,6 +91,8 @@ def measured() -> str:
         f"Every figure is a row under [{folder.relative_to(ROOT)}]({folder.relative_to(ROOT)}), with its",
         "spread and its share of a roofline measured in the same run. The machine is shared: read ratios.",
         "`bench/latency.py` and `bench/bench_*.py` measure them again.",
+        "",
+        *readme_gpu.section(ROOT / "bench" / "results"),
     ]
     return "\n".join(lines)
 

@@ -5,8 +5,8 @@
 A step is forward pass, cross-entropy and loss on the gate, backward pass into backbone and gate, and optimizer. The
 gate is the learned one, set so that it makes a share of `--target` of the regions fine, drawn anew at every step, with
 the threshold policy, as in training; the plain ViT sees all fine tokens. On a GPU the models run under bf16 autocast.
-Methods take turns. Peak memory is what a step allocates at most above what is held between steps (weights, gradients,
-state of the optimizer), on a CPU by the resident size of the process.
+Methods take turns. Peak memory is what a step needs at most above the weights and the state of the optimizer, on a CPU
+by the resident size of the process.
 """
 
 import argparse

@@ -20,14 +20,14 @@ Tables = dict[int, list[list[Method]]]
 def add_graphs(zoo: Zoo, tables: Tables, deadline: float) -> list[str]:
     """Adds to the methods of each batch size the compiled dense model and the graphs.
 
-    Compiling takes at most a third of the time until the deadline, and begins with the largest batch.
+    Compiling takes at most about half of the time until the deadline, and begins with the largest batch.
 
     Returns:
         What there is no time for, or no graph of, and why.
     """
     notes: list[str] = []
     start = time.perf_counter()
-    compile_until = start + (deadline - start) / 3
+    compile_until = start + (deadline - start) / 2
     longest = 0.0
     order = [(tokens, batch) for tokens in sorted(IMAGE_SIZES.values()) for batch in sorted(tables, reverse=True)]
     for tokens, batch in order:

@@ -33,7 +33,7 @@ def assert_accurate(name: str, actual: Tensor, eager: Tensor, oracle: Tensor, su
     if actual.numel() == 0:
         return
     epsilon = torch.finfo(actual.dtype).eps
-    actual, eager, oracle = (x.detach().cpu().double() for x in (actual, eager, oracle))
+    actual, eager, oracle = (x.detach().to(oracle.device).double() for x in (actual, eager, oracle))
     finite = oracle.isfinite()
     assert torch.equal(actual[~finite], oracle[~finite]), f"{name}: infinities differ from those of the oracle"
     assert actual[finite].isfinite().all(), f"{name}: has NaN or infinity where the oracle is finite"

@@ -93,7 +93,7 @@ class Part:
 
     def __init__(self, device: torch.device, seconds: float, quick: bool, output: Path | None) -> None:
         self.device, self.quick, self.output = device, quick, output
-        self.deadline = time.perf_counter() + seconds
+        self.seconds, self.deadline = seconds, time.perf_counter() + seconds
         self.workloads = cpu_workloads() if quick or device.type == "cpu" else gpu_workloads()
         # What is left for the clock once everything is prepared and checked, for each workload and direction.
         self.sample_seconds = 0.1 if quick else min(2.0, max(0.3, 0.3 * seconds / len(self.workloads) / 2))
@@ -117,9 +117,10 @@ class Part:
                 self.note(f"the time was over before: {rest}")
                 break
             start = time.perf_counter()
-            self.measure(workload, with_compiled=workload.head_dim == 64 and index < 3)
-            # The first ones get compiled peers ready, the others are not expected to.
-            longest = max(longest, time.perf_counter() - start) if index >= 3 else 0.0
+            # Compiling takes the time of several workloads.
+            with_compiled = index == 0 or (index < 3 and self.left > 0.6 * self.seconds)
+            self.measure(workload, with_compiled)
+            longest = 0.0 if with_compiled else max(longest, time.perf_counter() - start)
             self.write()
         ceilings = common.Roofline.measure(self.device, self.dtype, 0.1 if self.quick else 1.0)
         self.ceilings = self.ceilings.best(ceilings)
@@ -127,10 +128,8 @@ class Part:
 
     def measure(self, workload: Workload, with_compiled: bool) -> None:
         """All methods on one workload, in both directions."""
-        cache = 2**20
-        if self.device.type == "cuda":
-            cache = torch.cuda.get_device_properties(self.device).L2_cache_size
-        sets = 2 if self.quick else rotations(workload.bytes(False, self.dtype.itemsize), cache)
+        moved = workload.bytes(False, self.dtype.itemsize)
+        sets = 2 if self.quick else rotations(moved, timing.cache_bytes(self.device))
         buffers = [Buffers(workload, self.dtype, self.device, seed) for seed in range(sets)]
         oracle = Oracle(buffers[0])
         ready: dict[str, list[peers.Prepared]] = {}

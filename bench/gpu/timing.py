@@ -58,6 +58,13 @@ def capture(calls: Calls, pool: Any = None) -> tuple[torch.cuda.CUDAGraph, list[
     return graph, results
 
 
+def cache_bytes(device: torch.device) -> int:
+    """Size of the last cache before the memory; a guess on a CPU, where buffers need not rotate far."""
+    if device.type == "cpu":
+        return 2**20
+    return int(torch.cuda.get_device_properties(device).L2_cache_size)
+
+
 def time_methods(methods: Mapping[str, Calls], device: torch.device, seconds: float) -> dict[str, Times]:
     """Eager times of all methods in turn, then, on a GPU, graph times of those that can be captured.
 

@@ -190,7 +190,7 @@ def _more(moved: float, device: torch.device) -> int:
     """Further sets of buffers beside the first."""
     if device.type == "cpu":
         return 1
-    return rotations(moved, torch.cuda.get_device_properties(device).L2_cache_size) - 1
+    return rotations(moved, timing.cache_bytes(device)) - 1
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -87,7 +87,7 @@ def cpu_workloads() -> list[Workload]:
     return [Workload("4 x 16..64", uniform(4, 16, 64), 32, 64), Workload("3 x 20", (20,) * 3, 16, 64)]
 
 
-def rotations(bytes_of_one: float, cache_bytes: float, most: int = 256) -> int:
+def rotations(bytes_of_one: float, cache_bytes: float, most: int = 128) -> int:
     """Sets of buffers between two uses of which the cache has seen three times its size, at most `most`."""
     return max(2, min(most, -(-int(3 * cache_bytes) // max(1, int(bytes_of_one)))))
 
