@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-# Tried from left to right when the caller names none; triton after cpu, because its interpreter takes CPU tensors too.
-BACKENDS = ("cuda", "cpu", "triton", "reference")
+# Tried from left to right when the caller names none; cpu first, because emulators make cuda and triton take CPU tensors.
+BACKENDS = ("cpu", "cuda", "triton", "reference")
 OPERATORS = ("varlen_attention", "mixed_scale_layout", "mixed_scale_embed", "unpack_to_grid")
 
 # What `explain` asks each backend: the inputs of a ViT-S in the dtype that suits the device.

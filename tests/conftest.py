@@ -1,4 +1,4 @@
-"""Runs Triton kernels in the interpreter where there is no GPU, and poisons what kernels allocate with NaN."""
+"""Runs Triton and CUDA kernels on the CPU where there is no GPU, and poisons what kernels allocate with NaN."""
 
 import os
 from collections.abc import Iterator
@@ -7,18 +7,24 @@ from collections.abc import Iterator
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import cuda_emulator
 import pytest
 import torch
 
 if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported
+    # Both are read when the backends are imported. An empty MSVIT_CUDA_EMULATOR leaves the emulator out.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+    if "MSVIT_CUDA_EMULATOR" not in os.environ:
+        os.environ["MSVIT_CUDA_EMULATOR"] = cuda_emulator.build_or_explain()
 
 import msvit_kernels
 
 
-def pytest_report_header() -> str:
-    """Which build is tested: CI looks for the sanitizers here."""
-    return f"msvit_kernels: {msvit_kernels.__file__}\n{msvit_kernels.explain().splitlines()[2].strip()}"
+def pytest_report_header() -> list[str]:
+    """Which builds are tested: CI looks for the sanitizers here."""
+    native = msvit_kernels.explain().splitlines()[2].strip()
+    emulator = os.environ.get("MSVIT_CUDA_EMULATOR") or "none"
+    return [f"msvit_kernels: {msvit_kernels.__file__}", native, f"CUDA emulator: {emulator}"]
 
 
 @pytest.fixture(autouse=True)

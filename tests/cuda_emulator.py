@@ -19,7 +19,7 @@ SELFTEST = "_emulator_selftest"
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 
 
-class Unavailable(Exception):
+class UnavailableError(Exception):
     """Why the emulator cannot be built here."""
 
 
@@ -28,7 +28,7 @@ def find_tool(name: str) -> str:
     beside_python = Path(sys.executable).parent / name
     found = str(beside_python) if beside_python.exists() else shutil.which(name)
     if found is None:
-        raise Unavailable(f"the CUDA emulator needs {name} (in the extra `test`)")
+        raise UnavailableError(f"the CUDA emulator needs {name} (in the extra `test`)")
     return found
 
 
@@ -42,15 +42,15 @@ def build(target: str) -> Path:
     """Builds a module, or what changed of it since, and returns its path.
 
     Raises:
-        Unavailable: something that the build needs is missing.
+        UnavailableError: something that the build needs is missing.
         RuntimeError: the build failed, with its messages.
     """
     if not (ROOT / "csrc" / "emulator").exists():
-        raise Unavailable("the CUDA emulator needs the source tree")
+        raise UnavailableError("the CUDA emulator needs the source tree")
     if importlib.util.find_spec("pybind11") is None:
-        raise Unavailable("the CUDA emulator needs pybind11 (in the extra `test`)")
+        raise UnavailableError("the CUDA emulator needs pybind11 (in the extra `test`)")
     if not any(map(shutil.which, [os.environ.get("CXX", "c++"), "g++", "clang++"])):
-        raise Unavailable("the CUDA emulator needs a C++ compiler")
+        raise UnavailableError("the CUDA emulator needs a C++ compiler")
     cmake, ninja, folder = find_tool("cmake"), find_tool("ninja"), build_folder()
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
@@ -59,6 +59,15 @@ def build(target: str) -> Path:
             run(configuration(cmake, ninja, folder))
         run([cmake, "--build", folder, "--target", target])
     return folder / (target + SUFFIX)
+
+
+def build_or_explain() -> str:
+    """Path of the built emulator; empty, with a line that says why, where there can be none."""
+    try:
+        return str(build(MODULE))
+    except (UnavailableError, RuntimeError) as reason:  # tests/test_cuda_emulator.py skips or fails
+        print(f"no CUDA emulator: {reason}")
+        return ""
 
 
 def configuration(cmake: str, ninja: str, folder: Path) -> list:
@@ -90,7 +99,8 @@ def load(path: Path) -> ModuleType:
     """The module in a file."""
     name = path.name.removesuffix(SUFFIX)
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -1,21 +1,22 @@
 """The emulator that runs the CUDA kernels on the CPU: each primitive against its definition, each error on purpose."""
 
-
+import cuda_emulator
 import pytest
 import torch
-
-from tests import cuda_emulator
 
 SCHEDULES = ["forward", "reverse", "random:1", "random:2"]
 
 
+def build(target):
+    try:
+        return cuda_emulator.load(cuda_emulator.build(target))
+    except cuda_emulator.UnavailableError as reason:
+        pytest.skip(str(reason))
+
+
 @pytest.fixture(scope="module")
 def emulator():
-    try:
-        module = cuda_emulator.load(cuda_emulator.build(cuda_emulator.SELFTEST))
-    except cuda_emulator.Unavailable as reason:
-        pytest.skip(str(reason))
-    return module
+    return build(cuda_emulator.SELFTEST)
 
 
 @pytest.fixture(params=SCHEDULES)
@@ -39,6 +40,10 @@ def words(x):
 
 def floats(bits):
     return bits.view(torch.float32)
+
+
+def test_every_cuda_source_compiles_for_the_emulator():
+    assert build(cuda_emulator.MODULE).device_count() == (1, "")
 
 
 # ---- arithmetic
@@ -199,8 +204,13 @@ def test_two_writers_of_one_word_are_a_race(emulator, schedule):
 
 
 def test_reading_a_copy_early_is_a_race(emulator, schedule):
-    fails(emulator, "early_read", r"reads .* started a copy to at selftest.cu:\d+ and has not waited for", argument=0,
-          shared_bytes=1024)
+    fails(
+        emulator,
+        "early_read",
+        r"reads .* started a copy to at selftest.cu:\d+ and has not waited for",
+        argument=0,
+        shared_bytes=1024,
+    )
     fails(emulator, "early_read", r"race: .* with no barrier between|has not waited for", argument=1, shared_bytes=1024)
 
 

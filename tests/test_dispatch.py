@@ -24,7 +24,7 @@ def test_named_backend_that_cannot_run_gives_every_reason():
 
 
 def test_unknown_backend_is_a_value_error():
-    with pytest.raises(ValueError, match=r"backend: expected one of cuda, cpu, triton, reference or None, got 'gpu'"):
+    with pytest.raises(ValueError, match=r"backend: expected one of cpu, cuda, triton, reference or None, got 'gpu'"):
         varlen_attention(*attention_inputs(), backend="gpu")
 
 

@@ -8,9 +8,8 @@ namespace {
 
 void run(const std::string& name, uintptr_t input, uintptr_t output, int blocks, int threads, int shared_bytes,
          int argument) {
-  msvit::cuda::run_selftest(
-      name, blocks, threads, shared_bytes,
-      {reinterpret_cast<const uint32_t*>(input), reinterpret_cast<uint32_t*>(output), argument});
+  msvit::cuda::run_selftest(name, blocks, threads, shared_bytes,
+                            {reinterpret_cast<const uint32_t*>(input), reinterpret_cast<uint32_t*>(output), argument});
 }
 
 }  // namespace

@@ -36,18 +36,18 @@ void refuse(const char* what, const void* instruction) {
 #define MSVIT_HIDDEN __attribute__((visibility("hidden")))
 #define MSVIT_INSTRUCTION static_cast<const char*>(__builtin_return_address(0)) - 1
 
-#define MSVIT_HOOKS(bytes)                                                                              \
-  MSVIT_HIDDEN void __tsan_read##bytes(void* address) {                                                 \
-    msvit::emulator::see(address, bytes, msvit::emulator::AccessKind::read, MSVIT_INSTRUCTION);         \
-  }                                                                                                     \
-  MSVIT_HIDDEN void __tsan_write##bytes(void* address) {                                                \
-    msvit::emulator::see(address, bytes, msvit::emulator::AccessKind::write, MSVIT_INSTRUCTION);        \
-  }                                                                                                     \
-  MSVIT_HIDDEN void __tsan_unaligned_read##bytes(void* address) {                                       \
-    msvit::emulator::see(address, bytes, msvit::emulator::AccessKind::read, MSVIT_INSTRUCTION);         \
-  }                                                                                                     \
-  MSVIT_HIDDEN void __tsan_unaligned_write##bytes(void* address) {                                      \
-    msvit::emulator::see(address, bytes, msvit::emulator::AccessKind::write, MSVIT_INSTRUCTION);        \
+#define MSVIT_HOOKS(bytes)                                                                       \
+  MSVIT_HIDDEN void __tsan_read##bytes(void* address) {                                          \
+    msvit::emulator::see(address, bytes, msvit::emulator::AccessKind::read, MSVIT_INSTRUCTION);  \
+  }                                                                                              \
+  MSVIT_HIDDEN void __tsan_write##bytes(void* address) {                                         \
+    msvit::emulator::see(address, bytes, msvit::emulator::AccessKind::write, MSVIT_INSTRUCTION); \
+  }                                                                                              \
+  MSVIT_HIDDEN void __tsan_unaligned_read##bytes(void* address) {                                \
+    msvit::emulator::see(address, bytes, msvit::emulator::AccessKind::read, MSVIT_INSTRUCTION);  \
+  }                                                                                              \
+  MSVIT_HIDDEN void __tsan_unaligned_write##bytes(void* address) {                               \
+    msvit::emulator::see(address, bytes, msvit::emulator::AccessKind::write, MSVIT_INSTRUCTION); \
   }
 
 extern "C" {

@@ -92,14 +92,11 @@ void Worker::complete(Operation operation, Warp& warp, uint32_t mask) {
       if (mask >> lane & 1) body(*static_cast<decltype(type)>(operands[lane]), lane);
   };
   switch (operation) {
-    case Operation::sync_warp:
-      ++warp.epoch;
-      break;
+    case Operation::sync_warp: ++warp.epoch; break;
     case Operation::shuffle:
       ++counts_.shuffles;
-      each(static_cast<Shuffle*>(nullptr), [&](Shuffle& own, int) {
-        own.result = static_cast<Shuffle*>(operands[own.source])->value;
-      });
+      each(static_cast<Shuffle*>(nullptr),
+           [&](Shuffle& own, int) { own.result = static_cast<Shuffle*>(operands[own.source])->value; });
       break;
     case Operation::ballot:
     case Operation::match_any: {
@@ -122,8 +119,7 @@ void Worker::complete(Operation operation, Warp& warp, uint32_t mask) {
       load(shared_, operands);
       break;
     case Operation::none:
-    case Operation::sync_threads:
-      break;
+    case Operation::sync_threads: break;
   }
   if (mask == 0xffffffffu && !threads_[first].stores.empty()) count_stores(static_cast<int>(first / kWarpSize));
 }
@@ -213,7 +209,8 @@ void copy_async_wait(int pending) {
   for (size_t i = 0; i < end; ++i) {
     const AsyncCopies::Copy& copy = async.copies[i];
     std::memcpy(self.shared().data() + copy.offset, copy.bytes.data(), copy.bytes.size());
-    self.access(AccessKind::copy_end, static_cast<int64_t>(copy.offset), 16, copy.where, "copy_async_16", self.thread());
+    self.access(AccessKind::copy_end, static_cast<int64_t>(copy.offset), 16, copy.where, "copy_async_16",
+                self.thread());
   }
   async.copies.erase(async.copies.begin(), async.copies.begin() + static_cast<ptrdiff_t>(end));
   async.group_ends.erase(async.group_ends.begin(), async.group_ends.begin() + static_cast<ptrdiff_t>(done));

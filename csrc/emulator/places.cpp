@@ -38,7 +38,8 @@ std::string without_folders(const std::string& path) {
 }  // namespace
 
 uint32_t Places::id(Place place) {
-  uint32_t slot = static_cast<uint32_t>(place.line * 31 + (reinterpret_cast<uintptr_t>(place.file) >> 4)) % slots_.size();
+  uint32_t slot =
+      static_cast<uint32_t>(place.line * 31 + (reinterpret_cast<uintptr_t>(place.file) >> 4)) % slots_.size();
   while (slots_[slot].file != nullptr && (slots_[slot].file != place.file || slots_[slot].line != place.line))
     slot = (slot + 1) % slots_.size();
   slots_[slot] = place;

@@ -1,11 +1,10 @@
 // Small kernels, right ones and wrong ones, for tests/test_cuda_emulator.py.
-#include "selftest.h"
-
 #include <stdexcept>
 #include <utility>
 
 #include "cuda/device_code.cuh"
 #include "cuda/launch.cuh"
+#include "selftest.h"
 
 namespace msvit::cuda {
 namespace {

@@ -14,9 +14,9 @@
 
 namespace msvit::emulator {
 
-namespace {
-
 thread_local Worker* this_worker = nullptr;
+
+namespace {
 
 std::string lanes_of(uint32_t mask) {
   std::string text;
@@ -33,22 +33,21 @@ std::string lanes_of(uint32_t mask) {
 }  // namespace
 
 const char* name_of(Operation operation) {
-  constexpr const char* kNames[] = {"nothing",      "__syncthreads",    "__syncwarp", "__shfl_sync",
+  constexpr const char* kNames[] = {"nothing",       "__syncthreads",    "__syncwarp", "__shfl_sync",
                                     "__ballot_sync", "__match_any_sync", "mma",        "load_matrices"};
   return kNames[static_cast<int>(operation)];
 }
 
-Worker& worker() {
-  if (this_worker == nullptr) {
-    thread_local std::unique_ptr<Worker> owner = std::make_unique<Worker>();
-    this_worker = owner.get();
-  }
+Worker& make_worker() {
+  thread_local const std::unique_ptr<Worker> owner = std::make_unique<Worker>();
+  this_worker = owner.get();
   return *this_worker;
 }
 
 Worker::Worker() {
   // Only the pages that are used take memory.
-  void* memory = mmap(nullptr, kStacksBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* memory =
+      mmap(nullptr, kStacksBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) throw std::runtime_error("the emulator's stacks: out of memory");
   stacks_ = static_cast<unsigned char*>(memory);
 }
@@ -119,7 +118,6 @@ void Worker::run_warp(int index) {
   Warp& warp = warps_[index];
   schedule_.order_lanes(warp.order);
   warp.position = -1;
-  for (int i = 0; i < kWarpSize; ++i) warp.order[i] = static_cast<uint8_t>(warp.order[i]);
   current_ = &threads_[index * kWarpSize];
   current_ = next_lane(warp);
   if (current_ != nullptr) switch_context(scheduler_, current_->context);

@@ -137,8 +137,11 @@ class Worker {
   std::string error_;
 };
 
-// Of this operating-system thread; kernels run on the one that launches them and on others that `run` starts.
-Worker& worker();
+// Of this operating-system thread; kernels run on the one that launches them and on others that `run` starts. One word
+// of thread-local memory, found without a call.
+extern thread_local Worker* this_worker __attribute__((tls_model("initial-exec")));
+Worker& make_worker();
+inline Worker& worker() { return this_worker != nullptr ? *this_worker : make_worker(); }
 
 // Operations of a whole warp: operands[i] belongs to the i-th lane of the mask.
 struct MmaOperands {
