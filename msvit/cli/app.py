@@ -4,6 +4,7 @@ import typer
 
 from msvit.cli.evaluate import evaluate
 from msvit.cli.info import info
+from msvit.cli.report import report
 from msvit.cli.tokens import tokens
 from msvit.cli.train import train
 
@@ -24,3 +25,4 @@ app.command("info")(info)
 app.command("tokens")(tokens)
 app.command("train")(train)
 app.command("eval")(evaluate)
+app.command("report")(report)

@@ -1,0 +1,197 @@
+"""`msvit report`: examines runs and writes figures, a table as CSV, and one HTML page."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from msvit.report.examined import Examined, Group, examine
+from msvit.report.figures.coverage import draw_coverage
+from msvit.report.figures.history import draw_history
+from msvit.report.figures.masks import draw_masks, draw_priors
+from msvit.report.figures.shifts import draw_shifted_maps, draw_shifts
+from msvit.report.figures.tokens import draw_histogram, draw_token_maps
+from msvit.report.figures.tradeoff import draw_tradeoff
+from msvit.report.page import Section, write_page
+from msvit.report.shifts import compare_gates
+from msvit.report.tables import run_table, setting_table, write_rows
+from msvit.training.runs import load_run
+
+# Zooms and shifts are many passes over the images: these do.
+_SHIFTED_IMAGES = 500
+# What an older report may have left.
+_PICTURES = (
+    "tradeoff.png",
+    "history.png",
+    "masks.png",
+    "priors.png",
+    "tokens-[0-9]*.png",
+    "histogram.png",
+    "coverage.png",
+    "shifts-[0-9]*.png",
+    "shifted-maps-[0-9]*.png",
+)
+
+
+def build_report(
+    folders: Sequence[Path],
+    output: Path,
+    *,
+    device: torch.device,
+    limit: int | None = None,
+    maps: int = 12,
+    transforms: int = 16,
+    latency_seconds: float = 2.0,
+) -> Path:
+    """Writes output/report.html, output/runs.csv and the PNGs that the page holds.
+
+    Args:
+        folders: of runs.
+        output: folder, made where it does not exist; files of an older report in it are replaced.
+        device: where to run the models.
+        limit: test images of each run, all by default.
+        maps: test images, the first ones, whose token maps are drawn.
+        transforms: random zooms and shifts; 0 leaves them out.
+        latency_seconds: spent on timing each model.
+
+    Returns:
+        The HTML file.
+
+    Raises:
+        FileNotFoundError: a folder that does not exist, is no run, or has no checkpoint.
+        ValueError: a run that cannot be read; or a number that is out of range.
+    """
+    for name, value, least in (("--images", limit, 1), ("--maps", maps, 1), ("--transforms", transforms, 0)):
+        if value is not None and value < least:
+            raise ValueError(f"{name}: expected {least} or more, got {value}")
+    if output.exists() and not output.is_dir():
+        raise NotADirectoryError(f"{output}: expected a folder, got a file")
+    distinct = {folder.resolve(): folder for folder in folders}
+    runs = [load_run(folder) for folder in distinct.values()]
+    for run in runs:
+        run.checkpoint()  # a run without one is an error before minutes of work on the others
+    groups = examine(runs, device, limit, latency_seconds)
+    output.mkdir(parents=True, exist_ok=True)
+    for pattern in _PICTURES:
+        for old in output.glob(pattern):
+            old.unlink()
+    write_rows(groups, output / "runs.csv")
+    sections = [
+        _summary(groups, device),
+        _tradeoff(groups, output, device),
+        _history(groups, output),
+        _masks(groups, output),
+        _priors(groups, output),
+        *(_token_maps(group, i, output, maps) for i, group in enumerate(groups)),
+        _histogram(groups, output),
+        _coverage(groups, output),
+        *_shifts(groups, output, transforms),
+    ]
+    page = output / "report.html"
+    title = f"Run {groups[0].runs[0].run.name}" if len(runs) == 1 else f"{len(runs)} runs"
+    write_page(page, f"{title}: mixed-scale tokens", sections)
+    return page
+
+
+def _summary(groups: Sequence[Group], device: torch.device) -> Section:
+    first = groups[0].runs[0]
+    text = (
+        f"{len(first.test.images)} test images of {first.run.config.data!r}, "
+        f"{first.run.image_size[1]} x {first.run.image_size[0]} pixels. "
+        f"Multiply-accumulates include the gate; milliseconds are the median of packed batches of "
+        f"{first.run.config.batch_size} on {device}. Variance between images: share of the mask's variance that is not "
+        "explained by the position, 0 for a static pattern. Fine on object: share of fine regions that cover what the "
+        "label names; found: share of its regions that are fine."
+    )
+    tables = [run_table(groups)]
+    if sum(len(group.runs) for group in groups) > 1:
+        text += " By setting: mean ± standard deviation over runs that differ in their seed."
+        tables.insert(0, setting_table(groups))
+    return Section("Summary", text, tables)
+
+
+def _tradeoff(groups: Sequence[Group], output: Path, device: torch.device) -> Section:
+    picture = draw_tradeoff(groups, output / "tradeoff.png", str(device))
+    return Section("Accuracy against cost", "Large markers are means over runs.", pictures=[picture])
+
+
+def _history(groups: Sequence[Group], output: Path) -> Section:
+    if not any(run.run.metrics for group in groups for run in group.runs):
+        return Section("Training", "Left out: no run has finished an epoch.")
+    return Section("Training", "By epoch, from metrics.csv.", pictures=[draw_history(groups, output / "history.png")])
+
+
+def _masks(groups: Sequence[Group], output: Path) -> Section:
+    text = "How often each region is fine, and the variance of that over the test images (0 for a static pattern)."
+    return Section("Masks by position", text, pictures=[draw_masks(groups, output / "masks.png")])
+
+
+def _priors(groups: Sequence[Group], output: Path) -> Section:
+    picture = draw_priors(groups, output / "priors.png")
+    if picture is None:
+        return Section("Learned priors", "Left out: only the generalized batch-shaping loss learns priors.")
+    return Section("Learned priors", "theta of each region, of the first run of each setting.", pictures=[picture])
+
+
+def _token_maps(group: Group, index: int, output: Path, count: int) -> Section:
+    run = group.runs[0]
+    text = f"The first {min(count, len(run.test.images))} test images of {run.run.name}, not chosen."
+    if run.test.boxes is not None:
+        text += " The green frame is where the object is."
+    picture = draw_token_maps(run, output / f"tokens-{index}.png", count)
+    return Section(f"Token maps: {group.label}", text, pictures=[picture])
+
+
+def _histogram(groups: Sequence[Group], output: Path) -> Section:
+    picture = draw_histogram(groups, output / "histogram.png")
+    return Section("Tokens per image", "Without prefix tokens.", pictures=[picture])
+
+
+def _coverage(groups: Sequence[Group], output: Path) -> Section:
+    title = "Fine regions on the object"
+    known = [group for group in groups if all(run.coverage for run in group.runs)]
+    if not known:
+        return Section(title, "Left out: the data set does not tell where the object is.")
+    text = "A setting in which some run makes no region fine has no first bar."
+    return Section(title, text, pictures=[draw_coverage(known, output / "coverage.png")])
+
+
+def _shifts(groups: Sequence[Group], output: Path, transforms: int) -> list[Section]:
+    title = "Random zooms and shifts"
+    learned = [group for group in groups if group.learned]
+    if not learned or not transforms:
+        reason = "--transforms 0" if learned else "there is no learned gate"
+        return [Section(title, f"Left out: {reason}.")]
+    sections = []
+    for i, group in enumerate(learned):
+        one = group.runs[0]
+        fixed, source = _fixed_model(one, groups)
+        pairs = compare_gates(
+            one.model, fixed.model, one.test.first(_SHIFTED_IMAGES), one.run.config.batch_size, transforms
+        )
+        better = sum(pair.learned.top1 > pair.radial.top1 for pair in pairs[1:])
+        text = (
+            f"{one.run.name} against fine regions around the centre, as many as it makes itself of the images as they "
+            f"are ({source}). Learned is better in {better} of {len(pairs) - 1}; unchanged images: "
+            f"{100 * pairs[0].learned.top1:.2f} % with {pairs[0].learned.tokens_per_image:.1f} tokens, radial "
+            f"{100 * pairs[0].radial.top1:.2f} % with {pairs[0].radial.tokens_per_image:.1f}."
+        )
+        pictures = [
+            draw_shifts(pairs, output / f"shifts-{i}.png", group.label),
+            draw_shifted_maps(one, pairs, output / f"shifted-maps-{i}.png"),
+        ]
+        sections.append(Section(f"{title}: {group.label}", text, pictures=pictures))
+    return sections
+
+
+def _fixed_model(one: Examined, groups: Sequence[Group]) -> tuple[Examined, str]:
+    """A run of the same backbone that was trained with a radial gate, if it is among the runs, or the run itself."""
+    for group in groups:
+        other = group.runs[0]
+        config = other.run.config
+        same = all(
+            getattr(config, name) == getattr(one.run.config, name) for name in ("model", "data", "embed_dim", "depth")
+        )
+        if config.gate == "radial" and same and other.run.image_size == one.run.image_size:
+            return other, f"backbone of {other.run.name}, trained with such a pattern"
+    return one, "same backbone, which was not trained with that pattern"

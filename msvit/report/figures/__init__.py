@@ -1,0 +1,1 @@
+"""One module for each family of figures: functions that write a PNG and return its path."""

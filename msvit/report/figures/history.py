@@ -1,0 +1,34 @@
+"""How a run got there: loss, accuracy and tokens by epoch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from msvit.report.examined import Group
+from msvit.report.style import COLOURS, new_figure, save, tidy
+
+_PANELS = (("train_loss", "training loss", 1), ("top1", "top-1 accuracy on test images, %", 100))
+
+
+def draw_history(groups: Sequence[Group], path: Path) -> Path:
+    """One line for each run, coloured by setting, from the runs' metrics.csv."""
+    figure, panels = new_figure(3, width=4.2, height=3.6)
+    columns = (*_PANELS, ("tokens_per_image", "tokens per test image", 1))
+    for axes, (column, label, factor) in zip(panels, columns, strict=True):
+        for i, group in enumerate(groups):
+            for j, run in enumerate(group.runs):
+                rows = run.run.metrics
+                values = [factor * row[column] for row in rows]
+                label_once = group.label if j == 0 else "_"
+                axes.plot(
+                    [row["epoch"] for row in rows],
+                    values,
+                    color=COLOURS[i % len(COLOURS)],
+                    marker=".",
+                    label=label_once,
+                )
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(label)
+        tidy(axes)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    return save(figure, path)

@@ -1,0 +1,47 @@
+"""Accuracy against cost: GMACs and measured milliseconds, one point for each run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+
+from msvit.report.examined import Examined, Group
+from msvit.report.settings import mean_and_spread
+from msvit.report.style import COLOURS, MARKERS, new_figure, save, tidy
+
+
+def draw_tradeoff(groups: Sequence[Group], path: Path, device: str) -> Path:
+    """Two panels; the large marker is the mean over the runs of a setting, with one standard deviation.
+
+    Args:
+        groups: settings with their runs.
+        path: of the PNG.
+        device: on which the latency was measured, for the axis.
+    """
+    figure, (by_macs, by_time) = new_figure(2, width=5.0, height=3.9)
+    for i, group in enumerate(groups):
+        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i // len(COLOURS) % len(MARKERS)]
+        _points(by_macs, group, [run.evaluation.gmacs for run in group.runs], colour, marker)
+        _points(by_time, group, [run.latency_ms for run in group.runs], colour, marker)
+    by_macs.set_xlabel("GMACs per image, with the gate")
+    by_time.set_xlabel(f"milliseconds per image, packed ({device})")
+    for axes in (by_macs, by_time):
+        axes.set_ylabel("top-1 accuracy, %")
+        axes.set_xlim(left=0)
+        tidy(axes)
+    figure.legend(*by_macs.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    return save(figure, path)
+
+
+def _points(axes: Axes, group: Group, costs: Sequence[float], colour: str, marker: str) -> None:
+    accuracies = [_percent(run) for run in group.runs]
+    (x, x_spread), (y, y_spread) = mean_and_spread(costs), mean_and_spread(accuracies)
+    axes.errorbar(
+        x, y, y_spread or None, x_spread or None, color=colour, marker=marker, ls="", capsize=2, label=group.label
+    )
+    if len(costs) > 1:
+        axes.plot(costs, accuracies, color=colour, marker=marker, ls="", ms=3, alpha=0.4)
+
+
+def _percent(run: Examined) -> float:
+    return 100 * run.evaluation.top1

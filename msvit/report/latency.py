@@ -1,0 +1,57 @@
+"""How long models take per image on the device at hand."""
+
+import statistics
+import time
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from msvit.models import MixedScaleVisionTransformer
+
+
+@torch.inference_mode()
+def measure_latency(
+    models: Mapping[str, MixedScaleVisionTransformer],
+    images: Mapping[str, Tensor],
+    device: torch.device,
+    seconds: float = 2.0,
+) -> dict[str, float]:
+    """Milliseconds per image, packed, from uint8 images to logits.
+
+    Models take turns, so that a busy moment of the machine hits all of them alike.
+
+    Args:
+        models: by name, in evaluation mode, on `device`.
+        images: by the same names, one batch each, uint8 [batch, 3, H, W].
+        device: where they run.
+        seconds: for each model, at least three calls.
+
+    Returns:
+        The median over the calls, by name.
+    """
+    batches = {name: images[name].to(device) for name in models}
+    modes = {name: model.token_mode for name, model in models.items()}
+    samples: dict[str, list[float]] = {name: [] for name in models}
+    try:
+        for name, model in models.items():
+            model.token_mode = "packed"
+            _call_ms(model, batches[name], device)  # the first call of a shape costs more
+        end = time.perf_counter() + seconds * len(models)
+        while time.perf_counter() < end or min(map(len, samples.values())) < 3:
+            for name, model in models.items():
+                samples[name].append(_call_ms(model, batches[name], device) / len(batches[name]))
+    finally:
+        for name, mode in modes.items():
+            models[name].token_mode = mode
+    return {name: statistics.median(values) for name, values in samples.items()}
+
+
+def _call_ms(model: MixedScaleVisionTransformer, images: Tensor, device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    model(images)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return 1e3 * (time.perf_counter() - start)

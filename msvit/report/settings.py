@@ -1,0 +1,63 @@
+"""Which runs are repetitions of one another, and what a setting is called."""
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from msvit.training.config import Config
+from msvit.training.runs import Run
+
+# Values that do not make another setting: repetitions differ in the seed, the rest changes no result.
+_IGNORED = ("preset", "seed", "data_seed", "num_workers", "cpu", "checkpoint_steps", "tensorboard")
+# In a file name of another run, for a frozen part: each repetition starts from one of its own.
+_FILES = ("checkpoint", "gate_file")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Runs that differ in their seed only."""
+
+    label: str
+    runs: tuple[Run, ...]
+
+
+def group_runs(runs: Sequence[Run]) -> list[Setting]:
+    """Settings in the order in which their first runs come, each labelled by what tells it from the others."""
+    groups: dict[tuple[object, ...], list[Run]] = {}
+    for run in runs:
+        groups.setdefault(_key(run.config), []).append(run)
+    names = [field.name for field in dataclasses.fields(Config) if field.name not in _IGNORED]
+    varying = [name for i, name in enumerate(names) if len({key[i] for key in groups}) > 1]
+    if len(groups) == 1:
+        varying = ["gate", "loss"]
+    return [Setting(_label(members[0].config, varying), tuple(members)) for members in groups.values()]
+
+
+def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation; a spread of 0 for a single value; not numbers where one is none."""
+    if any(map(math.isnan, values)):
+        return math.nan, math.nan
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _key(config: Config) -> tuple[object, ...]:
+    values = config.to_dict()
+    return tuple(
+        values[name] is not None if name in _FILES else values[name] for name in values if name not in _IGNORED
+    )
+
+
+def _label(config: Config, names: Sequence[str]) -> str:
+    values = config.to_dict()
+    parts = []
+    for name in names:
+        value = bool(values[name]) if name in _FILES else values[name]
+        if name in ("gate", "loss", "token_mode"):
+            parts.append(str(value))
+        elif isinstance(value, bool):
+            parts.extend([name.replace("_", " ")] * value)
+        elif value is not None:
+            parts.append(f"{name.replace('_', ' ')} {value}")
+    return ", ".join(parts) or "default"
