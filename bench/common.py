@@ -191,7 +191,9 @@ def _fma_gflop_s(dtype: torch.dtype, seconds: float) -> float:
 
 def _matmul_gflop_s(device: torch.device, dtype: torch.dtype, seconds: float) -> float:
     size = 8192 if device.type == "cuda" else 1024
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    # A generator of its own: torch's default one stays unusable where the capture of a graph has failed.
+    generator = torch.Generator(device)
+    a, b = (torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2))
     out = torch.empty(size, size, device=device, dtype=dtype)
     return 2 * size**3 / _best_seconds(lambda: torch.mm(a, b, out=out), device, seconds) / 1e9
 

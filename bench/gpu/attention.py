@@ -7,6 +7,7 @@ Everything that is timed has matched fp64 before: ours within the project's tole
 """
 
 import argparse
+import faulthandler
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +26,8 @@ from gpu.workloads import Buffers, Workload, cpu_workloads, gpu_workloads, rotat
 from msvit_kernels import testing, varlen_attention
 
 WEIGHTED = " + key weight"
+READY_SECONDS = 90  # in which a backend of ours must be compiled and checked on one workload
+LOST_DEVICE = 3  # exit code
 Row = dict[str, Any]
 
 
@@ -91,8 +94,10 @@ class Part:
         rows: of the CSV. notes: what was left out, and why. failures: what of ours is wrong.
     """
 
-    def __init__(self, device: torch.device, seconds: float, quick: bool, output: Path | None) -> None:
-        self.device, self.quick, self.output = device, quick, output
+    def __init__(
+        self, device: torch.device, seconds: float, quick: bool, output: Path | None, without: Sequence[str] = ()
+    ) -> None:
+        self.device, self.quick, self.output, self.without = device, quick, output, without
         self.seconds, self.deadline = seconds, time.perf_counter() + seconds
         self.workloads = cpu_workloads() if quick or device.type == "cpu" else gpu_workloads()
         # What is left for the clock once everything is prepared and checked, for each workload and direction.
@@ -134,6 +139,9 @@ class Part:
         oracle = Oracle(buffers[0])
         ready: dict[str, list[peers.Prepared]] = {}
         for backend in self.backends(workload):
+            if backend in self.without:
+                self.note(f"{backend}: it has stopped an earlier run")
+                continue
             for weighted in (False, True):
                 name = backend + WEIGHTED * weighted
                 prepared = self._prepare_ours(name, buffers, backend, weighted, oracle)
@@ -177,6 +185,9 @@ class Part:
         self, name: str, buffers: list[Buffers], backend: str, weighted: bool, oracle: Oracle
     ) -> list[peers.Prepared] | None:
         label = f"{name}, {buffers[0].workload.label}"
+        print(f"preparing: {backend}", flush=True)
+        # A kernel that never ends would take the time of everything else.
+        faulthandler.dump_traceback_later(READY_SECONDS, exit=True, file=sys.__stderr__)
         try:
             first = ours(buffers[0], backend, weighted)
             oracle.judge_ours(first, weighted)
@@ -186,6 +197,8 @@ class Part:
             self.note(self.failures[-1])
             self._stop_if_fatal(error)
             return None
+        finally:
+            faulthandler.cancel_dump_traceback_later()
 
     def _prepare_peer(
         self, peer: peers.Peer, buffers: list[Buffers], oracle: Oracle, with_compiled: bool
@@ -280,17 +293,25 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small shapes: a smoke test")
     parser.add_argument("--device", help="cpu or cuda; found by itself where not given")
     parser.add_argument("--output", type=Path, help="folder of the CSV; none is written where not given")
+    parser.add_argument("--without", default="", help="backends to leave out, with commas between")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the part; 1 where a backend of ours is wrong."""
+    """Runs the part; 1 where a backend of ours is wrong, `LOST_DEVICE` where the device was lost on the way."""
     arguments = parse_arguments(argv)
     device = common.find_device(arguments.device)
+    without = tuple(filter(None, arguments.without.split(",")))
     # Graphs are captured, and backward passes run, on the stream of the forward pass: not the default one.
     with torch.cuda.stream(torch.cuda.Stream()) if device.type == "cuda" else nullcontext():
-        part = Part(device, arguments.seconds, arguments.quick, arguments.output)
-        part.run()
+        part = Part(device, arguments.seconds, arguments.quick, arguments.output, without)
+        try:
+            part.run()
+        except Exception as error:
+            if not timing.is_fatal(error):
+                raise
+            print(f"FAILED {timing.reason(error)}", flush=True)
+            return LOST_DEVICE
     for row in finished(part.rows, part.ceilings, part.facts):
         print(line(row))
     for failure in part.failures:

@@ -6,6 +6,7 @@ sample is a pass over the whole list divided by its length. Methods take turns, 
 
 import gc
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -50,8 +51,11 @@ def capture(calls: Calls, pool: Any = None) -> tuple[torch.cuda.CUDAGraph, list[
         try:
             # Results are kept until the end, so that every call writes to memory of its own.
             results = [call() for call in calls]
-        finally:
-            graph.capture_end()
+        except BaseException:
+            with suppress(RuntimeError):  # the end fails too, and says less
+                graph.capture_end()
+            raise
+        graph.capture_end()
     finally:
         if collecting:
             gc.enable()

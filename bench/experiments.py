@@ -1,0 +1,270 @@
+"""Runs the experiments on the built-in digits, three seeds each, and writes what came out.
+
+    python bench/experiments.py [--jobs 2] [--only NAME ...] [--seeds 3]     trains what is missing, then collects
+    python bench/experiments.py --collect                                    only collects what is finished
+    python bench/experiments.py --write                                      only docs/experiments.md, from the CSV
+
+As in the paper, models start from a plain ViT: `pretrained` is trained first, for each seed. Finished runs are skipped
+and interrupted ones resumed, so the command can be stopped and given again. Figures go to
+bench/results/<device>/experiments.csv, and from there into docs/experiments.md.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import ROOT, facts, results_dir, write_csv
+from experiments_page import write_page
+
+from msvit.gates import save_gate
+from msvit.report import examine
+from msvit.training import Config, Run, load_run, make_config
+
+FIRST = "pretrained"
+# A quick pass through everything, for tests: nothing is learned.
+QUICK = {"image_size": 48, "embed_dim": 32, "depth": 1, "num_heads": 2, "train_size": 64, "test_size": 40, "epochs": 1}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A row of the table.
+
+    Attributes:
+        name: of the row and of its runs, NAME-s0, NAME-s1, ...
+        about: what it is, for the table.
+        options: values of `msvit.training.Config` that differ from the preset.
+        gate_of: setting whose trained gate this one takes over, frozen.
+    """
+
+    name: str
+    about: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    gate_of: str | None = None
+
+
+_PLAIN = {"gate": "fine", "loss": "none"}
+_FIXED = {"loss": "none"}
+
+SETTINGS = (
+    Setting(FIRST, "plain ViT, from scratch: what all others start from", {**_PLAIN, "epochs": 16}),
+    Setting("plain-96", "plain ViT, 96 px", {**_PLAIN, "image_size": 96}),
+    Setting("plain-80", "plain ViT, 80 px", {**_PLAIN, "image_size": 80}),
+    Setting("plain-64", "plain ViT, 64 px", {**_PLAIN, "image_size": 64}),
+    Setting("coarse", "all regions coarse, 96 px", {"gate": "coarse", "loss": "none"}),
+    Setting("l0", "learned gate, L0 loss", {"loss": "l0"}),
+    Setting("bas", "learned gate, batch shaping per position", {"loss": "bas"}),
+    Setting("bas-flat", "learned gate, batch shaping, flattened", {"loss": "bas-flat"}),
+    Setting("gbas", "learned gate, generalized batch shaping", {"loss": "gbas"}),
+    Setting("gbas-center", "the same with centre initialisation", {"loss": "gbas", "center_init": True}),
+    Setting("gbas-25", "generalized batch shaping, g* = 0.25", {"loss": "gbas", "gate_target": 0.25}),
+    Setting("radial", "fixed gate, fine around the centre", {"gate": "radial", **_FIXED}),
+    Setting("random", "random gate", {"gate": "random", **_FIXED}),
+    Setting("entropy", "entropy gate", {"gate": "entropy", **_FIXED}),
+    Setting("frozen", "gate of `gbas`, frozen, backbone trained", {"freeze": "gate"}, gate_of="gbas"),
+    Setting("gbas-trimmed", "`gbas` trained trimmed", {"loss": "gbas", "token_mode": "trimmed"}),
+    Setting("gbas-masked", "`gbas` trained masked", {"loss": "gbas", "token_mode": "masked"}),
+)
+# What all of them share, on top of the preset.
+_COMMON = {"gate_target": 0.1, "epochs": 5}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One setting with one seed: its values, its folder, and the run whose gate it takes over, frozen."""
+
+    setting: Setting
+    folder: Path
+    values: dict[str, Any]
+    gate_run: Path | None
+
+    def config(self) -> Config:
+        """What the run is to be."""
+        return make_config("digits", **self.values)
+
+    def is_finished(self) -> bool:
+        """Whether the run has all of its epochs.
+
+        Raises:
+            ValueError: there is a run of that name with other values.
+        """
+        if not (self.folder / "config.json").exists():
+            return False
+        run = load_run(self.folder)
+        if run.config != self.config():
+            mine, theirs = self.config().to_dict(), run.config.to_dict()
+            names = ", ".join(name for name in mine if mine[name] != theirs[name])
+            raise ValueError(f"{self.folder}: a run with other values of {names}; remove it, or give another --runs")
+        return len(run.metrics) == run.config.epochs
+
+    def command(self) -> list[str]:
+        """`msvit train ...`, or `--resume` where the run has begun."""
+        train = [sys.executable, "-m", "msvit", "train"]
+        if (self.folder / "config.json").exists():
+            return [*train, "--resume", str(self.folder)]
+        return [*train, "--preset", "digits", "--output", str(self.folder), *_options(self.values)]
+
+
+def make_jobs(runs: Path, names: Sequence[str], seeds: int, quick: bool) -> list[list[Job]]:
+    """Jobs in waves: those of a wave need nothing but the waves before it.
+
+    Args:
+        runs: folder of all runs.
+        names: settings that are wanted; those that they start from come along. None: all.
+        seeds: 0, 1, ... of each.
+        quick: tiny models and few images.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    by_name = {setting.name: setting for setting in SETTINGS}
+    if unknown := sorted(set(names) - by_name.keys()):
+        raise ValueError(f"--only: expected {', '.join(by_name)}, got {', '.join(unknown)}")
+    wanted = set(names or by_name) | {FIRST}
+    wanted |= {gate_of for name in wanted if (gate_of := by_name[name].gate_of)}
+    waves: list[list[Job]] = [[], [], []]
+    for setting in SETTINGS:
+        if setting.name in wanted:
+            depth = 0 if setting.name == FIRST else 2 if setting.gate_of else 1
+            waves[depth] += [_make_job(runs, setting, seed, quick) for seed in range(seeds)]
+    return waves
+
+
+def _make_job(runs: Path, setting: Setting, seed: int, quick: bool) -> Job:
+    values = {**_COMMON, **setting.options, "seed": seed}
+    gate_run = None
+    if quick:
+        values |= QUICK
+    if setting.name != FIRST:
+        values["checkpoint"] = str(runs / f"{FIRST}-s{seed}")
+    if setting.gate_of:
+        gate_run = runs / f"{setting.gate_of}-s{seed}"
+        values["gate_file"] = str(gate_run / "gate.safetensors")
+    return Job(setting, runs / f"{setting.name}-s{seed}", values, gate_run)
+
+
+def _options(values: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in values.items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            yield f"--{'' if value else 'no-'}{option}"
+        else:
+            yield from (f"--{option}", str(value))
+
+
+def train(waves: Sequence[Sequence[Job]], jobs: int) -> list[str]:
+    """Trains what is not finished, `jobs` processes at a time; names of the runs that failed."""
+    failed: list[str] = []
+    lock = threading.Lock()
+
+    def work(job: Job) -> None:
+        error = _train_one(job, jobs)
+        with lock:
+            print(f"{job.folder.name}: {error or 'finished'}", flush=True)
+            if error:
+                failed.append(job.folder.name)
+
+    for wave in waves:
+        todo = [job for job in wave if not job.is_finished()]
+        print(
+            f"{len(todo)} of {len(wave)} runs to train: {', '.join(job.folder.name for job in todo) or '-'}", flush=True
+        )
+        with ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(work, todo))
+        if failed:
+            break  # later runs may start from them
+    return failed
+
+
+def _train_one(job: Job, jobs: int) -> str | None:
+    """What went wrong, or None."""
+    if job.gate_run is not None:
+        save_gate(load_run(job.gate_run).model().gate, job.values["gate_file"])
+    environment = dict(os.environ)
+    if jobs > 1:
+        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
+    job.folder.parent.mkdir(parents=True, exist_ok=True)
+    log = job.folder.with_suffix(".log")
+    with log.open("a") as file:
+        code = subprocess.run(job.command(), env=environment, cwd=ROOT, stdout=file, stderr=file).returncode
+    return None if code == 0 else f"failed with exit code {code}, see {log}"
+
+
+def collect(waves: Sequence[Sequence[Job]], device: torch.device) -> list[dict[str, Any]]:
+    """A CSV row for each finished run, in the order of the settings."""
+    order = {setting.name: i for i, setting in enumerate(SETTINGS)}
+    finished = sorted(
+        (job for wave in waves for job in wave if job.is_finished()), key=lambda job: order[job.setting.name]
+    )
+    known = facts(device)
+    return [{**_measure(job.setting, load_run(job.folder), device), **known} for job in finished]
+
+
+def _measure(setting: Setting, run: Run, device: torch.device) -> dict[str, Any]:
+    (group,) = examine([run], device, latency_seconds=0.0)
+    evaluation, coverage = group.runs[0].evaluation, group.runs[0].coverage
+    assert coverage is not None  # the digits tell where they are
+    config, last = run.config, run.metrics[-1]
+    return {
+        "setting": setting.name,
+        "about": setting.about,
+        "seed": config.seed,
+        "image_size": run.image_size[0],
+        "gate_target": config.gate_target,
+        "epochs": config.epochs,
+        "train_images": config.train_size,
+        "test_images": len(evaluation.correct),
+        "top1": evaluation.top1,
+        "tokens_per_image": evaluation.tokens_per_image,
+        "gmacs": evaluation.gmacs,
+        "fine_share": evaluation.fine_share,
+        "variance_over_images": float(evaluation.position_variance.mean()),
+        "dynamics": evaluation.dynamics,
+        "fine_on_digit": coverage.on_object,
+        "fine_on_digit_by_chance": coverage.chance,
+        "digit_found": coverage.found,
+        "train_seconds": last["seconds"],
+        "train_images_per_s": sum(row["images_per_s"] for row in run.metrics) / len(run.metrics),
+    }
+
+
+def main() -> None:
+    """Parses the command line and does what it says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="settings (and what they start from)")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each setting (default: 3)")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time, which share the cores (default: 1)")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "experiments", help="folder of the runs")
+    parser.add_argument("--output", type=Path, help="CSV to write (default: bench/results/<device>/experiments.csv)")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "experiments.md", help="page to write")
+    parser.add_argument("--collect", action="store_true", help="train nothing")
+    parser.add_argument("--write", action="store_true", help="train and evaluate nothing, only write the page")
+    parser.add_argument("--quick", action="store_true", help="tiny models and few images, to see that it works")
+    arguments = parser.parse_args()
+    if arguments.seeds < 1 or arguments.jobs < 1:
+        parser.error("--seeds and --jobs: expected 1 or more")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    output = arguments.output or results_dir(device) / "experiments.csv"
+    try:
+        if not arguments.write:
+            waves = make_jobs(arguments.runs.resolve(), arguments.only, arguments.seeds, arguments.quick)
+            if not arguments.collect and (failed := train(waves, arguments.jobs)):
+                sys.exit(f"failed: {', '.join(failed)}")
+            # All that is there, not only what was asked for: the page shows the whole table.
+            everything = make_jobs(arguments.runs.resolve(), [], arguments.seeds, arguments.quick)
+            write_csv(output, collect(everything, device))
+        write_page(output, arguments.page)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(f"wrote {arguments.page} from {output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+"""Writes the table and the claims of docs/experiments.md from the rows of bench/results/<device>/experiments.csv.
+
+Nothing here is typed by hand: a claim is judged by the rows, and says so when they do not decide it.
+"""
+
+import csv
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BEGIN, END = "<!-- measured: bench/experiments.py -->", "<!-- end of measured -->"
+Row = dict[str, str]
+Rows = dict[str, list[Row]]
+FIXED = ("radial", "random", "entropy")
+# Fixed gates come in steps: token counts closer than this are called equal.
+_EQUAL_TOKENS = 0.1
+_LITTLE = 1.0  # points of accuracy
+
+# Column, header, factor, digits after the point.
+_COLUMNS = (
+    ("top1", "top-1, %", 100, 1),
+    ("tokens_per_image", "tokens", 1, 1),
+    ("gmacs", "GMACs", 1, 4),
+    ("fine_share", "fine, %", 100, 1),
+    ("dynamics", "dynamics, %", 100, 0),
+    ("fine_on_digit", "fine on digit, %", 100, 1),
+    ("fine_on_digit_by_chance", "by chance, %", 100, 1),
+    ("digit_found", "digit fine, %", 100, 1),
+    ("train_images_per_s", "training images/s", 1, 0),
+)
+
+
+def read(path: Path) -> Rows:
+    """Rows by setting, sorted by seed.
+
+    Raises:
+        ValueError: the file has no row.
+    """
+    with path.open(newline="") as file:
+        rows = sorted(csv.DictReader(file), key=lambda row: int(row["seed"]))
+    if not rows:
+        raise ValueError(f"{path}: expected rows, got none")
+    names = dict.fromkeys(row["setting"] for row in rows)
+    with path.open(newline="") as file:
+        names = dict.fromkeys(row["setting"] for row in csv.DictReader(file))  # in the order of the file
+    return {name: [row for row in rows if row["setting"] == name] for name in names}
+
+
+def table(rows: Rows) -> list[str]:
+    """A line for each setting: means over seeds, and the standard deviation of the accuracy."""
+    header = ["setting", "what", "runs", *(title for _, title, _, _ in _COLUMNS)]
+    lines = [f"| {' | '.join(header)} |", f"|---|---|{'--:|' * (len(header) - 2)}"]
+    for name, mine in rows.items():
+        cells = [f"`{name}`", mine[0]["about"], str(len(mine))]
+        for column, _, factor, digits in _COLUMNS:
+            found = [factor * value for value in values(mine, column)]
+            mean = statistics.fmean(found)
+            text = "–" if math.isnan(mean) else f"{mean:.{digits}f}"
+            if column == "top1" and len(found) > 1:
+                text += f" ± {statistics.stdev(found):.1f}"
+            cells.append(text)
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def values(rows: Sequence[Row], column: str) -> list[float]:
+    """One number for each seed; not a number where the cell is empty."""
+    return [float(row[column] or "nan") for row in rows]
+
+
+def difference(rows: Rows, first: str, second: str, column: str) -> tuple[float, float] | None:
+    """Mean of first minus second over the seeds that both have, and twice its standard error; None below two seeds."""
+    theirs = {row["seed"]: row for row in rows.get(second, [])}
+    pairs = [(row, theirs[row["seed"]]) for row in rows.get(first, []) if row["seed"] in theirs]
+    found = [float(mine[column] or "nan") - float(other[column] or "nan") for mine, other in pairs]
+    if len(found) < 2 or any(map(math.isnan, found)):
+        return None
+    return statistics.fmean(found), 2 * statistics.stdev(found) / math.sqrt(len(found))
+
+
+def verdict(change: tuple[float, float] | None, least: float = 0.0) -> str:
+    """ "holds" where the change is above `least` by more than twice its standard error, and so on."""
+    if change is None:
+        return "not measured"
+    mean, error = change
+    if mean - error > least:
+        return "holds"
+    return "does not hold" if mean + error < least else "undecided"
+
+
+def learned_beats_fixed(rows: Rows) -> list[str]:
+    """The learned gate against each fixed one."""
+    lines = []
+    for name in FIXED:
+        change = difference(rows, "gbas", name, "top1")
+        if change is None:
+            lines.append(f"- Learned gate against the {name} one: not measured.")
+            continue
+        mine, theirs = (statistics.fmean(values(rows[one], "tokens_per_image")) for one in ("gbas", name))
+        word = verdict(change)
+        if mine > (1 + _EQUAL_TOKENS) * theirs:
+            word = f"not decided: {mine / theirs - 1:.0%} more tokens"
+        lines.append(
+            f"- Learned gate better than the {name} one: **{word}** "
+            f"({_points(change)} with {mine:.1f} against {theirs:.1f} tokens)."
+        )
+    return lines
+
+
+def gbas_is_dynamic(rows: Rows) -> list[str]:
+    """How much of the mask's variance lies between images, against the other losses."""
+    lines = []
+    for name, about in (("l0", "L0"), ("bas-flat", "flattened batch shaping"), ("bas", "batch shaping per position")):
+        change = difference(rows, "gbas", name, "dynamics")
+        if change is None:
+            lines.append(f"- GBaS more dynamic than {about}: not measured.")
+            continue
+        mine, theirs = (statistics.fmean(values(rows[one], "dynamics")) for one in ("gbas", name))
+        lines.append(
+            f"- GBaS keeps the gate more dynamic than {about}: **{verdict(change)}** ({mine:.0%} against {theirs:.0%} of "
+            f"the mask's variance lie between images)."
+        )
+    return lines
+
+
+def short_training_costs_little(rows: Rows) -> list[str]:
+    """Trimmed and packed training against masked training."""
+    lines = []
+    for name, about in (("gbas-trimmed", "Trimmed"), ("gbas", "Packed")):
+        change = difference(rows, name, "gbas-masked", "top1")
+        if change is None:
+            lines.append(f"- {about} training against masked: not measured.")
+            continue
+        scaled = (100 * change[0], 100 * change[1])
+        speeds = [statistics.fmean(values(rows[one], "train_images_per_s")) for one in (name, "gbas-masked")]
+        lines.append(
+            f"- {about} training costs less than {_LITTLE:.0f} point against masked: **{verdict(scaled, -_LITTLE)}** "
+            f"({_points(change)}, {speeds[0] / speeds[1]:.1f}x as many images/s)."
+        )
+    return lines
+
+
+def fine_regions_find_the_digit(rows: Rows) -> list[str]:
+    """Share of the fine regions on the digit, against chance."""
+    lines = []
+    for name in ("gbas", "gbas-center", "l0", "bas", "bas-flat", *FIXED):
+        if name not in rows:
+            continue
+        mine, chance = (values(rows[name], column) for column in ("fine_on_digit", "fine_on_digit_by_chance"))
+        if any(map(math.isnan, mine)):
+            lines.append(f"- `{name}`: in some run no region is fine.")
+            continue
+        found = statistics.fmean(values(rows[name], "digit_found"))
+        lines.append(
+            f"- `{name}`: {statistics.fmean(mine):.0%} of the fine regions cover the digit, by chance "
+            f"{statistics.fmean(chance):.0%}; {found:.0%} of the digit's regions are fine."
+        )
+    return lines or ["- not measured."]
+
+
+def mixed_scale_beats_plain(rows: Rows) -> list[str]:
+    """Against the plain model of as many multiply-accumulates, interpolated between image sizes."""
+    plain = sorted(
+        (statistics.fmean(values(rows[name], "gmacs")), statistics.fmean(values(rows[name], "top1")))
+        for name in ("plain-96", "plain-80", "plain-64")
+        if name in rows
+    )
+    lines = []
+    for name in ("gbas", "gbas-25"):
+        if name not in rows or len(plain) < 2:
+            lines.append(f"- `{name}` against plain models: not measured.")
+            continue
+        cost, top1 = (statistics.fmean(values(rows[name], column)) for column in ("gmacs", "top1"))
+        between = [pair for pair in zip(plain, plain[1:], strict=False) if pair[0][0] <= cost <= pair[1][0]]
+        if not between:
+            lines.append(f"- `{name}`: {cost:.4f} GMACs are outside the range of the plain models; not decided.")
+            continue
+        (low, at_low), (high, at_high) = between[0]
+        expected = at_low + (at_high - at_low) * (cost - low) / (high - low)
+        word = "holds" if top1 > expected else "does not hold"
+        lines.append(
+            f"- `{name}` better than a plain model of its {cost:.4f} GMACs: **{word}** ({100 * top1:.1f} % against "
+            f"{100 * expected:.1f} %, interpolated between two image sizes)."
+        )
+    return lines
+
+
+def other_choices(rows: Rows) -> list[str]:
+    """Centre initialisation, and a frozen gate."""
+    lines = []
+    for name, about in (
+        ("gbas-center", "Centre initialisation"),
+        ("frozen", "A trained gate, frozen, instead of a joint one"),
+    ):
+        change = difference(rows, name, "gbas", "top1")
+        lines.append(f"- {about}: " + ("not measured." if change is None else f"{_points(change)} against `gbas`."))
+    return lines
+
+
+CLAIMS: tuple[tuple[str, Callable[[Rows], list[str]]], ...] = (
+    ("A learned gate beats fixed gates at equal tokens", learned_beats_fixed),
+    ("Mixed-scale tokens beat smaller images at equal cost", mixed_scale_beats_plain),
+    ("Generalized batch shaping keeps the gate dynamic", gbas_is_dynamic),
+    ("Trimming, and packing, cost little accuracy", short_training_costs_little),
+    ("Fine regions lie on the digit", fine_regions_find_the_digit),
+    ("Other choices", other_choices),
+)
+
+
+def measured(path: Path) -> str:
+    """The text between the two comment lines."""
+    rows = read(path)
+    first = next(iter(rows.values()))[0]
+    where = path.resolve()
+    source = where.relative_to(ROOT).as_posix() if where.is_relative_to(ROOT) else where.name
+    lines = [
+        f"From {source}: {first['machine']}, torch {first['torch']}, commit {first['commit']}; "
+        f"{first['test_images']} test images, {first['train_images']} training images.",
+        "Dynamics: share of the variance of the gate's decisions that lies between images; 0 % is a static pattern.",
+        "Fine on digit: share of the fine regions that cover the digit. Digit fine: share of its regions that are fine.",
+        "",
+        *table(rows),
+        "",
+        "A claim holds, or does not, where the difference over paired seeds exceeds twice its standard error.",
+    ]
+    for title, judge in CLAIMS:
+        lines += ["", f"### {title}", "", *judge(rows)]
+    return "\n".join(lines)
+
+
+def write_page(source: Path, page: Path) -> None:
+    """Replaces what stands between the comment lines of the page; a page that does not exist is begun.
+
+    Raises:
+        FileNotFoundError: there is no CSV yet.
+        ValueError: it has no rows, or the page lacks the comment lines.
+    """
+    if not source.is_file():
+        raise FileNotFoundError(f"{source}: no such file; train something first")
+    text = page.read_text() if page.exists() else f"# Experiments on digits\n\n{BEGIN}\n{END}\n"
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{page}: expected the lines {BEGIN!r} and {END!r}")
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(f"{before}{BEGIN}\n{measured(source)}\n{END}{after}")
+
+
+def _points(change: tuple[float, float]) -> str:
+    return f"{100 * change[0]:+.1f} ± {100 * change[1]:.1f} points"
