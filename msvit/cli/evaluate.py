@@ -23,6 +23,7 @@ _OPTIONS = (
     "embed_dim",
     "depth",
     "num_heads",
+    "mlp_ratio",
     "global_pool",
     "token_mode",
     "tokens_per_image",

@@ -18,13 +18,16 @@ from msvit.training.config import Config
 CALIBRATION_IMAGES = 512
 
 
-def build_model(config: Config, num_classes: int, gate_setting: float | None = None) -> MixedScaleVisionTransformer:
-    """The untrained model of a run, in training mode, on the CPU.
+def build_model(
+    config: Config, num_classes: int, gate_setting: float | None = None, *, weights: bool = True
+) -> MixedScaleVisionTransformer:
+    """The model of a run before its first step, in training mode, on the CPU.
 
     Args:
         config: of the run.
         num_classes: outputs of the classifier.
         gate_setting: what `calibrate` chose for a gate without learning.
+        weights: False leaves aside the weights that the run starts from; its own are going to be loaded.
 
     Raises:
         ValueError: an unknown model, an image size that regions do not divide, weights that do not fit.
@@ -35,6 +38,7 @@ def build_model(config: Config, num_classes: int, gate_setting: float | None = N
         "embed_dim": config.embed_dim,
         "depth": config.depth,
         "num_heads": config.num_heads,
+        "mlp_ratio": config.mlp_ratio,
         "global_pool": config.global_pool,
     }.items():
         if value is not None:
@@ -42,7 +46,7 @@ def build_model(config: Config, num_classes: int, gate_setting: float | None = N
     if config.global_pool is not None:
         kwargs["class_token"] = config.global_pool == "token"
     common: dict[str, Any] = {
-        "pretrained": config.pretrained,
+        "pretrained": config.pretrained and weights,
         "token_mode": config.token_mode,
         "gate": _gate_name(config.gate),
     }
@@ -53,8 +57,8 @@ def build_model(config: Config, num_classes: int, gate_setting: float | None = N
             model = msvit.from_timm(config.model, config.coarse, **common, **kwargs)
     except TypeError as error:
         raise ValueError(f"--model {config.model}: {error}") from error
-    _set_up_gate(model, config, gate_setting)
-    if config.checkpoint is not None:
+    _set_up_gate(model, config, gate_setting, config.gate_file if weights else None)
+    if weights and config.checkpoint is not None:
         _load_weights(model, config)
     if config.tokens_per_image is not None:
         model.policy = Budget(config.tokens_per_image)
@@ -92,14 +96,16 @@ def _gate_name(gate: str) -> str:
     return "mlp" if gate == "learned" else gate
 
 
-def _set_up_gate(model: MixedScaleVisionTransformer, config: Config, setting: float | None) -> None:
+def _set_up_gate(
+    model: MixedScaleVisionTransformer, config: Config, setting: float | None, gate_file: str | None
+) -> None:
     gate: Any = model.gate
     if isinstance(gate, MLPGate):
-        if config.gate_file is not None:
-            gate = load_gate(config.gate_file, grid_size=model.coarse_grid_size, mean=model.mean, std=model.std)
+        if gate_file is not None:
+            gate = load_gate(gate_file, grid_size=model.coarse_grid_size, mean=model.mean, std=model.std)
             if gate.coarse != model.coarse:
                 raise ValueError(
-                    f"--gate-file {config.gate_file}: expected a gate for regions of {model.coarse} pixels, "
+                    f"--gate-file {gate_file}: expected a gate for regions of {model.coarse} pixels, "
                     f"got one for {gate.coarse}"
                 )
         gate.temperature = config.gate_temperature

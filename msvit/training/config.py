@@ -30,7 +30,7 @@ class Config:
         TypeError: a value of another type.
     """
 
-    preset: str = _option("vit", "Run", "The recipe that the other values come from unless they are given.")
+    preset: str = _option("vit", "Run", "Recipe that the other values come from: vit, deit, digits, digits-large.")
 
     data: str = _option(
         "digits",
@@ -55,6 +55,7 @@ class Config:
     coarse: int = _option(32, "Model", "Width of a region in pixels, for a timm model.")
     embed_dim: int | None = _option(None, "Model", "Width of the model, for another than the named one.")
     depth: int | None = _option(None, "Model", "Blocks of the model, for another than the named one.")
+    mlp_ratio: float | None = _option(None, "Model", "Width of the MLPs by that of the model, for another than 4.")
     num_heads: int | None = _option(None, "Model", "Heads of the model, for another than the named one.")
     global_pool: str | None = _option(None, "Model", "token, avg or map, for another than the model's own.")
     drop_path: float = _option(0.0, "Model", "Rate of stochastic depth.")

@@ -41,7 +41,7 @@ def evaluate_checkpoint(path: Path, values: dict[str, Any]) -> tuple[str, Evalua
         if "preset" in values:
             raise ValueError(f"--preset: {run_folder} is a run with values of its own")
         run = load_run(run_folder)
-        config = run.config.replace(pretrained=False, checkpoint=None, gate_file=None, freeze="none", **values)
+        config = run.config.replace(**values)
         setting, classes = run.derived["gate_setting"], values.get("num_classes") or run.derived["num_classes"]
         weights = path if path.is_file() else run.checkpoint().folder / MODEL_FILE
     return str(weights), _evaluate(config, weights, setting, classes)
@@ -49,9 +49,9 @@ def evaluate_checkpoint(path: Path, values: dict[str, Any]) -> tuple[str, Evalua
 
 def _evaluate(config: Config, weights: Path, setting: float | None, classes: int | None) -> Evaluation:
     accelerator = Accelerator(mixed_precision=config.precision, cpu=config.cpu)
-    size = build_model(config, 1, setting).image_size
+    size = build_model(config, 1, setting, weights=False).image_size
     dataset = make_dataset(config, False, size)
-    model = build_model(config, classes or count_classes(config, dataset), setting)
+    model = build_model(config, classes or count_classes(config, dataset), setting, weights=False)
     msvit.load_checkpoint(model, weights)
     prepared: MixedScaleVisionTransformer = model.to(accelerator.device)
     share = Share(accelerator.process_index, accelerator.num_processes)

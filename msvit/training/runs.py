@@ -87,8 +87,7 @@ class Run:
 
     def untrained_model(self) -> MixedScaleVisionTransformer:
         """The model of the run without its weights, in training mode."""
-        blank = self.config.replace(pretrained=False, checkpoint=None, gate_file=None, freeze="none")
-        return build_model(blank, self.derived["num_classes"], self.derived["gate_setting"])
+        return build_model(self.config, self.derived["num_classes"], self.derived["gate_setting"], weights=False)
 
     def model(self) -> MixedScaleVisionTransformer:
         """The model with the weights of the last checkpoint, in evaluation mode, on the CPU.

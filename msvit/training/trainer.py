@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import msvit
 from msvit.training.batches import Batch, Share, ordered_batches, seed_of, steps_per_epoch, training_batches
 from msvit.training.build import CALIBRATION_IMAGES, build_model, calibrate, reset_noise, set_training
-from msvit.training.checkpoints import MODEL_FILE, latest_checkpoint, load_loss, write_checkpoint
+from msvit.training.checkpoints import MODEL_FILE, Checkpoint, load_loss, write_checkpoint
 from msvit.training.config import Config
 from msvit.training.datasets import InMemory, count_classes, make_dataset
 from msvit.training.evaluate import Evaluation, evaluate
@@ -36,7 +36,7 @@ def start_run(config: Config, folder: Path) -> Run:
         OSError: something cannot be written; what was written before is still there.
     """
     accelerator = _accelerator(config)
-    blank = build_model(config.replace(pretrained=False, checkpoint=None, gate_file=None, freeze="none"), 1)
+    blank = build_model(config, 1, weights=False)
     train_set = make_dataset(config, True, blank.image_size)
     num_classes = count_classes(config, train_set)
     setting = calibrate(config, blank, _calibration_images(config, train_set))
@@ -65,12 +65,17 @@ def resume_run(folder: Path) -> Run:
         ValueError: its files are damaged or do not fit; FloatingPointError, OSError: as in `start_run`.
     """
     run = load_run(folder)
+    try:
+        checkpoint = run.checkpoint()
+    except FileNotFoundError:  # stopped before its first: it starts again
+        checkpoint = None
     accelerator = _accelerator(run.config)
     train_set = run.train_dataset()
     torch.manual_seed(run.config.seed)
-    model = build_model(run.config, run.derived["num_classes"], run.derived["gate_setting"])
+    classes, setting = run.derived["num_classes"], run.derived["gate_setting"]
+    model = build_model(run.config, classes, setting, weights=checkpoint is None)
     trainer = Trainer(run.config, folder, model, train_set, run.derived, accelerator)
-    trainer.restore()
+    trainer.restore(checkpoint)
     return trainer.train()
 
 
@@ -125,22 +130,19 @@ class Trainer:
                 self._save()
         return load_run(self.folder)
 
-    def restore(self) -> None:
-        """Takes over the last checkpoint; without one, the run starts again."""
-        try:
-            checkpoint = latest_checkpoint(self.folder)
-        except FileNotFoundError:
-            self.journal.forget_after(0)
-            return
-        msvit.load_checkpoint(self.model, checkpoint.folder / MODEL_FILE)
-        state = checkpoint.trainer_state()
-        if self.gate_loss is not None:
-            load_loss(self.gate_loss, checkpoint)
-        for part, saved in zip(self.parts, state["optimizers"], strict=True):
-            part.optimizer.load_state_dict(saved)
-        self.step, self.seconds = state["step"], state["seconds"]
-        if self.accelerator.is_main_process:  # the others' sums are in it
-            self.sums = state["sums"]
+    def restore(self, checkpoint: Checkpoint | None) -> None:
+        """Takes over a checkpoint, and forgets what was written down after it; None: after the start."""
+        if checkpoint is not None:
+            msvit.load_checkpoint(self.model, checkpoint.folder / MODEL_FILE)
+            state = checkpoint.trainer_state()
+            if self.gate_loss is not None:
+                load_loss(self.gate_loss, checkpoint)
+            for part, saved in zip(self.parts, state["optimizers"], strict=True):
+                part.optimizer.load_state_dict(saved)
+            self.step, self.seconds = state["step"], state["seconds"]
+            if self.accelerator.is_main_process:  # the sums of the others are in it
+                self.sums = state["sums"]
+        if self.accelerator.is_main_process:
             self.journal.forget_after(self.step)
 
     def _train_epoch(self, progress: Progress) -> None:
