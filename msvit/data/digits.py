@@ -38,8 +38,8 @@ SPLITS = tuple(PHOTOGRAPHS)
 # Shorter side of the resized photographs that crops are cut from, in widths of an image.
 _ZOOMS = (2.0, 3.0, 4.0)
 _MAX_TURN = math.radians(12)
-# What makes the digits readable for a small model that starts from nothing: photographs keep this share of their
-# contrast around a dark grey, and ink is brighter than they are, in 1/255.
+# What makes the digits readable for a small model that starts from nothing: crops keep this share of their contrast
+# around the same dark grey, and ink is brighter than they are, in 1/255.
 _FADED, _GREY = 0.3, 90
 _INK = (220, 255)
 _MIN_ALPHA = 1 / 32
@@ -119,7 +119,8 @@ def photograph_crops(split: str, size: int, seed: int, image_size: int) -> Tenso
         photograph = levels[level]
         top = int(y[i] * (photograph.shape[1] - image_size + 1))
         left = int(x[i] * (photograph.shape[2] - image_size + 1))
-        crop = photograph[:, top : top + image_size, left : left + image_size]
+        crop = photograph[:, top : top + image_size, left : left + image_size].astype(np.float32)
+        crop = (_GREY + _FADED * (crop - crop.mean())).round()
         crops[i] = crop[:, :, ::-1] if mirrored[i] else crop
     return torch.from_numpy(crops)
 
@@ -138,8 +139,7 @@ def _pyramids(split: str, image_size: int) -> list[np.ndarray]:
             scale = zoom * image_size / min(photograph.size)
             width, height = (max(image_size, round(side * scale)) for side in photograph.size)
             resized = np.asarray(photograph.resize((width, height), Image.Resampling.BICUBIC))
-            faded = _GREY + _FADED * (resized - resized.mean(dtype=np.float64))
-            levels.append(np.ascontiguousarray(faded.round().astype(np.uint8).transpose(2, 0, 1)))
+            levels.append(np.ascontiguousarray(resized.transpose(2, 0, 1)))
     return levels
 
 
