@@ -3,7 +3,6 @@
 add_library(msvit_emulator OBJECT
   emulator/elements.cpp
   emulator/fiber.cpp
-  emulator/instrumentation.cpp
   emulator/launch.cpp
   emulator/matrices.cpp
   emulator/operations.cpp
@@ -25,6 +24,7 @@ if(MSVIT_SANITIZE)
 else()
   # Puts calls before loads and stores, which instrumentation.cpp takes. Not linked with these sanitizers.
   set(MSVIT_INSTRUMENT -fsanitize=thread,alignment,bounds)
+  target_sources(msvit_emulator PRIVATE emulator/instrumentation.cpp)
 endif()
 target_link_libraries(msvit_emulator PRIVATE msvit_emulator_options)
 check_cxx_compiler_flag(-march=native MSVIT_COMPILER_KNOWS_NATIVE)
