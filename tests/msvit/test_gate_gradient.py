@@ -113,6 +113,25 @@ def test_gradients_equal_the_formula(token_mode: str, kwargs: dict, policy: Thre
     assert expected["gate.fc1.weight"].abs().max() > 1e-6
 
 
+@pytest.mark.parametrize("token_mode", TOKEN_MODES)
+@pytest.mark.parametrize("kwargs", POOLS)
+def test_gradient_through_the_output_mask_alone(token_mode: str, kwargs: dict) -> None:
+    """Without blocks the gate is heard only where the tokens are pooled: not at all by a class token."""
+    model = make_model(kwargs)
+    model.token_mode, model.blocks = token_mode, torch.nn.ModuleList()
+    images = images_of(48, batch=3).double()
+    weight = straight_through(model, model.gate(images))
+    kept = kept_candidates(weight, token_mode)
+    expected = gradients(model, logits_by_hand(model, images, torch.where(kept, weight, weight.detach())))
+    found = gradients(model, model(images))["gate.fc1.weight"]
+    if model.global_pool == "token":
+        assert found is None or not found.any()
+    else:
+        assert found is not None
+        assert found.abs().max() > 1e-6
+        torch.testing.assert_close(found, expected["gate.fc1.weight"], atol=1e-9, rtol=1e-6)
+
+
 def test_masked_mode_lets_a_region_feel_the_scale_that_it_did_not_take() -> None:
     """What packed mode leaves out: the gradients differ, the logits do not."""
     model = make_model({})
