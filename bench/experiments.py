@@ -25,7 +25,7 @@ from common import ROOT, facts, results_dir, write_csv
 from experiments_page import write_page
 
 from msvit.gates import save_gate
-from msvit.report import examine
+from msvit.report.examined import examine
 from msvit.training import Config, Run, load_run, make_config
 
 FIRST = "pretrained"

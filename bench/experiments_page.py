@@ -4,6 +4,7 @@ Nothing here is typed by hand: a claim is judged by the rows, and says so when t
 """
 
 import csv
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -81,7 +82,7 @@ def difference(rows: Rows, first: str, second: str, column: str) -> tuple[float,
 
 
 def verdict(change: tuple[float, float] | None, least: float = 0.0) -> str:
-    """ "holds" where the change is above `least` by more than twice its standard error, and so on."""
+    """Whether the change is above `least` by more than twice its standard error."""
     if change is None:
         return "not measured"
     mean, error = change
@@ -119,8 +120,8 @@ def gbas_is_dynamic(rows: Rows) -> list[str]:
             continue
         mine, theirs = (statistics.fmean(values(rows[one], "dynamics")) for one in ("gbas", name))
         lines.append(
-            f"- GBaS keeps the gate more dynamic than {about}: **{verdict(change)}** ({mine:.0%} against {theirs:.0%} of "
-            f"the mask's variance lie between images)."
+            f"- GBaS keeps the gate more dynamic than {about}: **{verdict(change)}** ({mine:.0%} against {theirs:.0%} "
+            "of the mask's variance lie between images)."
         )
     return lines
 
@@ -173,7 +174,7 @@ def mixed_scale_beats_plain(rows: Rows) -> list[str]:
             lines.append(f"- `{name}` against plain models: not measured.")
             continue
         cost, top1 = (statistics.fmean(values(rows[name], column)) for column in ("gmacs", "top1"))
-        between = [pair for pair in zip(plain, plain[1:], strict=False) if pair[0][0] <= cost <= pair[1][0]]
+        between = [pair for pair in itertools.pairwise(plain) if pair[0][0] <= cost <= pair[1][0]]
         if not between:
             lines.append(f"- `{name}`: {cost:.4f} GMACs are outside the range of the plain models; not decided.")
             continue
@@ -219,7 +220,8 @@ def measured(path: Path) -> str:
         f"From {source}: {first['machine']}, torch {first['torch']}, commit {first['commit']}; "
         f"{first['test_images']} test images, {first['train_images']} training images.",
         "Dynamics: share of the variance of the gate's decisions that lies between images; 0 % is a static pattern.",
-        "Fine on digit: share of the fine regions that cover the digit. Digit fine: share of its regions that are fine.",
+        "Fine on digit: share of the fine regions that cover the digit. Digit fine: share of its regions that are",
+        "fine.",
         "",
         *table(rows),
         "",

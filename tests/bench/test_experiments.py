@@ -1,0 +1,171 @@
+"""The experiments: which runs there are, that finished ones are skipped, and claims that follow the rows."""
+
+import csv
+import sys
+
+import experiments
+import experiments_page
+import pytest
+from experiments import SETTINGS, make_jobs
+
+from msvit.training import load_run
+
+
+def test_every_setting_is_a_configuration(tmp_path):
+    waves = make_jobs(tmp_path, [], 3, False)
+    jobs = [job for wave in waves for job in wave]
+    assert len(jobs) == 3 * len(SETTINGS)
+    assert [{job.setting.name for job in wave} for wave in waves][::2] == [{"pretrained"}, {"frozen"}]
+    configs = [job.config() for job in jobs]  # raises where a value cannot be
+    assert len({str(config) for config in configs}) == len(configs), "no two are alike"
+    for job in jobs:
+        starts_from = None if job.setting.name == "pretrained" else str(tmp_path / f"pretrained-s{job.values['seed']}")
+        assert job.config().checkpoint == starts_from
+        assert not job.is_finished()
+
+
+def test_what_is_wanted_brings_what_it_starts_from(tmp_path):
+    names = [[job.folder.name for job in wave] for wave in make_jobs(tmp_path, ["frozen"], 1, True)]
+    assert names == [["pretrained-s0"], ["gbas-s0"], ["frozen-s0"]]
+    with pytest.raises(ValueError, match=r"--only: expected pretrained, .*, got nonsense"):
+        make_jobs(tmp_path, ["nonsense"], 1, True)
+
+
+def call(monkeypatch, tmp_path, *options):
+    paths = ("--runs", tmp_path / "runs", "--output", tmp_path / "rows.csv", "--page", tmp_path / "page.md")
+    monkeypatch.setattr(sys, "argv", ["experiments.py", *map(str, (*paths, *options))])
+    experiments.main()
+
+
+def test_trains_collects_writes_and_skips_what_is_finished(monkeypatch, tmp_path, capsys):
+    options = ("--quick", "--seeds", 1, "--only", "pretrained", "--jobs", 2)
+    call(monkeypatch, tmp_path, *options)
+    assert "1 of 1 runs to train: pretrained-s0\npretrained-s0: finished" in capsys.readouterr().out
+    run = load_run(tmp_path / "runs" / "pretrained-s0")
+    (row,) = csv.DictReader((tmp_path / "rows.csv").open())
+    assert float(row["top1"]) == pytest.approx(run.metrics[-1]["top1"])
+    assert float(row["gmacs"]) == pytest.approx(run.metrics[-1]["gmacs"], rel=1e-5)
+    assert row["setting"] == "pretrained"
+    assert f"| {100 * float(row['top1']):.1f} |" in (tmp_path / "page.md").read_text()
+    before = (tmp_path / "page.md").read_text()
+    call(monkeypatch, tmp_path, *options)
+    assert "0 of 1 runs to train" in capsys.readouterr().out
+    call(monkeypatch, tmp_path, "--write")
+    assert (tmp_path / "page.md").read_text() == before
+    monkeypatch.setitem(experiments.QUICK, "epochs", 2)
+    with pytest.raises(SystemExit, match=r"pretrained-s0: a run with other values of epochs; remove it"):
+        call(monkeypatch, tmp_path, *options)
+
+
+def test_nothing_to_write_from(monkeypatch, tmp_path):
+    with pytest.raises(SystemExit, match=r"rows\.csv: no such file"):
+        call(monkeypatch, tmp_path, "--write")
+
+
+def test_failed_run_names_its_log(monkeypatch, tmp_path):
+    monkeypatch.setattr(experiments.Job, "command", lambda job: [sys.executable, "-c", "import sys; sys.exit(3)"])
+    with pytest.raises(SystemExit, match="failed: pretrained-s0"):
+        call(monkeypatch, tmp_path, "--quick", "--seeds", 1, "--only", "radial")
+    assert (tmp_path / "runs" / "pretrained-s0.log").exists()
+
+
+def row(setting, seed, **values):
+    columns = [column for column, *_ in experiments_page._COLUMNS]
+    numbers = {"tokens_per_image": 47, "gmacs": 0.02, **values}
+    cells = {column: str(numbers.get(column, 0.5)) for column in columns}
+    texts = dict.fromkeys(("machine", "torch", "commit", "test_images", "train_images"), "x")
+    return {"setting": setting, "about": "what it is", "seed": str(seed), **texts, **cells}
+
+
+def rows(**settings):
+    """Three seeds of each setting; a value is the same number for each, or a list of three."""
+    return {
+        name.replace("_", "-"): [
+            row(name, seed, **{key: value[seed] if isinstance(value, list) else value for key, value in values.items()})
+            for seed in range(3)
+        ]
+        for name, values in settings.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("learned", "radial", "tokens", "word"),
+    [
+        ([0.8, 0.82, 0.81], [0.6, 0.61, 0.63], 47, "**holds**"),
+        ([0.6, 0.61, 0.63], [0.8, 0.82, 0.81], 47, "**does not hold**"),
+        ([0.6, 0.7, 0.8], [0.71, 0.6, 0.77], 47, "**undecided**"),
+        ([0.8, 0.82, 0.81], [0.6, 0.61, 0.63], 60, "not decided: 28% more tokens"),
+    ],
+    ids=["better", "worse", "within_spread", "more_tokens"],
+)
+def test_learned_against_fixed(learned, radial, tokens, word):
+    lines = experiments_page.learned_beats_fixed(
+        rows(gbas={"top1": learned, "tokens_per_image": tokens}, radial={"top1": radial})
+    )
+    assert word in lines[0]
+    assert lines[1:] == [f"- Learned gate against the {name} one: not measured." for name in ("random", "entropy")]
+
+
+@pytest.mark.parametrize(
+    ("packed", "word"),
+    [
+        ([0.80, 0.81, 0.82], "holds"),
+        ([0.77, 0.78, 0.79], "does not hold"),
+        ([0.75, 0.80, 0.85], "undecided"),
+    ],
+    ids=["equal", "three_points_less", "noisy"],
+)
+def test_packed_training_against_masked(packed, word):
+    measured = rows(
+        gbas={"top1": packed, "train_images_per_s": 300},
+        gbas_masked={"top1": [0.80, 0.81, 0.82], "train_images_per_s": 100},
+    )
+    trimmed, mine = experiments_page.short_training_costs_little(measured)
+    assert trimmed.endswith("not measured.")
+    assert f"**{word}**" in mine
+    assert "3.0x as many images/s" in mine
+
+
+def test_dynamic_gate():
+    measured = rows(gbas={"dynamics": [0.9, 0.91, 0.92]}, l0={"dynamics": [0.1, 0.11, 0.1]}, bas={"dynamics": 0.99})
+    lines = experiments_page.gbas_is_dynamic(measured)
+    assert "than L0: **holds** (91% against 10%" in lines[0]
+    assert lines[1].endswith("not measured.")
+    assert "**does not hold**" in lines[2]
+
+
+@pytest.mark.parametrize(("top1", "word"), [(0.76, "**holds**"), (0.74, "**does not hold**")])
+def test_against_plain_models_of_equal_cost(top1, word):
+    plain = rows(plain_96={"gmacs": 0.03, "top1": 0.9}, plain_64={"gmacs": 0.01, "top1": 0.6})
+    lines = experiments_page.mixed_scale_beats_plain({**plain, **rows(gbas={"gmacs": 0.02, "top1": top1})})
+    assert word in lines[0]
+    assert "75.0 %, interpolated" in lines[0]
+    outside = experiments_page.mixed_scale_beats_plain({**plain, **rows(gbas={"gmacs": 0.005, "top1": top1})})
+    assert "outside the range" in outside[0]
+
+
+def test_coverage_that_no_run_has():
+    lines = experiments_page.fine_regions_find_the_digit(
+        rows(
+            gbas={"fine_on_digit": 0.6, "fine_on_digit_by_chance": 0.1, "digit_found": 0.8}, l0={"fine_on_digit": "nan"}
+        )
+    )
+    assert lines == [
+        "- `gbas`: 60% of the fine regions cover the digit, by chance 10%; 80% of the digit's regions are fine.",
+        "- `l0`: in some run no region is fine.",
+    ]
+
+
+def test_only_what_is_between_the_lines_changes(tmp_path):
+    source, page = tmp_path / "rows.csv", tmp_path / "page.md"
+    experiments.write_csv(source, [row("gbas", seed) for seed in range(2)])
+    page.write_text(f"before\n{experiments_page.BEGIN}\nobsolete\n{experiments_page.END}\nafter\n")
+    experiments_page.write_page(source, page)
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "obsolete" not in text
+    page.write_text("without the lines\n")
+    with pytest.raises(ValueError, match="expected the lines"):
+        experiments_page.write_page(source, page)
+    assert page.read_text() == "without the lines\n"
