@@ -154,9 +154,7 @@ class Part:
         for backward in (False, True):
             calls = {name: [p.backward if backward else p.forward for p in each] for name, each in ready.items()}
             with torch.no_grad():
-                for each in calls.values():
-                    for call in each:
-                        call()
+                calls = {name: each for name, each in calls.items() if self._runs(name, each, workload)}
                 times = timing.time_methods(calls, self.device, self.sample_seconds)
                 hosts = self._host_us(calls) if workload.name == "1 x 196" and not backward else {}
             for name, each in times.items():
@@ -228,6 +226,17 @@ class Part:
         if taken > peer.limit_s:
             self.slow[peer.name] = f"{peer.name} after {label}, where it took {taken:.0f} s to get ready"
         return prepared
+
+    def _runs(self, name: str, calls: list[Callable[[], Any]], workload: Workload) -> bool:
+        """Warms up every set of buffers."""
+        try:
+            for call in calls:
+                call()
+        except Exception as error:
+            self.note(f"{name}, {workload.label}: {timing.reason(error)}")
+            self._stop_if_fatal(error)
+            return False
+        return True
 
     def _stop_if_fatal(self, error: Exception) -> None:
         if timing.is_fatal(error):

@@ -2,7 +2,6 @@
 
 import importlib.util
 import re
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ def needs_build(root: Path = common.ROOT) -> str:
     """Why the native modules must be built; empty where they are newer than their sources."""
     sources = [path for path in (root / "csrc").rglob("*") if path.suffix in (".cu", ".cuh", ".cpp", ".h", ".cmake")]
     newest = max((path.stat().st_mtime for path in sources), default=0.0)
-    wanted = ["_C"] + (["_cuda"] if shutil.which("nvcc") else [])
+    wanted = ["_C"] + (["_cuda"] if commands.find("nvcc") else [])
     for name in wanted:
         built = list((root / "msvit_kernels").glob(f"{name}.*.so"))
         if not built:
@@ -107,7 +106,7 @@ class Finding:
 
 def run_sanitizers(limit: float) -> list[Finding]:
     """compute-sanitizer with each of its tools over small shapes; an empty list where it is not installed."""
-    program = shutil.which("compute-sanitizer")
+    program = commands.find("compute-sanitizer")
     if program is None:
         return []
     # Without torch's cache of freed memory every tensor is an allocation of its own, whose bounds are known.

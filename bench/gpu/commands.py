@@ -1,6 +1,7 @@
 """Commands with a time limit, whose output is kept."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -59,6 +60,12 @@ def run(command: Sequence[str], limit: float, extra_env: Mapping[str, str] | Non
             raise
         log.seek(0)
         return Result(code, log.read(), time.perf_counter() - start)
+
+
+def find(program: str) -> str | None:
+    """Path of a tool that comes with CUDA, which need not be on the PATH; None where there is none."""
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    return shutil.which(program) or shutil.which(program, path=f"{home}/bin:{home}/compute-sanitizer")
 
 
 def python(*arguments: str | Path) -> list[str]:

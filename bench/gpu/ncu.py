@@ -5,7 +5,6 @@ ncu ... python bench/gpu/ncu.py
 
 import csv
 import re
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ _TIME = {"ns": 1e-3, "nsecond": 1e-3, "us": 1.0, "usecond": 1.0, "ms": 1e3, "mse
 
 def collect(limit: float) -> tuple[commands.Result, list[dict[str, Any]]] | None:
     """Rows of counters, one for each kernel launch; None where ncu is not installed."""
-    program = shutil.which("ncu")
+    program = commands.find("ncu")
     if program is None:
         return None
     sections = [word for section in SECTIONS for word in ("--section", section)]

@@ -83,17 +83,26 @@ def time_methods(methods: Mapping[str, Calls], device: torch.device, seconds: fl
     for name, samples in common.interleave(passes, device, part).items():
         times[name].eager = [sample / len(methods[name]) for sample in samples]
     if device.type == "cuda":
-        graphs = {}
-        for name, calls in methods.items():
-            try:
-                graphs[name], _ = capture(calls)
-            except Exception as error:  # whatever a library raises there is a fact about it, not about us
-                times[name].graph_error = reason(error)
-                torch.cuda.synchronize()
-        replays = {name: graph.replay for name, graph in graphs.items()}
-        for name, samples in common.interleave(replays, device, part).items() if replays else ():
-            times[name].graph = [sample / len(methods[name]) for sample in samples]
+        _time_graphs(methods, times, device, part)
+        torch.cuda.empty_cache()  # of the graphs, whose memory nobody else could use before
     return times
+
+
+def _time_graphs(
+    methods: Mapping[str, Calls], times: Mapping[str, Times], device: torch.device, seconds: float
+) -> None:
+    graphs = {}
+    for name, calls in methods.items():
+        try:
+            graphs[name], _ = capture(calls)
+        except Exception as error:  # whatever a library raises there is a fact about it, not about us
+            if is_fatal(error):
+                raise
+            times[name].graph_error = reason(error)
+            torch.cuda.synchronize()
+    replays = {name: graph.replay for name, graph in graphs.items()}
+    for name, samples in common.interleave(replays, device, seconds).items() if replays else ():
+        times[name].graph = [sample / len(methods[name]) for sample in samples]
 
 
 def _pass(calls: Calls) -> None:

@@ -331,6 +331,7 @@ def test_a_command_is_stopped_at_its_limit():
     assert result.seconds < 20
     assert result.failure(2) == "stopped after 2 s"
     assert commands.run(["/nowhere/program"], limit=1).code == 127
+    assert commands.find("no-such-program") is None
 
 
 def test_a_part_that_fails_stops_nothing(monkeypatch, tmp_path, capsys):
@@ -471,7 +472,8 @@ def stand_ins(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_stream", stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    for name in ("synchronize", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
 
 
