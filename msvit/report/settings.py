@@ -54,10 +54,12 @@ def _label(config: Config, names: Sequence[str]) -> str:
     parts = []
     for name in names:
         value = bool(values[name]) if name in _FILES else values[name]
+        if value in (None, "none"):
+            continue
         if name in ("gate", "loss", "token_mode"):
             parts.append(str(value))
         elif isinstance(value, bool):
             parts.extend([name.replace("_", " ")] * value)
-        elif value is not None:
+        else:
             parts.append(f"{name.replace('_', ' ')} {value}")
     return ", ".join(parts) or "default"

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib.ticker import MaxNLocator
+
 from msvit.report.examined import Group
 from msvit.report.style import COLOURS, new_figure, save, tidy
 
@@ -27,6 +29,7 @@ def draw_history(groups: Sequence[Group], path: Path) -> Path:
                     label=label_once,
                 )
         axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel(label)
         tidy(axes)
     handles, labels = panels[0].get_legend_handles_labels()

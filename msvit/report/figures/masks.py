@@ -1,8 +1,8 @@
 """What the gate does by position: mean and variance of its mask over images (figure 7a), and learned priors (7b)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from matplotlib.axes import Axes
@@ -11,51 +11,69 @@ from torch import Tensor
 from msvit.report.examined import Group
 from msvit.report.style import new_figure, save
 
+_COLUMNS = 6
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A map [Hc, Wc] for each setting, the value at the end of the colours, and what the maps show."""
+
+    maps: Sequence[Tensor]
+    largest: float
+    label: str
+
 
 def draw_masks(groups: Sequence[Group], path: Path) -> Path:
-    """A column for each setting, means over its runs: how often each region is fine, and its variance over images."""
-    figure, panels = new_figure(len(groups), 2, width=2.9, height=2.7)
-    top, bottom = panels[: len(groups)], panels[len(groups) :]
-    for axes, below, group in zip(top, bottom, groups, strict=True):
+    """Two maps for each setting, means over its runs: how often each region is fine, and its variance over images."""
+    upper, lower = [], []
+    for group in groups:
         evaluations = [run.evaluation for run in group.runs]
-        _heatmap(axes, torch.stack([one.position_mean for one in evaluations]).mean(0), 1.0)
-        _heatmap(below, torch.stack([one.position_variance for one in evaluations]).mean(0), 0.25)
-        axes.set_title(_wrapped(group.label), fontsize=8)
-    _colour_bar(figure, top, "share of images\nwhere fine")
-    _colour_bar(figure, bottom, "variance\nover images")
-    return save(figure, path)
+        upper.append(torch.stack([one.position_mean for one in evaluations]).mean(0))
+        lower.append(torch.stack([one.position_variance for one in evaluations]).mean(0))
+    rows = (_Row(upper, 1.0, "share of images\nwhere fine"), _Row(lower, 0.25, "variance\nover images"))
+    return _draw([group.label for group in groups], rows, path)
 
 
 def draw_priors(groups: Sequence[Group], path: Path) -> Path | None:
     """The priors as initialised and as learned, of the first run of each setting that has them; None where none has."""
-    found = [(group, priors) for group in groups if (priors := group.runs[0].run.priors) is not None]
+    found = [(group.label, priors) for group in groups if (priors := group.runs[0].run.priors) is not None]
     if not found:
         return None
     largest = max(float(priors.max()) for _, priors in found)
-    figure, panels = new_figure(len(found), 2, width=2.9, height=2.7)
-    for i, (group, priors) in enumerate(found):
-        _heatmap(panels[i], priors[0], largest)
-        _heatmap(panels[len(found) + i], priors[-1], largest)
-        panels[i].set_title(_wrapped(group.label), fontsize=8)
-    _colour_bar(figure, panels[: len(found)], "prior at the start")
-    _colour_bar(figure, panels[len(found) :], "learned prior")
+    rows = (
+        _Row([priors[0] for _, priors in found], largest, "prior at the start"),
+        _Row([priors[-1] for _, priors in found], largest, "learned prior"),
+    )
+    return _draw([label for label, _ in found], rows, path)
+
+
+def _draw(labels: Sequence[str], rows: tuple[_Row, _Row], path: Path) -> Path:
+    """Maps of a setting above each other; after `_COLUMNS` settings it goes on below."""
+    columns = min(len(labels), _COLUMNS)
+    figure, panels = new_figure(columns, 2 * -(-len(labels) // columns), width=2.9, height=2.7)
+    for axes in panels:
+        axes.set_axis_off()
+    for which, row in enumerate(rows):
+        used = []
+        for i, values in enumerate(row.maps):
+            block, column = divmod(i, columns)
+            axes = panels[(2 * block + which) * columns + column]
+            _heatmap(axes, values, row.largest)
+            used.append(axes)
+            if which == 0:
+                axes.set_title(_wrapped(labels[i]), fontsize=8)
+        figure.colorbar(used[0].images[0], ax=used, shrink=0.8, label=row.label)
     return save(figure, path)
 
 
 def _heatmap(axes: Axes, values: Tensor, largest: float) -> None:
     axes.imshow(values.numpy(), vmin=0, vmax=largest, cmap="viridis")
-    axes.set_xticks([])
-    axes.set_yticks([])
     if values.numel() <= 64:
         for row in range(values.shape[0]):
             for column in range(values.shape[1]):
                 value = float(values[row, column])
                 colour = "white" if value < 0.6 * largest else "black"
                 axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=6, color=colour)
-
-
-def _colour_bar(figure: Any, panels: Sequence[Axes], label: str) -> None:
-    figure.colorbar(panels[0].images[0], ax=list(panels), shrink=0.8, label=label)
 
 
 def _wrapped(label: str) -> str:

@@ -99,8 +99,8 @@ def test_test_images_come_in_the_order_of_the_data_set(runs):
 def test_runs_that_differ_in_the_seed_are_one_setting(runs):
     settings = group_runs(list(runs.values()))
     assert [len(setting.runs) for setting in settings] == [2, 1]
-    assert [setting.label for setting in settings] == ["learned, gbas, tokens per image 15.0", "radial, none"]
-    assert [setting.label for setting in group_runs([runs["radial-0"]])] == ["radial, none"]
+    assert [setting.label for setting in settings] == ["learned, gbas, tokens per image 15.0", "radial"]
+    assert [setting.label for setting in group_runs([runs["radial-0"]])] == ["radial"]
 
 
 def test_mean_and_spread():

@@ -81,7 +81,7 @@ def test_settings_show_mean_and_spread(built):
     values = [float(row[2]) for row in rows_of(page, 1)[:2]]
     assert learned[:2] == ["learned, gbas, tokens per image 15.0", "2"]
     assert learned[2] == f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
-    assert radial[:2] == ["radial, none", "1"]
+    assert radial[:2] == ["radial", "1"]
     assert "±" not in radial[2]
 
 
