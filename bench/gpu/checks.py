@@ -9,6 +9,7 @@ from pathlib import Path
 import common
 
 from gpu import commands
+from msvit_kernels import dispatch
 
 UNVERIFIED = common.ROOT / "bench" / "results" / "UNVERIFIED.md"
 SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
@@ -80,7 +81,7 @@ def covered(lines: list[tuple[str, str]], outcomes: dict[str, str]) -> list[tupl
     for file, kernel in lines:
         path = Path(file)
         backend = path.parent.name
-        operator = re.sub(r"_(fwd|bwd)$", "", path.stem)
+        operator = next((name for name in dispatch.OPERATORS if path.stem.startswith(name)), None)
         mine = [
             outcome
             for test, outcome in outcomes.items()

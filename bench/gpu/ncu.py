@@ -61,12 +61,14 @@ def parse(output: str) -> list[dict[str, Any]]:
 
 
 def _row(values: dict[str, str], units: dict[str, str]) -> dict[str, Any]:
-    row: dict[str, Any] = {"kernel": values.get("Kernel Name", "?").split("(")[0]}
-    for name, pattern in COLUMNS.items():
+    # Without its argument list, and without the types of template arguments, such as (int)64.
+    name = re.sub(r"\((?:unsigned )?(?:int|bool|long|char)\)", "", values.get("Kernel Name", "?"))
+    row: dict[str, Any] = {"kernel": name.split("(")[0].removeprefix("void ")}
+    for column_name, pattern in COLUMNS.items():
         found = [column for column in values if re.fullmatch(pattern, column)]
         numbers = [_number(values[column], units.get(column, "")) for column in found]
         known = [number for number in numbers if number is not None]
-        row[name] = max(known) if known else None
+        row[column_name] = max(known) if known else None
     stalls = {
         match[1]: number
         for column in values

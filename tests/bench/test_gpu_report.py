@@ -254,7 +254,10 @@ def test_unverified_lines_that_tests_cover():
     text = checks.UNVERIFIED.read_text()
     lines = checks.unverified_lines(text)
     assert all((common.ROOT / file).exists() for file, _ in lines)
-    lines = [("msvit_kernels/triton/varlen_attention.py", "_fwd_kernel"), ("csrc/cuda/varlen_attention_bwd.cu", "bwd")]
+    lines = [
+        ("msvit_kernels/triton/varlen_attention.py", "_fwd_kernel"),
+        ("csrc/cuda/varlen_attention_bwd_a.cu", "bwd"),
+    ]
     passed = {
         "tests/test_varlen_attention.py::test_a[triton-cuda-float32]": "PASSED",
         "tests/test_varlen_attention.py::test_a[cuda-cuda-float32]": "PASSED",
@@ -310,11 +313,11 @@ def test_counters_are_read():
     lines = [
         columns,
         ["", "", "usecond", "Gbyte", "%", "inst", "inst", "inst"],
-        ["0", "fwd(float*)", "31.5", "0.1", "60", "3.5", "1", "4"],
+        ["0", "void msvit::fwd<(int)64, (bool)1>(float*)", "31.5", "0.1", "60", "3.5", "1", "4"],
     ]
     output = "==PROF== Profiling\n" + "\n".join(",".join(f'"{cell}"' for cell in line) for line in lines)
     (found,) = ncu.parse(output)
-    assert found["kernel"] == "fwd"
+    assert found["kernel"] == "msvit::fwd<64, 1>"
     assert (found["time_us"], found["dram_read_mb"], found["occupancy"]) == (31.5, 100, 60)
     assert found["tensor_share"] is None
     assert found["stalls"] == "barrier 4.00, long_scoreboard 3.50"
