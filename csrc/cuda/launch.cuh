@@ -54,6 +54,7 @@ int resident_blocks(void (*kernel)(Params), int threads, int shared_bytes) {
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes), "shared memory");
   int blocks = 0;
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes), "occupancy");
+  if (blocks == 0) throw std::runtime_error("a block with so much shared memory does not fit this GPU");
   return blocks;
 }
 

@@ -23,6 +23,7 @@ namespace {
 
 constexpr int kChunk = 32;  // keys
 constexpr int kRing = 3;    // chunks
+constexpr int kItems = 4;   // that are known: the one in use, two that keys may be loaded for, one being written
 
 struct OnePassParams {
   AttentionBackward call;
@@ -39,8 +40,30 @@ struct OnePassTraits {
   static constexpr int THREADS = WARPS * kWarpSize;
   // Beside them there are dq, and sums of dk and dv.
   static constexpr bool kQueriesInRegisters = FRAGMENTS * D + 4 * D / WARPS <= 192;
-  static constexpr int kMinBlocks = WARPS == 4 && D <= 64 ? 2 : 1;
+  // As many as leave a thread the registers it wants.
+  static constexpr int kMinBlocks = WARPS == 8 ? 1 : FRAGMENTS == 1 && D <= 64 ? 3 : 2;
 };
+
+// One head of one sequence. Sequences without queries or keys have one empty chunk, so that zeros are written.
+struct alignas(16) OnePassItem {
+  bool exists;
+  int head;
+  Sequence queries, keys;
+
+  __device__ int num_chunks() const { return max((keys.length + kChunk - 1) / kChunk, 1); }
+  __device__ int num_tiles() const { return (queries.length + kRowsPerFragment - 1) / kRowsPerFragment; }
+};
+
+__device__ OnePassItem read_item(const Schedule& schedule, int round, const Attention& in) {
+  OnePassItem result{};
+  WorkItem work;
+  if (!schedule.item(round, work)) return result;
+  result.exists = true;
+  result.head = work.head;
+  result.queries = read_sequence(in.cu_seqlens_q, work.sequence, in.total_q, in.max_seqlen_q);
+  result.keys = read_sequence(in.cu_seqlens_k, work.sequence, in.total_k, in.max_seqlen_k);
+  return result;
+}
 
 // Where things lie in shared memory, in bytes.
 template <class Traits>
@@ -55,32 +78,12 @@ struct OnePassMemory {
     statistics = scores + 2 * score_tile;
     bias = statistics + 2 * buffers * rows * 4;
     dweight = bias + kRing * kChunk * 4;
-    schedule = dweight + Traits::WARPS * kChunk * 4;
+    items = dweight + Traits::WARPS * kChunk * 4;
+    schedule = items + kItems * static_cast<int>(sizeof(OnePassItem));
   }
-  int query_tile, key_tile, score_tile;                   // sizes
-  int ring, scores, statistics, bias, dweight, schedule;  // offsets
+  int query_tile, key_tile, score_tile;                          // sizes
+  int ring, scores, statistics, bias, dweight, items, schedule;  // offsets
 };
-
-// One head of one sequence. Sequences without queries or keys have one empty chunk, so that zeros are written.
-struct OnePassItem {
-  bool exists = false;
-  int head = 0;
-  Sequence queries{}, keys{};
-
-  __device__ int num_chunks() const { return max((keys.length + kChunk - 1) / kChunk, 1); }
-  __device__ int num_tiles() const { return (queries.length + kRowsPerFragment - 1) / kRowsPerFragment; }
-};
-
-__device__ OnePassItem read_item(const Schedule& schedule, int round, const Attention& in) {
-  OnePassItem result;
-  WorkItem work;
-  if (!schedule.item(round, work)) return result;
-  result.exists = true;
-  result.head = work.head;
-  result.queries = read_sequence(in.cu_seqlens_q, work.sequence, in.total_q, in.max_seqlen_q);
-  result.keys = read_sequence(in.cu_seqlens_k, work.sequence, in.total_k, in.max_seqlen_k);
-  return result;
-}
 
 // Everything that is on its way into shared memory, and its groups of copies.
 template <class Traits>
@@ -380,33 +383,33 @@ __global__ __launch_bounds__(Traits::THREADS,
   const int warp = threadIdx.x / kWarpSize;
   const float scale = in.softmax_scale * kLog2E;
 
-  OnePassItem current = read_item(schedule, 0, in), next = read_item(schedule, 1, in);
-  // Keys are loaded two chunks ahead: chunk `ahead_chunk` of the current item (0), of the next (1) or, where sequences
-  // are shorter than a chunk, of the one after that (2), which is not worth registers.
-  int ahead_item = 0, ahead_chunk = 0;
-  const auto load_ahead = [&](int round, int slot) {
-    if (ahead_item < 2 && ahead_chunk == (ahead_item == 0 ? current : next).num_chunks()) ahead_chunk = 0, ++ahead_item;
-    if (ahead_item == 2) {
-      const OnePassItem after = read_item(schedule, round + 2, in);
-      if (after.exists) loader.load_keys(after, ahead_chunk++, slot);
-    } else if ((ahead_item == 0 ? current : next).exists) {
-      loader.load_keys(ahead_item == 0 ? current : next, ahead_chunk++, slot);
-    }
+  // In shared memory, since registers are scarce. Thread 0 writes one while the three before it are in use.
+  OnePassItem* items = reinterpret_cast<OnePassItem*>(memory + at.items);
+  if (threadIdx.x == 0)
+    for (int round = 0; round < kItems - 1; ++round) items[round] = read_item(schedule, round, in);
+  __syncthreads();
+  // Keys are loaded two chunks ahead: chunk `ahead_chunk` of the item of `ahead_round`.
+  int ahead_round = 0, ahead_chunk = 0;
+  const auto load_ahead = [&](int slot) {
+    if (ahead_chunk == items[ahead_round % kItems].num_chunks()) ahead_chunk = 0, ++ahead_round;
+    const OnePassItem& item = items[ahead_round % kItems];
+    if (item.exists) loader.load_keys(item, ahead_chunk++, slot);
   };
   // The slot of the chunk in use; numbers of the groups of copies that bring it and the one after it.
   int slot = 0, group_now = 0, group_next = 0;
   const auto end_of = [](const OnePassItem& item) { return item.num_tiles() * kRowsPerFragment; };
 
-  if (current.exists) {
-    load_ahead(0, 0);
+  if (items[0].exists) {
+    load_ahead(0);
     group_now = loader.groups();
     loader.commit();
-    load_ahead(0, 1);
+    load_ahead(1);
     group_next = loader.groups();
     loader.commit();
   }
   int newest = 0;  // groups that may still be on their way when the next item begins
-  for (int round = 0, buffer = 0; current.exists; ++round, buffer = (buffer + 1) % params.buffers) {
+  for (int round = 0, buffer = 0; items[round % kItems].exists; ++round, buffer = (buffer + 1) % params.buffers) {
+    const OnePassItem &current = items[round % kItems], &next = items[(round + 1) % kItems];
     if (round == 0 || params.buffers == 1) {
       __syncthreads();  // all warps are done with the item before
       loader.load_queries(current, buffer, 0, end_of(current));
@@ -432,7 +435,7 @@ __global__ __launch_bounds__(Traits::THREADS,
         queries.start(loader.q(buffer), loader.dout(buffer), loader.lse(buffer), loader.delta(buffer), active);
       group_now = group_next;
       group_next = loader.groups();
-      load_ahead(round, (slot + 2) % kRing);
+      load_ahead((slot + 2) % kRing);
       const int begin = chunk * slice_rows, end = min(begin + slice_rows, end_of(next));
       const bool prefetch = params.buffers == 2 && next.exists && chunk < num_slices;
       if (prefetch) loader.load_queries(next, 1 - buffer, begin, end);
@@ -465,9 +468,7 @@ __global__ __launch_bounds__(Traits::THREADS,
     queries.store(call.dq + current.queries.start * stride + current.head * in.head_dim, stride, in.softmax_scale,
                   current.queries.length, in.head_dim);
     newest = num_chunks > 1 ? 1 : 0;
-    --ahead_item;
-    current = next;
-    next = read_item(schedule, round + 2, in);
+    if (threadIdx.x == 0) items[(round + 3) % kItems] = read_item(schedule, round + 3, in);
   }
 }
 
@@ -495,7 +496,7 @@ void launch_one_pass(const AttentionBackward& call, int device, uintptr_t stream
 template <class T, int D, class Body>
 bool with_traits(int max_seqlen_q, const Body& body) {
   if (max_seqlen_q <= 64) return body(OnePassTraits<T, D, 4, 1>{}), true;
-  if (max_seqlen_q <= 128) return body(OnePassTraits<T, D, 8, 1>{}), true;
+  if (max_seqlen_q <= 128) return body(OnePassTraits<T, D, D <= 64 ? 4 : 8, D <= 64 ? 2 : 1>{}), true;
   if (max_seqlen_q <= 256) return body(OnePassTraits<T, D, 8, 2>{}), true;
   if constexpr (D <= 64) {
     if (max_seqlen_q <= 384) return body(OnePassTraits<T, D, 8, 3>{}), true;

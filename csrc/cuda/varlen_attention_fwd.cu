@@ -18,6 +18,11 @@
 namespace msvit::cuda {
 namespace {
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kFewerBlocks = 1;  // ptxas keeps more in registers for these
+#else
+constexpr int kFewerBlocks = 0;
+#endif
 constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * kWarpSize;
 // Up to so much shared memory keys and values of a sequence stay: three blocks or more on a multiprocessor of 228 KB.
@@ -36,7 +41,8 @@ struct ForwardTraits {
   using T = T_;
   static constexpr int D = D_, FRAGMENTS = FRAGMENTS_, CHUNK = CHUNK_;
   static constexpr bool RESIDENT = RESIDENT_, WEIGHTED = WEIGHTED_;
-  static constexpr int kMinBlocks = D == 32 ? 5 - FRAGMENTS : D == 64 ? 4 - FRAGMENTS : 2;
+  // As many as leave a thread the registers it wants.
+  static constexpr int kMinBlocks = (D == 32 ? 5 : D == 64 ? 4 : 3) - FRAGMENTS - kFewerBlocks;
   static constexpr int kPassRows = kWarps * kRowsPerFragment * FRAGMENTS;
 
   using Numbers = std::conditional_t<WEIGHTED, KeyBias, NoNumbers>;
