@@ -1,10 +1,12 @@
 """Batches whose content is a function of the seed, the epoch and their number: an interrupted epoch can go on.
 
 The order of the images is one permutation per epoch, of which every process takes its part, and augmentation is seeded
-per image. Streamed data sets have no index: there, the batches before a position are read and dropped.
+per image. Streamed data sets have no index: there, the batches before a position are read and dropped, and the order is
+the same for the same number of worker processes.
 """
 
 import hashlib
+import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from typing import Any
 import torch
 from timm.data.loader import fast_collate
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from msvit.training.config import Config
 from msvit.training.datasets import InMemory, is_streamed
@@ -123,12 +125,11 @@ def _streamed(dataset: Any, config: Config, epoch: int, first_step: int, steps: 
 def _stream(dataset: Any, batch_size: int, num_workers: int, seed: int) -> Iterator[Batch]:
     dataset.set_loader_cfg(num_workers=num_workers)
     loader = DataLoader(
-        dataset,
+        _SeededStream(dataset, seed),
         batch_size=batch_size,
         num_workers=num_workers,
         collate_fn=fast_collate,
         pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator().manual_seed(seed),
     )
     for images, labels in loader:
         yield Batch(images, labels, None)
@@ -142,11 +143,34 @@ class _Seeded(Dataset[tuple[Any, int, int]]):
         self.seed = seed
 
     def __getitem__(self, index: int) -> tuple[Any, int, int]:
-        seed = seed_of(self.seed, index)
-        random.seed(seed)
-        torch.manual_seed(seed)
+        _seed_augmentation(self.seed, index)
         image, label = self.dataset[index]
         return image, int(label), index
+
+
+class _SeededStream(IterableDataset[tuple[Any, int]]):
+    """Likewise before each image of a stream, by its number in the worker process."""
+
+    def __init__(self, dataset: Any, seed: int) -> None:
+        self.dataset = dataset
+        self.seed = seed
+
+    def __iter__(self) -> Iterator[tuple[Any, int]]:
+        worker = get_worker_info()
+        items = iter(self.dataset)
+        for number in itertools.count():
+            _seed_augmentation(self.seed, 0 if worker is None else worker.id, number)
+            try:
+                yield next(items)
+            except StopIteration:
+                return
+
+
+def _seed_augmentation(*parts: int) -> None:
+    """timm's transforms draw from both generators."""
+    seed = seed_of(*parts)
+    random.seed(seed)
+    torch.manual_seed(seed)
 
 
 def _collate(items: list[tuple[Any, int, int]]) -> tuple[Tensor, Tensor, Tensor]:

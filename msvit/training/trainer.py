@@ -15,7 +15,7 @@ from msvit.training.batches import Batch, Share, ordered_batches, seed_of, steps
 from msvit.training.build import CALIBRATION_IMAGES, build_model, calibrate, reset_noise, set_training
 from msvit.training.checkpoints import MODEL_FILE, Checkpoint, load_loss, write_checkpoint
 from msvit.training.config import Config
-from msvit.training.datasets import InMemory, count_classes, make_dataset
+from msvit.training.datasets import InMemory, count_classes, is_streamed, make_dataset
 from msvit.training.evaluate import Evaluation, evaluate
 from msvit.training.journal import Journal
 from msvit.training.objective import Losses, Objective, make_gate_loss
@@ -148,6 +148,8 @@ class Trainer:
     def _train_epoch(self, progress: Progress) -> None:
         epoch, done = divmod(self.step, self.steps_per_epoch)
         set_training(self.model, self.config)
+        if is_streamed(self.train_set):  # a reader that has been read may remember it
+            self.train_set = make_dataset(self.config, True, self.model.image_size)
         batches = training_batches(self.train_set, self.config, epoch, done, self.share)
         progress.start_epoch(epoch, done)
         start = time.perf_counter()
