@@ -99,10 +99,13 @@ def results_dir(device: torch.device) -> Path:
 
 
 def commit() -> str:
-    """Of the tree that is measured, with "-dirty" where tracked files differ from it; "unknown" outside of git."""
+    """Of the tree that is measured, with "-dirty" where tracked files differ from it.
+
+    Outside of git, as in a copy on another machine, what MSVIT_COMMIT says, or "unknown".
+    """
     revision = _output("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD")
     if not revision:
-        return "unknown"
+        return os.environ.get("MSVIT_COMMIT", "unknown")
     # Results are what benches write: they do not change what is measured.
     pathspec = [".", ":!bench/results", ":!docs"]
     changed = _output("git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no", "--", *pathspec)
@@ -201,6 +204,8 @@ def _matmul_gflop_s(device: torch.device, dtype: torch.dtype, seconds: float) ->
 def _copy_gb_s(device: torch.device, seconds: float) -> float:
     # Far above the caches of both.
     source = torch.zeros(2**30 if device.type == "cuda" else 2**27, dtype=torch.uint8, device=device)
+    if device.type == "cuda":  # a GPU may move zeros faster
+        source.random_(generator=torch.Generator(device))
     target = torch.ones_like(source)
     return 2 * source.numel() / _best_seconds(lambda: target.copy_(source), device, seconds) / 1e9
 

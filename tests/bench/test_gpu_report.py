@@ -437,6 +437,13 @@ def test_readme_says_that_no_gpu_was_measured(tmp_path):
     assert "so\nthere is no GPU table yet" in "\n".join(readme_gpu.section(tmp_path))
 
 
+def test_commit_of_a_copy_without_git(monkeypatch, tmp_path):
+    monkeypatch.setattr(common, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.setenv("MSVIT_COMMIT", "0123456789ab")
+    assert common.commit() == "0123456789ab"
+
+
 # ---- the paths of a GPU, with stand-ins
 
 
