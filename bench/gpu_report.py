@@ -284,7 +284,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=summary_line, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=520, help="for everything (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=500, help="for everything (default: %(default)s)")
     parser.add_argument("--parts", default=",".join(SHARES), help="with commas between (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="small shapes: a smoke test")
     parser.add_argument("--device", help="cpu or cuda; found by itself where not given")
