@@ -1,0 +1,104 @@
+"""The CUDA kernels in the emulator: what operator tests do not see. Races are errors in every test that runs them."""
+
+import os
+
+import pytest
+import torch
+
+from msvit_kernels import dispatch, testing, varlen_attention
+
+SCHEDULES = ["forward", "reverse", "random:1", "random:2"]
+# Short sequences stay in shared memory, long ones stream through it; the backward of each is another kernel.
+LENGTHS = {"short": [49, 0, 130, 16], "long": [450, 33]}
+
+# Bytes that a block may ask for, by compute capability.
+SHARED_MEMORY = {"sm_80": 166912, "sm_86": 101376, "sm_90": 232448, "sm_120": 101376}
+
+pytestmark = pytest.mark.skipif(
+    not os.environ.get("MSVIT_CUDA_EMULATOR"), reason="needs the emulator (tests/cuda_emulator.py)"
+)
+
+
+def take_statistics():
+    from msvit_kernels.cuda.native import kernels
+
+    return kernels.emulator_statistics()
+
+
+def attention(lengths, num_heads, head_dim, dtype=torch.bfloat16, weights="fractional"):
+    """Outputs and gradients, and what the launches did: of the forward, of the backward."""
+    torch.manual_seed(0)
+    total = sum(lengths)
+    leaves = [x.detach().requires_grad_() for x in testing.qkv_views(total, num_heads, head_dim, dtype)]
+    weight = testing.key_weights(weights, total)
+    if weight is not None:
+        leaves.append(weight.requires_grad_())
+    take_statistics()
+    offsets = testing.offsets(lengths)
+    out = varlen_attention(*leaves[:3], offsets, max(lengths), key_weight=weight, backend="cuda")
+    forward = take_statistics()
+    grads = torch.autograd.grad(out, leaves, torch.randn_like(out))
+    return [out.detach(), *grads], forward, take_statistics()
+
+
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
+def test_bits_do_not_depend_on_the_order_of_threads_and_blocks(lengths, monkeypatch):
+    results = []
+    for schedule in SCHEDULES:
+        monkeypatch.setenv("MSVIT_EMULATED_SCHEDULE", schedule)
+        results.append(attention(lengths, 2, 64)[0])
+    for other in results[1:]:
+        for x, y in zip(results[0], other, strict=True):
+            assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("multiprocessors", ["1", "132"])
+def test_bits_do_not_depend_on_the_number_of_multiprocessors(multiprocessors, monkeypatch):
+    expected = attention(LENGTHS["short"], 3, 64)[0]
+    monkeypatch.setenv("MSVIT_EMULATED_MULTIPROCESSORS", multiprocessors)
+    for x, y in zip(expected, attention(LENGTHS["short"], 3, 64)[0], strict=True):
+        assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("head_dim", [24, 32, 64, 72, 128])
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
+def test_shared_memory_has_no_bank_conflicts(lengths, head_dim):
+    _, forward, backward = attention(lengths, 1, head_dim)
+    assert forward
+    assert backward
+    for launch in forward + backward:
+        assert launch["matrix_load_conflicts"] == 0, launch
+        assert launch["shared_store_conflicts"] == 0, launch
+
+
+def test_the_forward_of_short_sequences_reads_keys_and_values_once(monkeypatch):
+    monkeypatch.setenv("MSVIT_EMULATED_MULTIPROCESSORS", "1")  # with more, blocks without work share long sequences
+    lengths, num_heads, head_dim = [49, 196, 7], 2, 64
+    _, (launch,), _ = attention(lengths, num_heads, head_dim, weights="none")
+    assert launch["copy_async_bytes"] == 2 * sum(lengths) * num_heads * head_dim * 2
+    # Tiles of 16 by 16 keys for the scores, and as many for their product with the values.
+    tiles = sum(-(-n // 16) * -(-n // 16) for n in lengths)
+    assert launch["mma"] == 2 * tiles * num_heads * (head_dim // 16) * 2
+
+
+@pytest.mark.parametrize("max_seqlen", [1, 49, 64, 65, 128, 197, 256, 257, 384, 385, 577, 1025, 8192])
+@pytest.mark.parametrize("card", SHARED_MEMORY.values(), ids=SHARED_MEMORY.keys())
+def test_blocks_fit_the_shared_memory_of_every_card(card, max_seqlen, monkeypatch):
+    from msvit_kernels.cuda import varlen_attention as cuda_attention
+
+    monkeypatch.setenv("MSVIT_EMULATED_SHARED_MEMORY", str(card))
+    # One token, but bounds and tensors that could hold more: what is asked for depends on the bound alone.
+    offsets = testing.offsets([1, 0])
+    for head_dim in (32, 64, 96, 128):
+        q, k, v = testing.qkv_views(max_seqlen, 1, head_dim, torch.bfloat16)
+        weight = torch.ones(max_seqlen)
+        sizes = offsets, offsets, max_seqlen, max_seqlen, weight, 0.1
+        out, lse = cuda_attention.varlen_attention_fwd(q, k, v, *sizes)
+        gradients = cuda_attention.varlen_attention_bwd(out, None, q, k, v, out, lse, *sizes, True)
+        torch.testing.assert_close(out[0], v[0])
+        torch.testing.assert_close(gradients[2][0], out[0])
+
+
+def test_the_emulator_is_never_chosen_by_itself():
+    for dtype in (torch.float32, torch.bfloat16):
+        assert dispatch.resolve("varlen_attention", None, "cpu", dtype, head_dim=64) != "cuda"
