@@ -1,8 +1,8 @@
 """Compiles every CUDA source for each architecture of MSVIT_CUDA_ARCHS and reports what ptxas says of its kernels.
 
 No GPU is needed. A kernel that spills, uses more registers than a thread may have, or more static shared memory than a
-block gets without asking, fails the run; so does a source that has no kernel although it should. Dynamic shared memory is
-decided by the launchers, for the device at hand: tests/test_cuda_attention.py checks it against the limit of each card.
+block gets without asking, fails the run; so does a source whose kernels ptxas does not report. How much dynamic shared
+memory a launch asks for depends on the card: tests/test_cuda_kernels.py holds it against the limits of several.
 """
 
 import os

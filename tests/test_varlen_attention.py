@@ -196,6 +196,98 @@ def test_result_does_not_depend_on_the_neighbours(target):
         torch.testing.assert_close(part, x, **rounding(dtype), msg=lambda text, name=name: f"{name}: {text}")
 
 
+@pytest.mark.parametrize("target", PROPERTY_TARGETS)
+def test_bits_do_not_depend_on_the_order_of_the_batch(target):
+    backend, device, dtype = target
+    lengths = [70, 0, 130, 31, 1]
+    inputs = make_inputs(lengths, 2, 64, dtype, device, "fractional")
+    (q, k, v), _, max_seqlen, arguments, dout, dlse = inputs
+    rows = torch.cat([part.flip(0) for part in torch.arange(sum(lengths)).flip(0).split(lengths[::-1])]).to(device)
+    weight = arguments["key_weight"][rows]
+    turned = [x[rows] for x in (q, k, v)], testing.offsets(lengths[::-1], device), max_seqlen, {"key_weight": weight}
+    results, others = run(inputs, backend), run((*turned, dout[rows], dlse[:, rows]), backend)
+    for name, x in results.items():
+        assert torch.equal(x[:, rows] if name == "lse" else x[rows], others[name]), name
+
+
+@pytest.mark.parametrize("target", PROPERTY_TARGETS)
+@pytest.mark.parametrize("scale", [-0.3, 0.0, 5.0])
+def test_any_finite_softmax_scale(target, scale):
+    backend, device, dtype = target
+    (q, k, v), cu_seqlens, max_seqlen, _, dout, _ = make_inputs([70, 300, 5], 1, 64, dtype, device)
+
+    def gradients(dtype, backend):
+        leaves = [leaf(x.to(dtype)) for x in (q, k, v)]
+        out = varlen_attention(*leaves, cu_seqlens, max_seqlen, softmax_scale=scale, backend=backend)
+        return [out.detach(), *torch.autograd.grad(out, leaves, dout.to(dtype))]
+
+    oracle, eager = gradients(torch.float64, "reference"), gradients(dtype, "reference")
+    for name, actual, expected, exact in zip("oqkv", gradients(dtype, backend), eager, oracle, strict=True):
+        # A sharp softmax cancels in dq and dk what is the size of scale times a product of head_dim terms.
+        testing.assert_accurate(name, actual, expected, exact, max(1, abs(scale)) * 8)
+
+
+@pytest.mark.parametrize("target", PROPERTY_TARGETS)
+def test_rows_further_apart_than_32_bits_count(target):
+    backend, device, dtype = target
+    if backend == "reference" or (dtype == torch.float32 and device == "cpu"):
+        dtype = torch.bfloat16  # half the address space
+    lengths, num_heads, head_dim = [12, 7], 2, 64
+    shape = (sum(lengths), 3, num_heads, head_dim)
+    strides = (2**27 + 8, num_heads * head_dim, head_dim, 1)
+    try:
+        storage = torch.empty((shape[0] - 1) * strides[0] + 3 * strides[1], dtype=dtype, device=device)
+    except (RuntimeError, torch.OutOfMemoryError) as error:
+        pytest.skip(f"needs {2 * shape[0] // 8} GiB of address space: {error}")
+    far = storage.as_strided(shape, strides)
+    near = torch.randn(shape, device=device).to(dtype)
+    far.copy_(near)
+    results = []
+    for qkv in (far, near):
+        leaves = [leaf(x) for x in qkv.unbind(1)]
+        out = varlen_attention(*leaves, testing.offsets(lengths, device), 12, backend=backend)
+        results.append([out.detach(), *torch.autograd.grad(out.float().square().sum(), leaves)])
+    for x, y in zip(*results, strict=True):
+        assert torch.equal(x, y)
+
+
+@pytest.mark.skipif("cuda" not in DEVICES, reason="CUDA graphs need a GPU")
+@pytest.mark.parametrize("target", [target for target in PROPERTY_TARGETS if target.values[0][0] in ("cuda", "triton")])
+def test_graph_replay_equals_eager(target):
+    backend, device, dtype = target
+    lengths = [70, 196, 31]
+    (q, k, v), cu_seqlens, max_seqlen, arguments, dout, _ = make_inputs(lengths, 6, 64, dtype, device, "fractional")
+    leaves = [leaf(x) for x in (q, k, v, arguments["key_weight"])]
+
+    def step():
+        out = varlen_attention(*leaves[:3], cu_seqlens, max_seqlen, key_weight=leaves[3], backend=backend)
+        return [out, *torch.autograd.grad(out, leaves, dout)]
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    # Other numbers and other lengths in the same memory: the graph must read both when it is replayed.
+    with torch.no_grad():
+        for x in leaves[:3]:
+            x.copy_(torch.randn_like(x))
+    cu_seqlens.copy_(testing.offsets([196, 1, 100], device))
+    graph.replay()
+    for x, y in zip(captured, step(), strict=True):
+        assert torch.equal(x, y)
+
+
+@pytest.mark.skipif("cuda" not in DEVICES, reason="takes a GPU to be quick")
+@pytest.mark.parametrize("target", [target for target in TARGETS if target.values[0][1] == "cuda"])
+def test_long_sequences_on_a_gpu(target):
+    backend, device, dtype = target
+    check_accuracy(make_inputs([8192, 0, 1024, 577, 4000], 1, 64, dtype, device, "fractional"), backend)
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_same_inputs_give_the_same_bits(target):
     backend, device, dtype = target
