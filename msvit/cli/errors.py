@@ -1,5 +1,6 @@
 """What a command says when something is wrong."""
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,12 @@ def one_line_errors() -> Iterator[None]:
         raise typer.Exit(1) from error
     finally:
         warnings.showwarning = show
+
+
+def say(text: str) -> None:
+    """Prints a line, in the first of several processes only."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        typer.echo(text)
 
 
 def _show(

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from msvit.cli.errors import one_line_errors
+from msvit.cli.errors import one_line_errors, say
 from msvit.cli.options import with_config_options
 
 _OPTIONS = (
@@ -50,7 +50,7 @@ def evaluate(
         from msvit.training.evaluation_job import evaluate_checkpoint
 
         name, found = evaluate_checkpoint(checkpoint, values)
-        typer.echo(
+        say(
             f"{name}: top-1 {found.top1:.2%}, top-5 {found.top5:.2%}, loss {found.loss:.4f}, "
             f"{found.tokens_per_image:.1f} tokens/image ({found.fine_share:.1%} of the regions fine), "
             f"{found.gmacs:.3f} GMACs/image, {found.images} images"

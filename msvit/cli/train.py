@@ -1,12 +1,11 @@
 """`msvit train`: a run, from its start or from its last checkpoint."""
 
-import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from msvit.cli.errors import one_line_errors
+from msvit.cli.errors import one_line_errors, say
 from msvit.cli.options import with_config_options
 
 
@@ -37,12 +36,6 @@ def train(
                 raise ValueError(f"--resume continues a run as it was configured; {given} cannot be changed")
             run = resume_run(resume)
         else:
-            preset = values.pop("preset", "vit")
-            config = make_config(preset, **values)
-            run = start_run(config, output or _default_folder(preset))
-        typer.echo(f"run in {run.folder}; msvit eval {run.folder} evaluates it again")
-
-
-def _default_folder(preset: str) -> Path:
-    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{preset}-{now}"
+            config = make_config(values.pop("preset", "vit"), **values)
+            run = start_run(config, output)
+        say(f"run in {run.folder}; msvit eval {run.folder} evaluates it again")

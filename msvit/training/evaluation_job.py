@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-
 import msvit
 from msvit.models import MixedScaleVisionTransformer
 from msvit.training.batches import Share, ordered_batches
@@ -15,6 +13,7 @@ from msvit.training.datasets import count_classes, make_dataset
 from msvit.training.evaluate import Evaluation, evaluate
 from msvit.training.presets import make_config
 from msvit.training.runs import CONFIG_FILE, load_run
+from msvit.training.trainer import make_accelerator
 
 
 def evaluate_checkpoint(path: Path, values: dict[str, Any]) -> tuple[str, Evaluation]:
@@ -48,7 +47,7 @@ def evaluate_checkpoint(path: Path, values: dict[str, Any]) -> tuple[str, Evalua
 
 
 def _evaluate(config: Config, weights: Path, setting: float | None, classes: int | None) -> Evaluation:
-    accelerator = Accelerator(mixed_precision=config.precision, cpu=config.cpu)
+    accelerator = make_accelerator(config)
     size = build_model(config, 1, setting, weights=False).image_size
     dataset = make_dataset(config, False, size)
     model = build_model(config, classes or count_classes(config, dataset), setting, weights=False)

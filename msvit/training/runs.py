@@ -144,8 +144,7 @@ def create_run(folder: Path, config: Config, derived: dict[str, Any]) -> Run:
         FileExistsError: it is one already.
         OSError: it cannot be made.
     """
-    if (folder / CONFIG_FILE).exists():
-        raise FileExistsError(f"{folder}: expected a new folder, got that of a run; --resume {folder} continues it")
+    check_new(folder)
     folder.mkdir(parents=True, exist_ok=True)
     versions = {"torch": torch.__version__, "timm": timm.__version__, "python": platform.python_version()}
     stored = {"format": _FORMAT, "config": config.to_dict(), **derived, "versions": versions}
@@ -153,3 +152,9 @@ def create_run(folder: Path, config: Config, derived: dict[str, Any]) -> Run:
     temporary.write_text(json.dumps(stored, indent=2) + "\n")
     temporary.replace(folder / CONFIG_FILE)
     return load_run(folder)
+
+
+def check_new(folder: Path) -> None:
+    """Raises FileExistsError where there is a run already."""
+    if (folder / CONFIG_FILE).exists():
+        raise FileExistsError(f"{folder}: expected a new folder, got that of a run; --resume {folder} continues it")

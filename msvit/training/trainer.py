@@ -1,5 +1,6 @@
 """The training loop: epochs of steps, each followed by an evaluation, a row of metrics and a checkpoint."""
 
+import datetime
 import math
 import time
 from contextlib import nullcontext
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 import msvit
@@ -21,13 +23,20 @@ from msvit.training.journal import Journal
 from msvit.training.objective import Losses, Objective, make_gate_loss
 from msvit.training.optim import make_parts
 from msvit.training.progress import Progress
-from msvit.training.runs import Run, create_run, load_run
+from msvit.training.runs import Run, check_new, create_run, load_run
 
 _SUMS = ("train_loss", "task_loss", "gate_loss", "train_tokens_per_image")
 
 
-def start_run(config: Config, folder: Path) -> Run:
+def start_run(config: Config, folder: Path | None = None) -> Run:
     """Trains in a new folder.
+
+    Args:
+        config: of the run.
+        folder: of the run; runs/PRESET-TIME by default.
+
+    Returns:
+        The finished run.
 
     Raises:
         FileExistsError: the folder is that of a run already.
@@ -35,7 +44,9 @@ def start_run(config: Config, folder: Path) -> Run:
         FloatingPointError: the loss is not finite any more; the text names the step and the images.
         OSError: something cannot be written; what was written before is still there.
     """
-    accelerator = _accelerator(config)
+    accelerator = make_accelerator(config)
+    folder = _default_folder(config) if folder is None else folder
+    check_new(folder)
     blank = build_model(config, 1, weights=False)
     train_set = make_dataset(config, True, blank.image_size)
     num_classes = count_classes(config, train_set)
@@ -69,7 +80,7 @@ def resume_run(folder: Path) -> Run:
         checkpoint = run.checkpoint()
     except FileNotFoundError:  # stopped before its first: it starts again
         checkpoint = None
-    accelerator = _accelerator(run.config)
+    accelerator = make_accelerator(run.config)
     train_set = run.train_dataset()
     torch.manual_seed(run.config.seed)
     classes, setting = run.derived["num_classes"], run.derived["gate_setting"]
@@ -247,8 +258,17 @@ class Trainer:
         return tensor.to(self.accelerator.device, non_blocking=True)
 
 
-def _accelerator(config: Config) -> Accelerator:
-    return Accelerator(mixed_precision=config.precision, cpu=config.cpu)
+def make_accelerator(config: Config) -> Accelerator:
+    """Devices and processes; without an accelerator, torchrun's processes are found only if the CPU is asked for."""
+    return Accelerator(mixed_precision=config.precision, cpu=config.cpu or not torch.accelerator.is_available())
+
+
+def _default_folder(config: Config) -> Path:
+    """All processes take the folder of the first."""
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    folders = [str(Path("runs") / f"{config.preset}-{now}")]
+    broadcast_object_list(folders)
+    return Path(folders[0])
 
 
 def _synchronised(accelerator: Accelerator, module: nn.Module, last: bool) -> Any:
