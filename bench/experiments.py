@@ -55,10 +55,10 @@ _FIXED = {"loss": "none"}
 
 SETTINGS = (
     Setting(FIRST, "plain ViT, from scratch: what all others start from", {**_PLAIN, "epochs": 16}),
-    Setting("plain-96", "plain ViT, 96 px", {**_PLAIN, "image_size": 96}),
     Setting("plain-80", "plain ViT, 80 px", {**_PLAIN, "image_size": 80}),
     Setting("plain-64", "plain ViT, 64 px", {**_PLAIN, "image_size": 64}),
-    Setting("coarse", "all regions coarse, 96 px", {"gate": "coarse", "loss": "none"}),
+    Setting("plain-48", "plain ViT, 48 px", {**_PLAIN, "image_size": 48}),
+    Setting("coarse", "all regions of 80 px coarse", {"gate": "coarse", "loss": "none"}),
     Setting("l0", "learned gate, L0 loss", {"loss": "l0"}),
     Setting("bas", "learned gate, batch shaping per position", {"loss": "bas"}),
     Setting("bas-flat", "learned gate, batch shaping, flattened", {"loss": "bas-flat"}),

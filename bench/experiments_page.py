@@ -165,7 +165,7 @@ def mixed_scale_beats_plain(rows: Rows) -> list[str]:
     """Against the plain model of as many multiply-accumulates, interpolated between image sizes."""
     plain = sorted(
         (statistics.fmean(values(rows[name], "gmacs")), statistics.fmean(values(rows[name], "top1")))
-        for name in ("plain-96", "plain-80", "plain-64")
+        for name in ("plain-80", "plain-64", "plain-48")
         if name in rows
     )
     lines = []

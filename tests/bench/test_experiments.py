@@ -136,7 +136,7 @@ def test_dynamic_gate():
 
 @pytest.mark.parametrize(("top1", "word"), [(0.76, "**holds**"), (0.74, "**does not hold**")])
 def test_against_plain_models_of_equal_cost(top1, word):
-    plain = rows(plain_96={"gmacs": 0.03, "top1": 0.9}, plain_64={"gmacs": 0.01, "top1": 0.6})
+    plain = rows(plain_80={"gmacs": 0.03, "top1": 0.9}, plain_48={"gmacs": 0.01, "top1": 0.6})
     lines = experiments_page.mixed_scale_beats_plain({**plain, **rows(gbas={"gmacs": 0.02, "top1": top1})})
     assert word in lines[0]
     assert "75.0 %, interpolated" in lines[0]
