@@ -119,9 +119,9 @@ def photograph_crops(split: str, size: int, seed: int, image_size: int) -> Tenso
         photograph = levels[level]
         top = int(y[i] * (photograph.shape[1] - image_size + 1))
         left = int(x[i] * (photograph.shape[2] - image_size + 1))
-        crop = photograph[:, top : top + image_size, left : left + image_size].astype(np.float32)
-        crop = (_GREY + _FADED * (crop - crop.mean())).round()
-        crops[i] = crop[:, :, ::-1] if mirrored[i] else crop
+        crop = photograph[:, top : top + image_size, left : left + image_size]
+        faded = (_GREY + _FADED * (np.arange(256) - crop.mean())).round().astype(np.uint8)  # of each value of a pixel
+        crops[i] = faded[crop[:, :, ::-1] if mirrored[i] else crop]
     return torch.from_numpy(crops)
 
 
