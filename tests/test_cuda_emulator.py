@@ -203,6 +203,14 @@ def test_two_writers_of_one_word_are_a_race(emulator, schedule):
     fails(emulator, "write_twice", r"race: .* writes .* wrote at .* with no barrier between")
 
 
+def test_blocks_that_share_global_memory_are_a_race(emulator, schedule):
+    assert (run(emulator, "global", outputs=64, blocks=2, argument=1) == 1).all()
+    fails(emulator, "global", r"race: .* writes 4 bytes of global memory .* at selftest.cu:\d+\)", argument=0, blocks=1)
+    match = r"race: .* of global memory .*, which block \d (wrote|read) at selftest.cu:\d+ in the same launch"
+    fails(emulator, "global", match, argument=0, blocks=2, threads=1)
+    fails(emulator, "global", match, argument=100, blocks=2)
+
+
 def test_reading_a_copy_early_is_a_race(emulator, schedule):
     fails(
         emulator,

@@ -3,6 +3,7 @@
 add_library(msvit_emulator OBJECT
   emulator/elements.cpp
   emulator/fiber.cpp
+  emulator/global_memory.cpp
   emulator/launch.cpp
   emulator/matrices.cpp
   emulator/operations.cpp

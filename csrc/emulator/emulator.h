@@ -118,6 +118,8 @@ T from_word(uint64_t word) {
 struct Launch {
   const void* kernel;
   int blocks, threads, shared_bytes;
+  const void* params;  // constant memory
+  size_t params_bytes;
   std::function<void()> run_thread;
 };
 
@@ -254,7 +256,8 @@ int resident_blocks(void (*kernel)(Params), int threads, int shared_bytes) {
 template <class Params>
 void launch(void (*kernel)(Params), int blocks, int threads, int shared_bytes, uintptr_t, const Params& params,
             Place place = Place::here()) {
-  emulator::run({reinterpret_cast<const void*>(kernel), blocks, threads, shared_bytes, [&] { kernel(params); }}, place);
+  const auto address = reinterpret_cast<const void*>(kernel);
+  emulator::run({address, blocks, threads, shared_bytes, &params, sizeof params, [&] { kernel(params); }}, place);
 }
 
 }  // namespace msvit::cuda

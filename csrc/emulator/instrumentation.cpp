@@ -1,8 +1,8 @@
 // Sees the plain loads and stores of the kernels.
 //
 // The kernels are compiled with -fsanitize=thread,alignment,bounds, which puts a call before every access to memory and
-// after every failed check, but not linked with these sanitizers: the calls end here. Accesses to shared memory are
-// checked for races and bounds.
+// after every failed check, but not linked with these sanitizers: the calls end here. Accesses are
+// checked for races, and those to shared memory for bounds.
 #include "worker.h"
 
 namespace msvit::emulator {
@@ -11,12 +11,12 @@ namespace {
 
 void see(const void* address, size_t bytes, AccessKind kind, const void* instruction) {
   Worker& self = worker();
-  if (!self.is_running() || self.is_stack(address)) return;
+  if (!self.is_running() || self.is_private(address)) return;
   SharedMemory& shared = self.shared();
   Counts& counts = self.counts();
   if (!shared.is_near(address)) {
     (kind == AccessKind::read ? counts.plain_global_bytes_read : counts.plain_global_bytes_written) += bytes;
-    return;
+    return self.global_access(kind, address, bytes, Places::id(instruction), "plain access");
   }
   counts.plain_shared_bytes += bytes;
   const int64_t offset = static_cast<const unsigned char*>(address) - shared.data();

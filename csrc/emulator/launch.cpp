@@ -61,6 +61,7 @@ void run(const Launch& launch, Place place) {
   check(launch, place);
   const Schedule schedule = schedule_from_environment();
   const int num_workers = std::min(launch.blocks, from_environment("MSVIT_EMULATED_WORKERS", 1, 256));
+  GlobalMemory global;
   std::atomic<int> next{0};
   std::string error;
   LaunchStatistics record{launch.kernel, launch.blocks, launch.threads, launch.shared_bytes, {}};
@@ -71,7 +72,7 @@ void run(const Launch& launch, Place place) {
     try {
       for (int i = next++; i < launch.blocks; i = next++) {
         const int block = schedule.block(i, launch.blocks);
-        self.run_block(launch, block, schedule.for_block(block));
+        self.run_block(launch, global, block, schedule.for_block(block));
       }
     } catch (const std::exception& caught) {
       failed = caught.what();

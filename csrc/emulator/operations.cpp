@@ -189,7 +189,10 @@ void copy_async_16(uint32_t destination, const void* source, bool valid, Place p
   const int64_t offset = offset_of(destination);
   if (!self.access(AccessKind::copy_start, offset, 16, where, "copy_async_16", thread)) return;
   AsyncCopies::Copy copy{static_cast<size_t>(offset), where, {}};
-  if (valid) std::memcpy(copy.bytes.data(), source, 16);
+  if (valid) {
+    std::memcpy(copy.bytes.data(), source, 16);
+    self.global_access(AccessKind::read, source, 16, where, "copy_async_16");
+  }
   self.counts().copy_async_bytes += valid ? 16 : 0;
   std::memset(self.shared().data() + offset, 0x7f, 16);
   thread.async.copies.push_back(copy);

@@ -151,6 +151,13 @@ __global__ void write_twice_kernel(const __grid_constant__ SelfTest) {
   words(memory)[threadIdx.x / 2] = threadIdx.x;
 }
 
+// Blocks and threads write global memory, `argument` words apart; argument 100: every block reads what block 0 writes.
+__global__ void global_kernel(const __grid_constant__ SelfTest call) {
+  const int thread = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (call.argument < 100 || thread == 0) call.output[thread * (call.argument % 100)] = 1;
+  if (call.argument == 100 && blockIdx.x > 0) call.output[thread] = call.output[0] + 1;
+}
+
 // argument 0: reads a copy without waiting; 1: another thread reads it after its owner waited, without a barrier.
 __global__ void early_read_kernel(const __grid_constant__ SelfTest call) {
   MSVIT_SHARED_MEMORY(memory);
@@ -221,6 +228,7 @@ constexpr Named kKernels[] = {
     {"exchange_plain", exchange_kernel<true>},
     {"overwrite", overwrite_kernel},
     {"write_twice", write_twice_kernel},
+    {"global", global_kernel},
     {"early_read", early_read_kernel},
     {"diverged", diverged_kernel},
     {"stray", stray_kernel},

@@ -43,15 +43,14 @@ void SharedMemory::start_block(size_t bytes) {
   first_epoch_ = ++epoch_;
 }
 
-bool SharedMemory::conflicts(const Access& earlier, uint8_t bytes, const Accessor& by) const {
-  if (earlier.epoch != epoch_ || earlier.who == by.thread || !(earlier.bytes & bytes)) return false;
+bool unordered(const Access& earlier, uint32_t epoch, const Accessor& by) {
+  if (earlier.epoch != epoch || earlier.who == by.thread) return false;
   return earlier.warp() != by.thread / kWarpSize || earlier.warp_epoch == by.warp_epoch;
 }
 
-// The newest access, or all of those of which none is ordered before another.
-void SharedMemory::merge(Access& known, AccessKind kind, uint8_t bytes, const Accessor& by) {
+void merge(Access& known, AccessKind kind, uint8_t bytes, uint32_t epoch, const Accessor& by) {
   uint16_t who = by.thread;
-  if (known.epoch == epoch_ && known.who != by.thread && known.kind == kind) {
+  if (known.epoch == epoch && known.who != by.thread && known.kind == kind) {
     const int warp = by.thread / kWarpSize;
     if (known.warp() != warp) {
       who = Access::kSeveral;
@@ -60,7 +59,7 @@ void SharedMemory::merge(Access& known, AccessKind kind, uint8_t bytes, const Ac
     }
     bytes |= known.bytes;
   }
-  known = {epoch_, by.warp_epoch, by.where, who, bytes, kind};
+  known = {epoch, by.warp_epoch, by.where, who, bytes, kind};
 }
 
 const Access* SharedMemory::record(AccessKind kind, size_t offset, size_t bytes, const Accessor& by) {
@@ -72,16 +71,19 @@ const Access* SharedMemory::record(AccessKind kind, size_t offset, size_t bytes,
       word.write = {epoch_, by.warp_epoch, by.where, by.thread, mask, AccessKind::write};
       continue;
     }
+    const auto conflicts = [&](const Access& earlier) {
+      return (earlier.bytes & mask) != 0 && unordered(earlier, epoch_, by);
+    };
     const bool in_flight = word.write.kind == AccessKind::copy_start && word.write.epoch >= first_epoch_;
     const bool both_atomic = kind == AccessKind::atomic && word.write.kind == AccessKind::atomic;
-    if (in_flight || (!both_atomic && conflicts(word.write, mask, by))) return &word.write;
+    if (in_flight || (!both_atomic && conflicts(word.write))) return &word.write;
     if (kind == AccessKind::read) {
-      merge(word.read, kind, mask, by);
+      merge(word.read, kind, mask, epoch_, by);
       continue;
     }
-    if (conflicts(word.read, mask, by)) return &word.read;
+    if (conflicts(word.read)) return &word.read;
     if (kind == AccessKind::atomic) {
-      merge(word.write, kind, mask, by);
+      merge(word.write, kind, mask, epoch_, by);
     } else {
       word.write = {epoch_, by.warp_epoch, by.where, by.thread, mask, kind};
     }

@@ -33,6 +33,12 @@ struct Access {
   int warp() const { return who == kSeveral ? -1 : who & kSeveralOfWarp ? who & 0xff : who / kWarpSize; }
 };
 
+// Whether `earlier` is by another thread with no barrier between; `epoch`: barriers that the block of `by` has passed.
+bool unordered(const Access& earlier, uint32_t epoch, const Accessor& by);
+
+// Makes `known` the newest access, or all of those of which none is ordered before another.
+void merge(Access& known, AccessKind kind, uint8_t bytes, uint32_t epoch, const Accessor& by);
+
 class SharedMemory {
  public:
   static constexpr size_t kMostBytes = 256 * 1024;
@@ -48,6 +54,7 @@ class SharedMemory {
   // Fills it with bits that are NaN in every format and no useful index.
   void start_block(size_t bytes);
   void pass_barrier() { ++epoch_; }
+  uint32_t epoch() const { return epoch_; }
 
   unsigned char* data() { return data_; }
   const unsigned char* at(uint32_t address) const { return data_ + (address - kFirstAddress); }
@@ -67,9 +74,6 @@ class SharedMemory {
   struct Word {
     Access write, read;
   };
-
-  bool conflicts(const Access& earlier, uint8_t bytes, const Accessor& by) const;
-  void merge(Access& known, AccessKind kind, uint8_t bytes, const Accessor& by);
 
   unsigned char* region_;
   unsigned char* data_;

@@ -56,8 +56,9 @@ Worker::~Worker() { munmap(stacks_, kStacksBytes); }
 
 // ---- the scheduler
 
-void Worker::run_block(const Launch& launch, int block, Schedule schedule) {
+void Worker::run_block(const Launch& launch, GlobalMemory& global, int block, Schedule schedule) {
   launch_ = &launch;
+  global_ = &global;
   block_ = block;
   schedule_ = schedule;
   error_.clear();
@@ -228,6 +229,19 @@ bool Worker::access(AccessKind kind, int64_t offset, size_t bytes, uint32_t wher
   fail("race: " + act() + ", which " + who(*earlier) + " " + verb + " at " + places_.name(earlier->where) +
        (in_flight ? " and has not waited for" : ", with no barrier between"));
   return false;
+}
+
+void Worker::global_access(AccessKind kind, const void* address, size_t bytes, uint32_t where, const char* what) {
+  GlobalMemory::Use earlier;
+  const Accessor by{current_->id, warps_[current_->warp()].epoch, where};
+  if (!global_->record(kind, address, bytes, block_, shared_.epoch(), by, earlier)) return;
+  std::string other = "several blocks";
+  if (earlier.block == block_) other = who(earlier.access);
+  if (earlier.block >= 0 && earlier.block != block_) other = "block " + std::to_string(earlier.block);
+  fail("race: " + describe(*current_) + (kind == AccessKind::read ? " reads " : " writes ") + std::to_string(bytes) +
+       " bytes of global memory (" + what + " at " + places_.name(where) + "), which " + other +
+       (earlier.access.kind == AccessKind::read ? " read at " : " wrote at ") + places_.name(earlier.access.where) +
+       (earlier.block == block_ ? ", with no barrier between" : " in the same launch"));
 }
 
 std::string Worker::deadlock() const {

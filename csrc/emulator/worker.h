@@ -8,6 +8,7 @@
 
 #include "emulator.h"
 #include "fiber.h"
+#include "global_memory.h"
 #include "places.h"
 #include "schedule.h"
 #include "shared_memory.h"
@@ -83,7 +84,7 @@ class Worker {
   Worker& operator=(const Worker&) = delete;
 
   // Runs one block. Throws std::runtime_error where the kernel does what it must not.
-  void run_block(const Launch& launch, int block, Schedule schedule);
+  void run_block(const Launch& launch, GlobalMemory& global, int block, Schedule schedule);
 
   // ---- for the thread that runs
 
@@ -94,8 +95,12 @@ class Worker {
   SharedMemory& shared() { return shared_; }
   Places& places() { return places_; }
   Counts& counts() { return counts_; }
-  bool is_stack(const void* address) const {
-    return static_cast<size_t>(static_cast<const unsigned char*>(address) - stacks_) < kStacksBytes;
+  // Memory of one thread, or the parameters of the kernel.
+  bool is_private(const void* address) const {
+    const auto at = [&](const void* start) {
+      return static_cast<size_t>(static_cast<const unsigned char*>(address) - static_cast<const unsigned char*>(start));
+    };
+    return at(stacks_) < kStacksBytes || at(launch_->params) < launch_->params_bytes;
   }
 
   // Waits for all lanes of `mask`; the last one to come does the work for all with their operands.
@@ -104,6 +109,9 @@ class Worker {
 
   // Records an access to shared memory by the running thread, or by another lane of its warp; false after an error.
   bool access(AccessKind kind, int64_t offset, size_t bytes, uint32_t where, const char* what, const Thread& thread);
+
+  // The same for global memory, by the running thread.
+  void global_access(AccessKind kind, const void* address, size_t bytes, uint32_t where, const char* what);
 
   // Ends the launch with an error. Does not return where a thread is running.
   void fail(const std::string& message);
@@ -128,6 +136,7 @@ class Worker {
   std::vector<Warp> warps_;
   Thread* current_ = nullptr;
   const Launch* launch_ = nullptr;
+  GlobalMemory* global_ = nullptr;
   int block_ = 0;
   Schedule schedule_;
   SharedMemory shared_;
