@@ -25,6 +25,8 @@ _OPTIONS = (
     "num_heads",
     "mlp_ratio",
     "global_pool",
+    "pixel_mean",
+    "pixel_std",
     "token_mode",
     "tokens_per_image",
     "batch_size",

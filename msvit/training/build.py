@@ -43,6 +43,9 @@ def build_model(
     }.items():
         if value is not None:
             kwargs[name] = value
+    for name, number in (("mean", config.pixel_mean), ("std", config.pixel_std)):
+        if number is not None:
+            kwargs[name] = (number,) * 3
     if config.global_pool is not None:
         kwargs["class_token"] = config.global_pool == "token"
     common: dict[str, Any] = {

@@ -58,6 +58,8 @@ class Config:
     mlp_ratio: float | None = _option(None, "Model", "Width of the MLPs by that of the model, for another than 4.")
     num_heads: int | None = _option(None, "Model", "Heads of the model, for another than the named one.")
     global_pool: str | None = _option(None, "Model", "token, avg or map, for another than the model's own.")
+    pixel_mean: float | None = _option(None, "Model", "In [0, 1], subtracted from pixels; by default the model's own.")
+    pixel_std: float | None = _option(None, "Model", "By which pixels are then divided; by default the model's own.")
     drop_path: float = _option(0.0, "Model", "Rate of stochastic depth.")
     pretrained: bool = _option(False, "Model", "Start from timm's weights.")
     checkpoint: str | None = _option(None, "Model", "Start from this checkpoint, or from the last one of this run.")
@@ -70,6 +72,7 @@ class Config:
     loss: str = _option("gbas", "Gate", "Loss of the gate.", LOSSES)
     gate_target: float = _option(0.25, "Gate", "g*: share of regions that should be fine, in (0, 1).")
     gate_weight: float = _option(4.0, "Gate", "lambda: weight of the gate loss.")
+    gate_delay_epochs: float = _option(0.0, "Gate", "Epochs before the gate learns; until then it is as initialised.")
     gate_warmup_epochs: float = _option(6.0, "Gate", "Epochs until the gate's learning rate is reached.")
     gate_lr_scale: float = _option(1.0, "Gate", "Learning rate of the gate, as a multiple of --lr.")
     prior_lr_scale: float = _option(1.0, "Gate", "Learning rate of the learned priors, as a multiple of --lr.")
@@ -118,10 +121,12 @@ class Config:
             _require(name, self, 0 < getattr(self, name) < math.inf, "a positive number")
         for name in ("gate_weight", "gate_warmup_epochs", "warmup_epochs", "weight_decay", "color_jitter"):
             _require(name, self, 0 <= getattr(self, name) < math.inf, "0 or more")
-        for name in ("gate_lr_scale", "prior_lr_scale", "num_workers", "seed", "data_seed"):
+        for name in ("gate_delay_epochs", "gate_lr_scale", "prior_lr_scale", "num_workers", "seed", "data_seed"):
             _require(name, self, 0 <= getattr(self, name) < math.inf, "0 or more")
         for name in ("momentum", "label_smoothing", "drop_path"):
             _require(name, self, 0 <= getattr(self, name) < 1, "a value in [0, 1)")
+        _require("pixel_mean", self, self.pixel_mean is None or 0 <= self.pixel_mean <= 1, "a value in [0, 1]")
+        _require("pixel_std", self, self.pixel_std is None or 0 < self.pixel_std < math.inf, "a positive number")
         _require("flip", self, 0 <= self.flip <= 1, "a probability")
         _require("gate_target", self, 0 < self.gate_target < 1, "a share inside (0, 1)")
         _require("clip_grad", self, self.clip_grad is None or self.clip_grad >= 0, "0 or more")

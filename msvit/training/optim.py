@@ -16,11 +16,29 @@ _WARMUP_START = 0.01
 
 
 class Part:
-    """An optimizer with its schedule, whose learning rate is a function of the number of steps."""
+    """An optimizer with its schedule, whose learning rate is a function of the number of steps.
+
+    Args:
+        groups: parameters, with "lr" and "weight_decay".
+        config: of the run.
+        warmup_epochs: until the learning rate is reached.
+        steps_per_epoch: of the run.
+        delay_epochs: at the beginning, with a learning rate of 0.
+
+    Raises:
+        ValueError: timm does not know the optimizer or the schedule.
+    """
 
     def __init__(
-        self, groups: list[dict[str, Any]], config: Config, warmup_epochs: float, steps_per_epoch: int
+        self,
+        groups: list[dict[str, Any]],
+        config: Config,
+        warmup_epochs: float,
+        steps_per_epoch: int,
+        delay_epochs: float = 0.0,
     ) -> None:
+        self.delay_steps = delay_epochs * steps_per_epoch
+        self.base_rates = [group["lr"] for group in groups]
         try:
             self.optimizer = create_optimizer_v2(
                 groups, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
@@ -42,8 +60,13 @@ class Part:
 
     def set_step(self, step: int) -> None:
         """Sets the learning rate of the step after `step` others."""
+        for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+            group["lr"] = rate
         if self.scheduler is not None:
             self.scheduler.step_update(step)
+        if step < self.delay_steps:
+            for group in self.optimizer.param_groups:
+                group["lr"] = 0.0
 
 
 def make_parts(
@@ -67,7 +90,8 @@ def make_parts(
     if loss is not None and (priors := list(loss.parameters())):
         gate_groups.append({"params": priors, "lr": config.lr * config.prior_lr_scale, "weight_decay": 0.0})
     if gate:
-        parts.append(Part(gate_groups, config, config.gate_warmup_epochs, steps_per_epoch))
+        delay = config.gate_delay_epochs
+        parts.append(Part(gate_groups, config, config.gate_warmup_epochs, steps_per_epoch, delay))
     if not parts:
         raise ValueError(f"--freeze {config.freeze}: nothing is left to train")
     return parts

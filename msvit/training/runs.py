@@ -6,10 +6,12 @@
                          "gate_setting": radius, probability or threshold of a gate without learning, else null,
                          "versions": {"torch", "timm", "python"}}
         metrics.csv     one row per finished epoch (1, 2, ...):
-                         epoch, step; train_loss = task_loss + lambda * gate_loss, train_tokens_per_image;
-                         test_loss, top1, top5 (shares in [0, 1]), tokens_per_image, fine_share, gmacs (with the gate):
-                         on the test images, without noise; images_per_s of training;
-                         seconds since the start, interruptions left out
+                         epoch, step;
+                         train_loss = task_loss + lambda * gate_loss (lambda is 0 while the gate is delayed),
+                         train_tokens_per_image;
+                         on the test images, without noise: test_loss, top1, top5 (shares in [0, 1]), tokens_per_image,
+                         fine_share, gmacs (with the gate);
+                         images_per_s of training; seconds since the start, interruptions left out
         priors.csv      GBaS only: epoch (0 = as initialised), theta_0, theta_1, ... in raster order
         checkpoints/    the newest two, see `msvit.training.checkpoints`
         tensorboard/    with --tensorboard

@@ -178,6 +178,8 @@ class Trainer:
         for part in self.parts:
             part.set_step(self.step)
             part.optimizer.zero_grad(set_to_none=True)
+        delayed = self.step < self.config.gate_delay_epochs * self.steps_per_epoch
+        self.objective.gate_weight = 0.0 if delayed else self.config.gate_weight
         values = dict.fromkeys(_SUMS, 0.0)
         for number in range(self.config.accumulate):
             batch: Batch = next(batches)

@@ -22,6 +22,9 @@ SMALL = {
     "test_size": 40,
     "epochs": 2,
     "batch_size": 16,
+    "gate_target": 0.25,
+    "gate_delay_epochs": 0.0,
+    "gate_warmup_epochs": 1.0,
 }
 
 # Columns that no two runs share.

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing as mp
-from run_helpers import image_folder, metrics_of, small_config, weights_of
+from run_helpers import image_folder, interrupted, metrics_of, small_config, weights_of
 from torch import Tensor
 
 import msvit
 from msvit.losses import GeneralizedBatchShapingLoss
-from msvit.training import Run, load_run, make_config, start_run
+from msvit.training import Run, load_run, make_config, resume_run, start_run
 from msvit.training.build import build_model
 from msvit.training.metrics import COLUMNS
 from msvit.training.objective import Objective, make_gate_loss
@@ -166,6 +166,21 @@ def test_gate_warms_up_for_longer() -> None:
     assert backbone[-1] < 1e-4
     trained = {id(p) for part in parts for group in part.optimizer.param_groups for p in group["params"]}
     assert len(trained) == len(list(model.parameters())) + 1, "and the priors"
+
+
+def test_a_delayed_gate_stays_as_it_is(tmp_path: Path) -> None:
+    """Until then there is neither a step of it nor a loss; then both begin."""
+    config = small_config(gate_delay_epochs=1.0, gate_lr_scale=10.0)
+    with interrupted(after_steps=4):
+        start_run(config, tmp_path / "run")
+    torch.manual_seed(config.seed)
+    initial = build_model(config, 10).gate.state_dict()
+    early = load_run(tmp_path / "run")
+    assert all(tensor.equal(initial[name]) for name, tensor in early.model().gate.state_dict().items())
+    assert early.metrics[0]["train_loss"] == early.metrics[0]["task_loss"]
+    late = resume_run(tmp_path / "run")
+    assert not any(tensor.equal(initial[name]) for name, tensor in late.model().gate.state_dict().items())
+    assert late.metrics[1]["train_loss"] > late.metrics[1]["task_loss"]
 
 
 def test_only_matrices_decay() -> None:
