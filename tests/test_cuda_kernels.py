@@ -102,3 +102,22 @@ def test_blocks_fit_the_shared_memory_of_every_card(card, max_seqlen, monkeypatc
 def test_the_emulator_is_never_chosen_by_itself():
     for dtype in (torch.float32, torch.bfloat16):
         assert dispatch.resolve("varlen_attention", None, "cpu", dtype, head_dim=64) != "cuda"
+
+
+@pytest.mark.skipif("-address" not in os.environ.get("MSVIT_CUDA_EMULATOR", ""), reason="needs AddressSanitizer")
+@pytest.mark.parametrize("seed", range(20))
+def test_wrong_offsets_touch_nothing_outside_of_the_tensors(seed):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(low, high, shape=()):
+        return torch.randint(low, high, shape, generator=generator, dtype=torch.int64)
+
+    limit = [100, 2**31 - 1][seed % 2]
+    total, batch = int(draw(1, 100)), int(draw(1, 6))
+    offsets = [draw(-limit, limit, (batch + 1,)).int() for _ in range(2)]
+    lengths = [int(draw(1, 600)) for _ in range(2)]
+    q, k, v = (torch.randn(total, 2, 32).bfloat16() for _ in range(3))
+    weight = testing.key_weights("fractional", total)
+    functions = [dispatch.function("varlen_attention", "cuda", f"varlen_attention_{name}") for name in ("fwd", "bwd")]
+    out, lse = functions[0](q, k, v, *offsets, *lengths, weight, 0.2)
+    functions[1](torch.randn_like(q), None, q, k, v, out, lse, *offsets, *lengths, weight, 0.2, True)

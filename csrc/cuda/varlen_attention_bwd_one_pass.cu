@@ -51,7 +51,17 @@ struct alignas(16) OnePassItem {
   Sequence queries, keys;
 
   __device__ int num_chunks() const { return max((keys.length + kChunk - 1) / kChunk, 1); }
+  // Of 16 queries.
   __device__ int num_tiles() const { return (queries.length + kRowsPerFragment - 1) / kRowsPerFragment; }
+
+  // How many neighbouring tiles a warp takes. Warps go round the four schedulers of a multiprocessor. Four warps with
+  // more tiles each read keys and values from shared memory less often than eight with fewer, and keep the tensor cores
+  // as busy.
+  template <class Traits>
+  __device__ int tiles_per_warp() const {
+    const int over_four = (num_tiles() + 3) / 4;
+    return over_four <= Traits::FRAGMENTS ? max(over_four, 1) : (num_tiles() + Traits::WARPS - 1) / Traits::WARPS;
+  }
 };
 
 __device__ OnePassItem read_item(const Schedule& schedule, int round, const Attention& in) {
@@ -192,17 +202,18 @@ class OnePassLoader {
   int groups_ = 0;
 };
 
-// The queries of a warp: fragments of 16 rows, `warp`, `warp + WARPS` and so on, and their dq.
+// The queries of a warp, up to FRAGMENTS neighbouring tiles of 16 rows, and their dq.
 template <class Traits>
 class OnePassQueries {
   using T = typename Traits::T;
-  static constexpr int D = Traits::D, FRAGMENTS = Traits::FRAGMENTS, WARPS = Traits::WARPS;
+  static constexpr int D = Traits::D, FRAGMENTS = Traits::FRAGMENTS;
   static constexpr bool HELD = Traits::kQueriesInRegisters;
 
  public:
-  __device__ __forceinline__ void start(uint32_t q, uint32_t dout, const float* lse, const float* delta, int active) {
+  __device__ __forceinline__ void start(uint32_t q, uint32_t dout, const float* lse, const float* delta, int begin,
+                                        int active) {
     const int lane = threadIdx.x % kWarpSize;
-    q_ = q, dout_ = dout;
+    q_ = q, dout_ = dout, begin_ = begin, active_ = active;
 #pragma unroll
     for (int f = 0; f < FRAGMENTS; ++f) {
       for (int block = 0; block < D / 8; ++block)
@@ -298,15 +309,15 @@ class OnePassQueries {
 
   __device__ __forceinline__ void store(uint16_t* rows, int64_t stride, float scale, int length, int head_dim) const {
 #pragma unroll
-    for (int f = 0; f < FRAGMENTS; ++f)
-      store_fragment<T, D>(rows + first_row(f) * stride, stride, dq_[f], {scale, scale}, length - first_row(f),
-                           head_dim);
+    for (int f = 0; f < FRAGMENTS; ++f) {
+      if (f < active_)
+        store_fragment<T, D>(rows + first_row(f) * stride, stride, dq_[f], {scale, scale}, length - first_row(f),
+                             head_dim);
+    }
   }
 
  private:
-  __device__ static __forceinline__ int first_row(int f) {
-    return (f * WARPS + threadIdx.x / kWarpSize) * kRowsPerFragment;
-  }
+  __device__ __forceinline__ int first_row(int f) const { return begin_ + f * kRowsPerFragment; }
 
   template <int STEPS>
   __device__ __forceinline__ void get(uint32_t (&a)[4], const uint32_t (&held)[FRAGMENTS][STEPS][4], uint32_t tile,
@@ -320,7 +331,7 @@ class OnePassQueries {
   }
 
   // Operand a to rows of fragment f and columns of a group of 16 keys.
-  __device__ static __forceinline__ void store_operand(uint32_t tile, int f, int group, const uint32_t (&a)[4]) {
+  __device__ __forceinline__ void store_operand(uint32_t tile, int f, int group, const uint32_t (&a)[4]) {
     const int lane = threadIdx.x % kWarpSize;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -330,6 +341,7 @@ class OnePassQueries {
   }
 
   uint32_t q_ = 0, dout_ = 0;
+  int begin_ = 0, active_ = 0;  // first row; tiles that have rows
   uint32_t held_q_[FRAGMENTS][HELD ? D / 16 : 1][4], held_dout_[FRAGMENTS][HELD ? D / 16 : 1][4];
   float dq_[FRAGMENTS][D / 8][4];
   float lse_[FRAGMENTS][2], delta_[FRAGMENTS][2];
@@ -423,7 +435,8 @@ __global__ __launch_bounds__(Traits::THREADS,
     const int num_slices = max(num_chunks - 1, 1);
     const int slice_rows = (next.num_tiles() + num_slices - 1) / num_slices * kRowsPerFragment;
     const int num_tiles = current.num_tiles();
-    const int active = min((num_tiles - warp + Traits::WARPS - 1) / Traits::WARPS, Traits::FRAGMENTS);
+    const int per_warp = current.tiles_per_warp<Traits>();
+    const int active = min(num_tiles - warp * per_warp, per_warp);  // <= 0 for a warp without queries
     OnePassQueries<Traits> queries;
 
     for (int chunk = 0; chunk < num_chunks; ++chunk) {
@@ -432,7 +445,8 @@ __global__ __launch_bounds__(Traits::THREADS,
       copy_async_wait_for_all_but(pending);
       __syncthreads();
       if (chunk == 0)
-        queries.start(loader.q(buffer), loader.dout(buffer), loader.lse(buffer), loader.delta(buffer), active);
+        queries.start(loader.q(buffer), loader.dout(buffer), loader.lse(buffer), loader.delta(buffer),
+                      warp * per_warp * kRowsPerFragment, active);
       group_now = group_next;
       group_next = loader.groups();
       load_ahead((slot + 2) % kRing);
@@ -458,8 +472,7 @@ __global__ __launch_bounds__(Traits::THREADS,
       reduce_keys<Traits>(call, current, chunk, loader.q(buffer), loader.dout(buffer), p, ds);
       if (dweight != nullptr && threadIdx.x < min(valid, kChunk)) {
         float sum = 0;
-        for (int other = 0; other < min(num_tiles, Traits::WARPS); ++other)
-          sum += dweight[other * kChunk + threadIdx.x];
+        for (int other = 0; other * per_warp < num_tiles; ++other) sum += dweight[other * kChunk + threadIdx.x];
         call.dweight[current.head * in.total_k + current.keys.start + chunk * kChunk + threadIdx.x] = sum;
       }
       slot = (slot + 1) % kRing;
