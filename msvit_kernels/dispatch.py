@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-# Tried from left to right when the caller names none; cpu first, because emulators make cuda and triton take CPU tensors.
+# Tried from left to right when the caller names none; cpu first: emulators make cuda and triton take CPU tensors, too.
 BACKENDS = ("cpu", "cuda", "triton", "reference")
 OPERATORS = ("varlen_attention", "mixed_scale_layout", "mixed_scale_embed", "unpack_to_grid")
 

@@ -1,7 +1,7 @@
 """The compiled kernels: msvit_kernels._cuda, or the emulator's module where MSVIT_CUDA_EMULATOR names its file.
 
-The emulator runs the same sources on the CPU, thread by thread, for tests on machines without a GPU (csrc/emulator/). It
-is slow, takes CPU tensors only, and is looked for once, when this package is first used.
+The emulator runs the same sources on the CPU, thread by thread, for tests on machines without a GPU (csrc/emulator/).
+It is slow, takes CPU tensors only, and is looked for once, when this package is first used.
 """
 
 import importlib

@@ -1,7 +1,7 @@
 """Launchers of the CUDA attention kernels (csrc/cuda/varlen_attention_*.cu).
 
-They allocate the results and hand addresses, sizes and strides to the compiled module. Nothing here waits for the device
-or looks at what it holds, so that calls can be captured in a CUDA graph.
+They allocate the results and hand addresses, sizes and strides to the compiled module. Nothing here waits for the
+device or looks at what it holds, so that calls can be captured in a CUDA graph.
 """
 
 import torch
