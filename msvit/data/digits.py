@@ -53,7 +53,7 @@ class DigitsOnPhotographs(Dataset[tuple[Tensor, int]]):
         size: number of images; labels are balanced to within one.
         seed: the same images for the same seed, on every machine with the same library versions.
         image_size: height and width in pixels.
-        digit_size: smallest and largest width of the square that a scan is enlarged to, in pixels; 0.115 and 0.16
+        digit_size: smallest and largest width of the square that a scan is enlarged to, in pixels; 1/8 and 7/40
             of `image_size` by default. Its digit fills most of it.
 
     Attributes:
@@ -69,7 +69,7 @@ class DigitsOnPhotographs(Dataset[tuple[Tensor, int]]):
     def __init__(
         self, split: str, size: int, seed: int, image_size: int, digit_size: tuple[float, float] | None = None
     ) -> None:
-        low, high = digit_size or (0.115 * image_size, 0.16 * image_size)
+        low, high = digit_size or (image_size / 8, image_size * 7 / 40)
         if split not in SPLITS:
             raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
         if size < 1:

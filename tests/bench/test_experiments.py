@@ -19,8 +19,10 @@ def test_every_setting_is_a_configuration(tmp_path):
     configs = [job.config() for job in jobs]  # raises where a value cannot be
     assert len({str(config) for config in configs}) == len(configs), "no two are alike"
     for job in jobs:
-        starts_from = None if job.setting.name == "pretrained" else str(tmp_path / f"pretrained-s{job.values['seed']}")
-        assert job.config().checkpoint == starts_from
+        from_scratch = job.setting.name in ("pretrained", "scratch")
+        assert job.config().checkpoint == (
+            None if from_scratch else str(tmp_path / f"pretrained-s{job.values['seed']}")
+        )
         assert not job.is_finished()
 
 
