@@ -5,7 +5,7 @@
 //   dweight_j = sum_heads sum_i P~_ij g_ij
 //
 // A work item is one head of one sequence. Its queries and output gradients stay in shared memory, 16 rows at a time
-// dealt to the warps, which keep dq in registers. Keys and values pass in chunks of 32. For each chunk every warp
+// dealt to the warps, which keep dq in registers. Keys and values pass in chunks of 32 or 64. For each chunk every warp
 // computes P and dS of its queries, adds to dq and leaves P and dS in shared memory; then the warps share out dk and dv
 // of the chunk, sums over all queries, and write them. So nothing is added up in global memory, and no atomics are
 // needed. While an item is worked on, the next one's queries arrive, a slice with each chunk, in a second pair of tiles
@@ -21,9 +21,8 @@
 namespace msvit::cuda {
 namespace {
 
-constexpr int kChunk = 32;  // keys
-constexpr int kRing = 3;    // chunks
-constexpr int kItems = 4;   // that are known: the one in use, two that keys may be loaded for, one being written
+constexpr int kRing = 3;   // chunks
+constexpr int kItems = 4;  // that are known: the one in use, two that keys may be loaded for, one being written
 
 struct OnePassParams {
   AttentionBackward call;
@@ -31,12 +30,13 @@ struct OnePassParams {
   int buffers;  // pairs of such tiles: 1, or 2 to load the next item ahead
 };
 
-template <class T_, int D_, int WARPS_, int FRAGMENTS_>
+template <class T_, int D_, int WARPS_, int FRAGMENTS_, int CHUNK_ = 32>
 struct OnePassTraits {
   using T = T_;
   static constexpr int D = D_;
   static constexpr int WARPS = WARPS_;
   static constexpr int FRAGMENTS = FRAGMENTS_;  // of 16 queries a warp at most
+  static constexpr int CHUNK = CHUNK_;          // keys
   static constexpr int THREADS = WARPS * kWarpSize;
   // Beside them there are dq, and sums of dk and dv.
   static constexpr bool kQueriesInRegisters = FRAGMENTS * D + 4 * D / WARPS <= 192;
@@ -50,7 +50,10 @@ struct alignas(16) OnePassItem {
   int head;
   Sequence queries, keys;
 
-  __device__ int num_chunks() const { return max((keys.length + kChunk - 1) / kChunk, 1); }
+  template <class Traits>
+  __device__ int num_chunks() const {
+    return max((keys.length + Traits::CHUNK - 1) / Traits::CHUNK, 1);
+  }
   // Of 16 queries.
   __device__ int num_tiles() const { return (queries.length + kRowsPerFragment - 1) / kRowsPerFragment; }
 
@@ -81,14 +84,14 @@ struct OnePassMemory {
   __host__ __device__ OnePassMemory(int rows, int buffers) {
     constexpr int kRowBytes = Tile<Traits::D>::kRowBytes;
     query_tile = rows * kRowBytes;
-    key_tile = kChunk * kRowBytes;
-    score_tile = rows * Tile<kChunk>::kRowBytes;
+    key_tile = Traits::CHUNK * kRowBytes;
+    score_tile = rows * Tile<Traits::CHUNK>::kRowBytes;
     ring = 2 * buffers * query_tile;
     scores = ring + 2 * kRing * key_tile;
     statistics = scores + 2 * score_tile;
     bias = statistics + 2 * buffers * rows * 4;
-    dweight = bias + kRing * kChunk * 4;
-    items = dweight + Traits::WARPS * kChunk * 4;
+    dweight = bias + kRing * Traits::CHUNK * 4;
+    items = dweight + Traits::WARPS * Traits::CHUNK * 4;
     schedule = items + kItems * static_cast<int>(sizeof(OnePassItem));
   }
   int query_tile, key_tile, score_tile;                          // sizes
@@ -116,20 +119,20 @@ class OnePassLoader {
   }
   __device__ __forceinline__ float* delta(int buffer) const { return lse(buffer) + params_.rows; }
   __device__ __forceinline__ float* bias(int slot) const {
-    return reinterpret_cast<float*>(memory_ + at_.bias) + slot * kChunk;
+    return reinterpret_cast<float*>(memory_ + at_.bias) + slot * Traits::CHUNK;
   }
 
   // Keys and values of a chunk.
   __device__ __forceinline__ void load_keys(const OnePassItem& item, int chunk, int slot) {
     const Attention& in = params_.call.in;
-    const int valid = item.keys.length - chunk * kChunk;
-    const int64_t row = item.keys.start + chunk * kChunk;
+    const int valid = item.keys.length - chunk * Traits::CHUNK;
+    const int64_t row = item.keys.start + chunk * Traits::CHUNK;
     copy_rows_async<D, THREADS>(k(slot), in.k.data + row * in.k.token_stride + item.head * in.k.head_stride,
-                                in.k.token_stride, kChunk, valid, in.head_dim);
+                                in.k.token_stride, Traits::CHUNK, valid, in.head_dim);
     copy_rows_async<D, THREADS>(v(slot), in.v.data + row * in.v.token_stride + item.head * in.v.head_stride,
-                                in.v.token_stride, kChunk, valid, in.head_dim);
+                                in.v.token_stride, Traits::CHUNK, valid, in.head_dim);
     const int own = threadIdx.x;
-    if (own < kChunk) {
+    if (own < Traits::CHUNK) {
       float value = own < valid ? 0 : -INFINITY;
       if (in.key_weight != nullptr && own < valid) value = log2_weight(__ldg(in.key_weight + row + own));
       bias(slot)[own] = value;
@@ -240,7 +243,7 @@ class OnePassQueries {
                                          uint32_t ds, float* dweight) {
     const int lane = threadIdx.x % kWarpSize;
 #pragma unroll
-    for (int group = 0; group < kChunk / 16; ++group) {
+    for (int group = 0; group < Traits::CHUNK / 16; ++group) {
       if (16 * group >= valid) continue;
       float s[ACTIVE][2][4] = {}, dp[ACTIVE][2][4] = {};
 #pragma unroll
@@ -336,7 +339,7 @@ class OnePassQueries {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int row = first_row(f) + lane / 4 + 8 * (i % 2);
-      store_shared_32(tile + Tile<kChunk>::offset(row, 2 * group + i / 2) + 4 * (lane % 4), a[i]);
+      store_shared_32(tile + Tile<Traits::CHUNK>::offset(row, 2 * group + i / 2) + 4 * (lane % 4), a[i]);
     }
   }
 
@@ -347,38 +350,49 @@ class OnePassQueries {
   float lse_[FRAGMENTS][2], delta_[FRAGMENTS][2];
 };
 
-// dk or dv of 16 keys of a chunk and a slice of the columns: the share of this warp.
+// dk or dv of half the keys of a chunk and a slice of the columns: the share of this warp.
 template <class Traits>
 __device__ __forceinline__ void reduce_keys(const AttentionBackward& call, const OnePassItem& item, int chunk,
                                             uint32_t q, uint32_t dout, uint32_t p, uint32_t ds) {
   using T = typename Traits::T;
-  constexpr int D = Traits::D, kSlices = Traits::WARPS / 4, kColumns = D / kSlices;
+  constexpr int kBlocks = Traits::CHUNK / 2 / 16, kColumns = Traits::D / (Traits::WARPS / 4), kSteps = kColumns / 16;
   const int warp = threadIdx.x / kWarpSize;
   const bool is_dk = warp % 2;
-  const int block = warp / 2 % 2, slice = warp / 4;
-  const int valid = item.keys.length - chunk * kChunk - 16 * block;
+  const int half = warp / 2 % 2, slice = warp / 4;
+  const int first = chunk * Traits::CHUNK + half * (Traits::CHUNK / 2);
+  const int valid = item.keys.length - first;
   if (valid <= 0) return;
-  float sums[kColumns / 8][4] = {};
+  float sums[kBlocks][kColumns / 8][4] = {};
   const int num_tiles = item.num_tiles();
 #pragma unroll 1  // two at once would spill in the widest kernels
   for (int tile = 0; tile < num_tiles; ++tile) {
-    uint32_t a[4];
-    load_a_from_columns<kChunk>(a, is_dk ? ds : p, 16 * tile, block);
+    uint32_t a[kBlocks][4];
 #pragma unroll
-    for (int step = 0; step < kColumns / 16; ++step) {
+    for (int block = 0; block < kBlocks; ++block)
+      if (16 * block < valid)
+        load_a_from_columns<Traits::CHUNK>(a[block], is_dk ? ds : p, 16 * tile, half * kBlocks + block);
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
       uint32_t b[4];
-      load_b_from_rows<D>(b, is_dk ? q : dout, 16 * tile, slice * (kColumns / 16) + step);
-      mma<T>(sums[2 * step], a, b[0], b[1]);
-      mma<T>(sums[2 * step + 1], a, b[2], b[3]);
+      load_b_from_rows<Traits::D>(b, is_dk ? q : dout, 16 * tile, slice * kSteps + step);
+#pragma unroll
+      for (int block = 0; block < kBlocks; ++block) {
+        if (16 * block >= valid) continue;
+        mma<T>(sums[block][2 * step], a[block], b[0], b[1]);
+        mma<T>(sums[block][2 * step + 1], a[block], b[2], b[3]);
+      }
     }
   }
   const Attention& in = call.in;
   const int64_t stride = static_cast<int64_t>(in.num_heads) * in.head_dim;
-  const int64_t target =
-      (item.keys.start + chunk * kChunk + 16 * block) * stride + item.head * in.head_dim + slice * kColumns;
   const float factor = is_dk ? in.softmax_scale : 1;
-  store_fragment<T, kColumns>((is_dk ? call.dk : call.dv) + target, stride, sums, {factor, factor}, valid,
-                              in.head_dim - slice * kColumns);
+#pragma unroll
+  for (int block = 0; block < kBlocks; ++block) {
+    const int row = first + 16 * block;
+    const int64_t target = (item.keys.start + row) * stride + item.head * in.head_dim + slice * kColumns;
+    store_fragment<T, kColumns>((is_dk ? call.dk : call.dv) + target, stride, sums[block], {factor, factor},
+                                valid - 16 * block, in.head_dim - slice * kColumns);
+  }
 }
 
 template <class Traits>
@@ -403,7 +417,7 @@ __global__ __launch_bounds__(Traits::THREADS,
   // Keys are loaded two chunks ahead: chunk `ahead_chunk` of the item of `ahead_round`.
   int ahead_round = 0, ahead_chunk = 0;
   const auto load_ahead = [&](int slot) {
-    if (ahead_chunk == items[ahead_round % kItems].num_chunks()) ahead_chunk = 0, ++ahead_round;
+    if (ahead_chunk == items[ahead_round % kItems].template num_chunks<Traits>()) ahead_chunk = 0, ++ahead_round;
     const OnePassItem& item = items[ahead_round % kItems];
     if (item.exists) loader.load_keys(item, ahead_chunk++, slot);
   };
@@ -430,12 +444,12 @@ __global__ __launch_bounds__(Traits::THREADS,
       copy_async_wait<0>();
       __syncthreads();
     }
-    const int num_chunks = current.num_chunks();
+    const int num_chunks = current.template num_chunks<Traits>();
     // The next item's queries come in slices, the last of them one chunk before they are needed where there is time.
     const int num_slices = max(num_chunks - 1, 1);
     const int slice_rows = (next.num_tiles() + num_slices - 1) / num_slices * kRowsPerFragment;
     const int num_tiles = current.num_tiles();
-    const int per_warp = current.tiles_per_warp<Traits>();
+    const int per_warp = current.template tiles_per_warp<Traits>();
     const int active = min(num_tiles - warp * per_warp, per_warp);  // <= 0 for a warp without queries
     OnePassQueries<Traits> queries;
 
@@ -455,8 +469,8 @@ __global__ __launch_bounds__(Traits::THREADS,
       if (prefetch) loader.load_queries(next, 1 - buffer, begin, end);
       loader.commit();
 
-      const int valid = current.keys.length - chunk * kChunk;
-      float* sums = dweight == nullptr ? nullptr : dweight + warp * kChunk;
+      const int valid = current.keys.length - chunk * Traits::CHUNK;
+      float* sums = dweight == nullptr ? nullptr : dweight + warp * Traits::CHUNK;
       const auto attend = [&](auto count) {
         queries.template attend<decltype(count)::value>(loader.k(slot), loader.v(slot), loader.bias(slot), valid, scale,
                                                         p, ds, sums);
@@ -470,10 +484,10 @@ __global__ __launch_bounds__(Traits::THREADS,
       __syncthreads();
 
       reduce_keys<Traits>(call, current, chunk, loader.q(buffer), loader.dout(buffer), p, ds);
-      if (dweight != nullptr && threadIdx.x < min(valid, kChunk)) {
+      if (dweight != nullptr && threadIdx.x < min(valid, Traits::CHUNK)) {
         float sum = 0;
-        for (int other = 0; other * per_warp < num_tiles; ++other) sum += dweight[other * kChunk + threadIdx.x];
-        call.dweight[current.head * in.total_k + current.keys.start + chunk * kChunk + threadIdx.x] = sum;
+        for (int other = 0; other * per_warp < num_tiles; ++other) sum += dweight[other * Traits::CHUNK + threadIdx.x];
+        call.dweight[current.head * in.total_k + current.keys.start + chunk * Traits::CHUNK + threadIdx.x] = sum;
       }
       slot = (slot + 1) % kRing;
     }
@@ -510,7 +524,7 @@ template <class T, int D, class Body>
 bool with_traits(int max_seqlen_q, const Body& body) {
   if (max_seqlen_q <= 64) return body(OnePassTraits<T, D, 4, 1>{}), true;
   if (max_seqlen_q <= 128) return body(OnePassTraits<T, D, D <= 64 ? 4 : 8, D <= 64 ? 2 : 1>{}), true;
-  if (max_seqlen_q <= 256) return body(OnePassTraits<T, D, 8, 2>{}), true;
+  if (max_seqlen_q <= 256) return body(OnePassTraits<T, D, 8, 2, D == 64 ? 64 : 32>{}), true;
   if constexpr (D <= 64) {
     if (max_seqlen_q <= 384) return body(OnePassTraits<T, D, 8, 3>{}), true;
   }
