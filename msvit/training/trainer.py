@@ -180,6 +180,7 @@ class Trainer:
             part.optimizer.zero_grad(set_to_none=True)
         delayed = self.step < self.config.gate_delay_epochs * self.steps_per_epoch
         self.objective.gate_weight = 0.0 if delayed else self.config.gate_weight
+        self.model.gate.train(self.config.trains_gate and not delayed)  # without noise until it learns
         values = dict.fromkeys(_SUMS, 0.0)
         for number in range(self.config.accumulate):
             batch: Batch = next(batches)
