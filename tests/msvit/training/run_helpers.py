@@ -22,6 +22,8 @@ SMALL = {
     "test_size": 40,
     "epochs": 2,
     "batch_size": 16,
+    "pixel_mean": 0.5,
+    "pixel_std": 0.5,
     "gate_target": 0.25,
     "gate_delay_epochs": 0.0,
     "gate_warmup_epochs": 1.0,
