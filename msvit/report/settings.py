@@ -11,6 +11,8 @@ from msvit.training.runs import Run
 
 # Values that do not make another setting: repetitions differ in the seed, the rest changes no result.
 _IGNORED = ("preset", "seed", "data_seed", "num_workers", "cpu", "checkpoint_steps", "tensorboard")
+# What a setting is called by, first; the rest follows where this does not tell settings apart.
+_TELLING = ("gate", "loss", "gate_target", "tokens_per_image", "center_init", "token_mode", "freeze", "image_size")
 # In a file name of another run, for a frozen part: each repetition starts from one of its own.
 _FILES = ("checkpoint", "gate_file")
 
@@ -30,9 +32,16 @@ def group_runs(runs: Sequence[Run]) -> list[Setting]:
         groups.setdefault(_key(run.config), []).append(run)
     names = [field.name for field in dataclasses.fields(Config) if field.name not in _IGNORED]
     varying = [name for i, name in enumerate(names) if len({key[i] for key in groups}) > 1]
-    if len(groups) == 1:
-        varying = ["gate", "loss"]
-    return [Setting(_label(members[0].config, varying), tuple(members)) for members in groups.values()]
+    varying.sort(key=lambda name: _TELLING.index(name) if name in _TELLING else len(_TELLING))
+    configs = [members[0].config for members in groups.values()]
+    used = ["gate", "loss"]
+    labels = [_label(config, used) for config in configs]
+    for name in varying:
+        if len(set(labels)) == len(labels):
+            break
+        used += [name] * (name not in used)
+        labels = [_label(config, used) for config in configs]
+    return [Setting(label, tuple(members)) for label, members in zip(labels, groups.values(), strict=True)]
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:

@@ -1,5 +1,6 @@
 """How much of the fine regions lies on the object, against chance."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ def draw_coverage(groups: Sequence[Group], path: Path) -> Path:
 
     The tick across a bar is what fine regions placed at random would reach.
     """
-    figure, panels = new_figure(2, width=4.8, height=1.4 + 0.35 * len(groups))
+    figure, panels = new_figure(2, width=5.6, height=1.4 + 0.35 * len(groups))
     names = ("on_object", "found")
     titles = ("share of the fine regions that cover the object, %", "share of the object's regions that are fine, %")
     for axes, name, title in zip(panels, names, titles, strict=True):
@@ -26,7 +27,8 @@ def draw_coverage(groups: Sequence[Group], path: Path) -> Path:
                 chance = mean_and_spread([100 * run.evaluation.fine_share for run in group.runs])[0]
             axes.barh(i, mean, xerr=spread or None, color=COLOURS[i % len(COLOURS)], height=0.6, capsize=2)
             axes.plot([chance, chance], [i - 0.4, i + 0.4], color="black", lw=2)
-        axes.set_yticks(range(len(groups)), [group.label for group in groups], fontsize=8)
+        labels = [textwrap.fill(group.label, 30) for group in groups] if name == names[0] else [""] * len(groups)
+        axes.set_yticks(range(len(groups)), labels, fontsize=8)
         axes.invert_yaxis()
         tidy(axes, title)
     figure.supxlabel("black tick: fine regions placed at random", fontsize=8, color=GREY)

@@ -1,5 +1,6 @@
 """What the gate does by position: mean and variance of its mask over images (figure 7a), and learned priors (7b)."""
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ def _draw(labels: Sequence[str], rows: tuple[_Row, _Row], path: Path) -> Path:
             _heatmap(axes, values, row.largest)
             used.append(axes)
             if which == 0:
-                axes.set_title(_wrapped(labels[i]), fontsize=8)
+                axes.set_title(textwrap.fill(labels[i], 26), fontsize=8)
         figure.colorbar(used[0].images[0], ax=used, shrink=0.8, label=row.label)
     return save(figure, path)
 
@@ -74,7 +75,3 @@ def _heatmap(axes: Axes, values: Tensor, largest: float) -> None:
                 value = float(values[row, column])
                 colour = "white" if value < 0.6 * largest else "black"
                 axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=6, color=colour)
-
-
-def _wrapped(label: str) -> str:
-    return label.replace(", ", ",\n")
