@@ -251,6 +251,7 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "experiments.md", help="page to write")
     parser.add_argument("--collect", action="store_true", help="train nothing")
     parser.add_argument("--write", action="store_true", help="train and evaluate nothing, only write the page")
+    parser.add_argument("--check", action="store_true", help="only compare the page with the CSV")
     parser.add_argument("--quick", action="store_true", help="tiny models and few images, to see that it works")
     arguments = parser.parse_args()
     if arguments.seeds < 1 or arguments.jobs < 1:
@@ -258,17 +259,17 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     output = arguments.output or results_dir(device) / "experiments.csv"
     try:
-        if not arguments.write:
+        if not (arguments.write or arguments.check):
             waves = make_jobs(arguments.runs.resolve(), arguments.only, arguments.seeds, arguments.quick)
             if not arguments.collect and (failed := train(waves, arguments.jobs)):
                 sys.exit(f"failed: {', '.join(failed)}")
             # All that is there, not only what was asked for: the page shows the whole table.
             everything = make_jobs(arguments.runs.resolve(), [], arguments.seeds, arguments.quick)
             write_csv(output, collect(everything, device))
-        write_page(output, arguments.page)
+        write_page(output, arguments.page, arguments.check)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(f"wrote {arguments.page} from {output}")
+    print(f"{arguments.page} {'shows' if arguments.check else 'written from'} {output}")
 
 
 if __name__ == "__main__":

@@ -232,12 +232,17 @@ def measured(path: Path) -> str:
     return "\n".join(lines)
 
 
-def write_page(source: Path, page: Path) -> None:
+def write_page(source: Path, page: Path, check: bool = False) -> None:
     """Replaces what stands between the comment lines of the page; a page that does not exist is begun.
+
+    Args:
+        source: CSV.
+        page: Markdown.
+        check: write nothing, and raise where the page says something else than the rows.
 
     Raises:
         FileNotFoundError: there is no CSV yet.
-        ValueError: it has no rows, or the page lacks the comment lines.
+        ValueError: it has no rows, or the page lacks the comment lines, or differs.
     """
     if not source.is_file():
         raise FileNotFoundError(f"{source}: no such file; train something first")
@@ -246,8 +251,12 @@ def write_page(source: Path, page: Path) -> None:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"{page}: expected the lines {BEGIN!r} and {END!r}")
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(f"{before}{BEGIN}\n{measured(source)}\n{END}{after}")
+    wanted = f"{before}{BEGIN}\n{measured(source)}\n{END}{after}"
+    if check and wanted != text:
+        raise ValueError(f"{page} differs from {source}: run `python bench/experiments.py --write`")
+    if not check:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text(wanted)
 
 
 def _points(change: tuple[float, float]) -> str:

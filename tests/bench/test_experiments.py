@@ -167,6 +167,11 @@ def test_only_what_is_between_the_lines_changes(tmp_path):
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
     assert "obsolete" not in text
+    experiments_page.write_page(source, page, check=True)
+    page.write_text(text.replace("| 2 |", "| 3 |"))
+    with pytest.raises(ValueError, match="differs from"):
+        experiments_page.write_page(source, page, check=True)
+    assert "| 3 |" in page.read_text(), "only compared"
     page.write_text("without the lines\n")
     with pytest.raises(ValueError, match="expected the lines"):
         experiments_page.write_page(source, page)
