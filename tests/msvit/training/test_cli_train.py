@@ -103,7 +103,9 @@ def broken_folder(tmp_path: Path) -> Path:
 ERRORS = [
     pytest.param(["--data", "nowhere"], "nowhere is no folder", id="missing-folder"),
     pytest.param(["--data", "."], "expected a folder of that split in it, train or training; got none", id="no-train"),
-    pytest.param(["--data", "hfds/nowhere/nothing"], "--data hfds/nowhere/nothing, split train: cannot", id="no-data"),
+    pytest.param(
+        ["--data", "wds/x", "--data-root", "nowhere"], "--data wds/x, split train: cannot be read", id="no-data"
+    ),
     pytest.param(["--model", "resnet50"], "--model resnet50: ResNet", id="model-of-another-class"),
     pytest.param(["--model", "vit_giga"], "no model named 'vit_giga'", id="unknown-model"),
     pytest.param(["--model", "msvit_huge_patch16_32_224"], "expected msvit_{tiny,small", id="unknown-size"),

@@ -64,7 +64,7 @@ def test_gate_and_task_are_learned(tmp_path: Path) -> None:
     config = small_config(gate_lr_scale=10.0, lr=2e-3, epochs=16)
     first, *_, last = start_run(config, tmp_path / "run").metrics
     assert last["gate_loss"] < 0.4 * first["gate_loss"]
-    assert last["task_loss"] < first["task_loss"] - 0.05
+    assert last["task_loss"] < first["task_loss"] - 0.01
 
 
 def test_same_seed_same_run(run: Run, tmp_path: Path) -> None:
