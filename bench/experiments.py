@@ -55,7 +55,9 @@ class Setting:
 _PLAIN = {"gate": "fine", "loss": "none"}
 _FIXED = {"loss": "none"}
 # What all share on top of the preset, but for those that follow the preset in this.
-_COMMON = {"epochs": 5, "gate_delay_epochs": 0.0, "gate_warmup_epochs": 1.0, "warmup_epochs": 0.3}
+_COMMON = {"epochs": 5, "gate_delay_epochs": 0.0, "gate_warmup_epochs": 0.5, "warmup_epochs": 0.3}
+# Few epochs: with the backbone's learning rate a gate would not have reached its prior by their end.
+_COMMON["gate_lr_scale"] = 3.0
 _PRESET = {name: getattr(make_config("digits"), name) for name in _COMMON}
 
 SETTINGS = (
