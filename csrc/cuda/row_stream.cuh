@@ -35,8 +35,8 @@ class RowStream {
     source_ = source;
     length_ = sequence.length;
     stride_a_ = a.token_stride, stride_b_ = b.token_stride;
-    rows_a_ = a.data + sequence.start * stride_a_ + head * a.head_stride;
-    rows_b_ = b.data + sequence.start * stride_b_ + head * b.head_stride;
+    rows_a_ = rows_of(a, sequence.start, head);
+    rows_b_ = rows_of(b, sequence.start, head);
     num_chunks_ = (length_ + CHUNK - 1) / CHUNK;
     started_ = RESIDENT ? num_chunks_ : min(num_chunks_, kRingChunks - 1);
     for (int chunk = 0; chunk < started_; ++chunk) load(chunk);

@@ -3,6 +3,7 @@
 
 #include "device_code.cuh"
 #include "tiles.cuh"
+#include "varlen_attention.h"
 
 namespace msvit::cuda {
 
@@ -24,6 +25,18 @@ __device__ __forceinline__ Sequence read_sequence(const int32_t* cu_seqlens, int
 // log2 of the weight of a key; -inf at weight 0. What the hardware takes for 0 among the subnormals counts as 2^-149.
 __device__ __forceinline__ float log2_weight(float weight) {
   return weight > 0 ? fmaxf(log2f(weight), -149.f) : -INFINITY;
+}
+
+// lse of a row in units of log2; +inf, so that exp2(score - it) is 0, in rows without a key and where not valid.
+__device__ __forceinline__ float log2_lse(const float* lse, bool valid) {
+  if (!valid) return INFINITY;
+  const float value = __ldg(lse) * kLog2E;
+  return value == -INFINITY ? INFINITY : value;
+}
+
+// One head of the tokens from `token` on.
+__device__ __forceinline__ const uint16_t* rows_of(const Rows& rows, int64_t token, int head) {
+  return rows.data + token * rows.token_stride + head * rows.head_stride;
 }
 
 // ---- the schedule: work items (sequence, head, part), those of long sequences first

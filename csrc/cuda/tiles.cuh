@@ -128,6 +128,29 @@ __device__ __forceinline__ void store_fragment(uint16_t* rows, int64_t stride, c
   }
 }
 
+// sums[f] += a[f] b for the first N fragments: b is rows [first_row, first_row + 16) of the tile, all D columns.
+template <class T, int D, int M, int N>
+__device__ __forceinline__ void add_product(float (&sums)[M][D / 8][4], const uint32_t (&a)[N][4], uint32_t tile,
+                                            int first_row) {
+#pragma unroll
+  for (int step = 0; step < D / 16; ++step) {
+    uint32_t b[4];
+    load_b_from_rows<D>(b, tile, first_row, step);
+#pragma unroll
+    for (int f = 0; f < N; ++f) {
+      mma<T>(sums[f][2 * step], a[f], b[0], b[1]);
+      mma<T>(sums[f][2 * step + 1], a[f], b[2], b[3]);
+    }
+  }
+}
+
+// Scalar product of two pairs of elements.
+template <class T>
+__device__ __forceinline__ float dot(uint32_t x, uint32_t y) {
+  const float2 left = unpack<T>(x), right = unpack<T>(y);
+  return left.x * right.x + left.y * right.y;
+}
+
 // Sum and maximum over the four lanes that share a row.
 __device__ __forceinline__ float quad_sum(float x) {
   x += __shfl_xor_sync(0xffffffffu, x, 1);

@@ -30,13 +30,6 @@ struct BackwardParams {
   int parts;  // work items of a sequence and head
 };
 
-// lse in units of log2; +inf, so that exp2(score - it) is 0, in rows without a key and beyond the sequence.
-__device__ __forceinline__ float log2_lse(const float* lse, int row, int length) {
-  if (row >= length) return INFINITY;
-  const float value = __ldg(lse + row) * kLog2E;
-  return value == -INFINITY ? INFINITY : value;
-}
-
 // ---- dq, delta
 
 template <class T, int D>
@@ -46,8 +39,7 @@ __device__ __forceinline__ float dot_rows(const uint32_t (&x)[D / 16][4], const 
   for (int step = 0; step < D / 16; ++step) {
 #pragma unroll
     for (int i = half; i < 4; i += 2) {
-      const float2 left = unpack<T>(x[step][i]), right = unpack<T>(y[step][i]);
-      sum += left.x * right.x + left.y * right.y;
+      sum += dot<T>(x[step][i], y[step][i]);
     }
   }
   return quad_sum(sum);
@@ -83,21 +75,19 @@ __global__ __launch_bounds__(kThreads, D <= 64 ? 3 : 2) void dq_kernel(const __g
     const int64_t statistics = item.head * in.total_q + row;
     uint32_t q[D / 16][4], dout[D / 16][4];
     float lse[2], delta[2];
-    load_operand<D>(dout, call.dout.data + row * call.dout.token_stride + item.head * call.dout.head_stride,
-                    call.dout.token_stride, valid, in.head_dim);
+    load_operand<D>(dout, rows_of(call.dout, row, item.head), call.dout.token_stride, valid, in.head_dim);
     load_operand<D>(q, call.out + row * stride + item.head * in.head_dim, stride, valid, in.head_dim);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int own = lane / 4 + 8 * half;
-      lse[half] = log2_lse(call.lse + statistics, own, valid);
+      lse[half] = log2_lse(call.lse + statistics + own, own < valid);
       delta[half] = dot_rows<T, D>(dout, q, half);
       if (own < valid && call.dlse != nullptr) delta[half] -= __ldg(call.dlse + statistics + own);
       if (own < valid && lane % 4 == 0) call.delta[statistics + own] = delta[half];
     }
-    load_operand<D>(q, in.q.data + row * in.q.token_stride + item.head * in.q.head_stride, in.q.token_stride, valid,
-                    in.head_dim);
+    load_operand<D>(q, rows_of(in.q, row, item.head), in.q.token_stride, valid, in.head_dim);
 
-    float dq[D / 8][4] = {};
+    float dq[1][D / 8][4] = {};
     for (int chunk = 0; chunk < keys.num_chunks(); ++chunk) {
       keys.arrive(chunk);
       const uint32_t k = keys.a(chunk), v = keys.b(chunk);
@@ -125,18 +115,12 @@ __global__ __launch_bounds__(kThreads, D <= 64 ? 3 : 2) void dq_kernel(const __g
             s[block][i] = p * (dp[block][i] - delta[i / 2]);
           }
         }
-        uint32_t ds[4];
-        pack_operand<T>(ds, s[0], s[1]);
-#pragma unroll
-        for (int step = 0; step < D / 16; ++step) {
-          uint32_t b[4];
-          load_b_from_rows<D>(b, k, 16 * group, step);
-          mma<T>(dq[2 * step], ds, b[0], b[1]);
-          mma<T>(dq[2 * step + 1], ds, b[2], b[3]);
-        }
+        uint32_t ds[1][4];
+        pack_operand<T>(ds[0], s[0], s[1]);
+        add_product<T, D>(dq, ds, k, 16 * group);
       }
     }
-    store_fragment<T, D>(call.dq + row * stride + item.head * in.head_dim, stride, dq,
+    store_fragment<T, D>(call.dq + row * stride + item.head * in.head_dim, stride, dq[0],
                          {in.softmax_scale, in.softmax_scale}, valid, in.head_dim);
   }
 }
@@ -151,7 +135,7 @@ struct QueryStatistics {
   int length;
 
   __device__ __forceinline__ float value(int which, int row) const {
-    if (which == 0) return log2_lse(lse, row, length);
+    if (which == 0) return log2_lse(lse + row, row < length);
     return row < length ? delta[row] : 0;
   }
 };
@@ -206,10 +190,10 @@ __global__ __launch_bounds__(kThreads, D == 32 ? 3 : 2) void dkv_kernel(const __
     const Sequence sequence = read_sequence(in.cu_seqlens_q, item.sequence, in.total_q, in.max_seqlen_q);
     __syncthreads();  // all warps are done with what the item before left in shared memory
     const int64_t start = keys.start + first;
-    copy_rows_async<D, kThreads>(k_tile, in.k.data + start * in.k.token_stride + item.head * in.k.head_stride,
-                                 in.k.token_stride, kRows, keys.length - first, in.head_dim);
-    copy_rows_async<D, kThreads>(v_tile, in.v.data + start * in.v.token_stride + item.head * in.v.head_stride,
-                                 in.v.token_stride, kRows, keys.length - first, in.head_dim);
+    copy_rows_async<D, kThreads>(k_tile, rows_of(in.k, start, item.head), in.k.token_stride, kRows, keys.length - first,
+                                 in.head_dim);
+    copy_rows_async<D, kThreads>(v_tile, rows_of(in.v, start, item.head), in.v.token_stride, kRows, keys.length - first,
+                                 in.head_dim);
     copy_async_commit();
     const int64_t statistics = item.head * in.total_q + sequence.start;
     queries.start(in.q, call.dout, sequence, item.head,
@@ -226,7 +210,7 @@ __global__ __launch_bounds__(kThreads, D == 32 ? 3 : 2) void dkv_kernel(const __
       const bool weighted = in.key_weight != nullptr && own < valid;
       bias[half] = weighted ? log2_weight(__ldg(in.key_weight + start + warp_row + own)) : own < valid ? 0 : -INFINITY;
     }
-    float dk[D / 8][4] = {}, dv[D / 8][4] = {}, dweight[2] = {};
+    float dk[1][D / 8][4] = {}, dv[1][D / 8][4] = {}, dweight[2] = {};
     for (int chunk = 0; chunk < queries.num_chunks(); ++chunk) {
       queries.arrive(chunk);
       const uint32_t q = queries.a(chunk), dout = queries.b(chunk);
@@ -261,27 +245,17 @@ __global__ __launch_bounds__(kThreads, D == 32 ? 3 : 2) void dkv_kernel(const __
             if (call.dweight != nullptr) dweight[i / 2] += exp2_approx(exponent) * g;
           }
         }
-        uint32_t a[4], b[4];
-        pack_operand<T>(a, s[0], s[1]);
-#pragma unroll
-        for (int step = 0; step < D / 16; ++step) {
-          load_b_from_rows<D>(b, dout, 16 * group, step);
-          mma<T>(dv[2 * step], a, b[0], b[1]);
-          mma<T>(dv[2 * step + 1], a, b[2], b[3]);
-        }
-        pack_operand<T>(a, dp[0], dp[1]);
-#pragma unroll
-        for (int step = 0; step < D / 16; ++step) {
-          load_b_from_rows<D>(b, q, 16 * group, step);
-          mma<T>(dk[2 * step], a, b[0], b[1]);
-          mma<T>(dk[2 * step + 1], a, b[2], b[3]);
-        }
+        uint32_t a[1][4];
+        pack_operand<T>(a[0], s[0], s[1]);
+        add_product<T, D>(dv, a, dout, 16 * group);
+        pack_operand<T>(a[0], dp[0], dp[1]);
+        add_product<T, D>(dk, a, q, 16 * group);
       }
     }
     const int64_t stride = static_cast<int64_t>(in.num_heads) * in.head_dim;
     const int64_t target = (start + warp_row) * stride + item.head * in.head_dim;
-    store_fragment<T, D>(call.dk + target, stride, dk, {in.softmax_scale, in.softmax_scale}, valid, in.head_dim);
-    store_fragment<T, D>(call.dv + target, stride, dv, {1.f, 1.f}, valid, in.head_dim);
+    store_fragment<T, D>(call.dk + target, stride, dk[0], {in.softmax_scale, in.softmax_scale}, valid, in.head_dim);
+    store_fragment<T, D>(call.dv + target, stride, dv[0], {1.f, 1.f}, valid, in.head_dim);
     if (call.dweight != nullptr) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {

@@ -102,16 +102,7 @@ class Queries {
       uint32_t p[FRAGMENTS][4];
 #pragma unroll
       for (int f = 0; f < FRAGMENTS; ++f) pack_operand<T>(p[f], s[f][2 * group], s[f][2 * group + 1]);
-#pragma unroll
-      for (int step = 0; step < D / 16; ++step) {
-        uint32_t b[4];
-        load_b_from_rows<D>(b, v, 16 * group, step);
-#pragma unroll
-        for (int f = 0; f < FRAGMENTS; ++f) {
-          mma<T>(acc_[f][2 * step], p[f], b[0], b[1]);
-          mma<T>(acc_[f][2 * step + 1], p[f], b[2], b[3]);
-        }
-      }
+      add_product<T, D>(acc_, p, v, 16 * group);
     }
   }
 
@@ -223,8 +214,7 @@ __global__ __launch_bounds__(kThreads,
       const int first = pass + warp * kWarpRows;
       const int valid = end - first;  // <= 0 for a warp without queries, which only takes part in the barriers
       const int64_t row = queries.start + first;
-      Queries<Traits> tile(in.q.data + row * in.q.token_stride + item.head * in.q.head_stride, in.q.token_stride, valid,
-                           in.head_dim, in.softmax_scale);
+      Queries<Traits> tile(rows_of(in.q, row, item.head), in.q.token_stride, valid, in.head_dim, in.softmax_scale);
       for (int chunk = 0; chunk < keys.num_chunks(); ++chunk) {
         if (pass == begin) keys.arrive(chunk);
         if (valid <= 0) continue;

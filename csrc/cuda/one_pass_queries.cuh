@@ -1,0 +1,146 @@
+// The backward of short sequences in one kernel: what a warp does with its queries and a chunk of keys.
+#pragma once
+
+#include "sequences.cuh"
+#include "tiles.cuh"
+#include "varlen_attention.h"
+
+namespace msvit::cuda {
+
+// The queries of a warp, up to FRAGMENTS neighbouring tiles of 16 rows, and their dq.
+template <class Traits>
+class OnePassQueries {
+  using T = typename Traits::T;
+  static constexpr int D = Traits::D, FRAGMENTS = Traits::FRAGMENTS;
+  static constexpr bool HELD = Traits::kQueriesInRegisters;
+
+ public:
+  __device__ __forceinline__ void start(uint32_t q, uint32_t dout, const float* lse, const float* delta, int begin,
+                                        int active) {
+    const int lane = threadIdx.x % kWarpSize;
+    q_ = q, dout_ = dout, begin_ = begin, active_ = active;
+#pragma unroll
+    for (int f = 0; f < FRAGMENTS; ++f) {
+      for (int block = 0; block < D / 8; ++block)
+        for (int i = 0; i < 4; ++i) dq_[f][block][i] = 0;
+      if (f >= active) continue;
+      if constexpr (HELD) {
+#pragma unroll
+        for (int step = 0; step < D / 16; ++step) {
+          load_a_from_rows<D>(held_q_[f][step], q, first_row(f), step);
+          load_a_from_rows<D>(held_dout_[f][step], dout, first_row(f), step);
+        }
+      }
+      for (int half = 0; half < 2; ++half) {
+        lse_[f][half] = lse[first_row(f) + lane / 4 + 8 * half];
+        delta_[f][half] = delta[first_row(f) + lane / 4 + 8 * half];
+      }
+    }
+  }
+
+  // P and dS of the first ACTIVE fragments and the first `valid` keys of a chunk, to the tiles `p` and `ds`; adds to
+  // dq. Where `dweight` is not null it gets the column sums of this warp.
+  template <int ACTIVE>
+  __device__ __forceinline__ void attend(uint32_t k, uint32_t v, const float* bias, int valid, float scale, uint32_t p,
+                                         uint32_t ds, float* dweight) {
+    const int lane = threadIdx.x % kWarpSize;
+#pragma unroll
+    for (int group = 0; group < Traits::CHUNK / 16; ++group) {
+      if (16 * group >= valid) continue;
+      float s[ACTIVE][2][4] = {}, dp[ACTIVE][2][4] = {};
+#pragma unroll
+      for (int step = 0; step < D / 16; ++step) {
+        uint32_t b_k[4], b_v[4];
+        load_b_from_columns<D>(b_k, k, 16 * group, step);
+        load_b_from_columns<D>(b_v, v, 16 * group, step);
+#pragma unroll
+        for (int f = 0; f < ACTIVE; ++f) {
+          uint32_t a[4];
+          get(a, held_q_, q_, f, step);
+          mma<T>(s[f][0], a, b_k[0], b_k[1]);
+          mma<T>(s[f][1], a, b_k[2], b_k[3]);
+          get(a, held_dout_, dout_, f, step);
+          mma<T>(dp[f][0], a, b_v[0], b_v[1]);
+          mma<T>(dp[f][1], a, b_v[2], b_v[3]);
+        }
+      }
+      // From here on s holds P and dp holds dS.
+#pragma unroll
+      for (int block = 0; block < 2; ++block) {
+        const int column = 16 * group + 8 * block + 2 * (lane % 4);
+        const float2 log_weight = *reinterpret_cast<const float2*>(bias + column);
+        float sums[2] = {};
+#pragma unroll
+        for (int f = 0; f < ACTIVE; ++f) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const float exponent = s[f][block][i] * scale - lse_[f][i / 2];
+            const float g = dp[f][block][i] - delta_[f][i / 2];
+            s[f][block][i] = exp2_approx(exponent + (i % 2 ? log_weight.y : log_weight.x));
+            dp[f][block][i] = s[f][block][i] * g;
+            if (dweight != nullptr) sums[i % 2] += exp2_approx(exponent) * g;
+          }
+        }
+        if (dweight != nullptr) {
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+#pragma unroll
+            for (int distance = 4; distance < kWarpSize; distance *= 2)
+              sums[i] += __shfl_xor_sync(0xffffffffu, sums[i], distance);
+          }
+          if (lane < 4) *reinterpret_cast<float2*>(dweight + column) = make_float2(sums[0], sums[1]);
+        }
+      }
+      uint32_t a[ACTIVE][4];
+#pragma unroll
+      for (int f = 0; f < ACTIVE; ++f) {
+        pack_operand<T>(a[f], s[f][0], s[f][1]);
+        store_operand(p, f, group, a[f]);
+        pack_operand<T>(a[f], dp[f][0], dp[f][1]);
+        store_operand(ds, f, group, a[f]);
+      }
+      add_product<T, D>(dq_, a, k, 16 * group);
+    }
+  }
+
+  __device__ __forceinline__ void store(uint16_t* rows, int64_t stride, float scale, int length, int head_dim) const {
+#pragma unroll
+    for (int f = 0; f < FRAGMENTS; ++f) {
+      if (f < active_)
+        store_fragment<T, D>(rows + first_row(f) * stride, stride, dq_[f], {scale, scale}, length - first_row(f),
+                             head_dim);
+    }
+  }
+
+ private:
+  __device__ __forceinline__ int first_row(int f) const { return begin_ + f * kRowsPerFragment; }
+
+  template <int STEPS>
+  __device__ __forceinline__ void get(uint32_t (&a)[4], const uint32_t (&held)[FRAGMENTS][STEPS][4], uint32_t tile,
+                                      int f, int step) const {
+    if constexpr (HELD) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) a[i] = held[f][step][i];
+    } else {
+      load_a_from_rows<D>(a, tile, first_row(f), step);
+    }
+  }
+
+  // Operand a to rows of fragment f and columns of a group of 16 keys.
+  __device__ __forceinline__ void store_operand(uint32_t tile, int f, int group, const uint32_t (&a)[4]) {
+    const int lane = threadIdx.x % kWarpSize;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int row = first_row(f) + lane / 4 + 8 * (i % 2);
+      store_shared_32(tile + Tile<Traits::CHUNK>::offset(row, 2 * group + i / 2) + 4 * (lane % 4), a[i]);
+    }
+  }
+
+  uint32_t q_ = 0, dout_ = 0;
+  int begin_ = 0, active_ = 0;  // first row; tiles that have rows
+  uint32_t held_q_[FRAGMENTS][HELD ? D / 16 : 1][4], held_dout_[FRAGMENTS][HELD ? D / 16 : 1][4];
+  float dq_[FRAGMENTS][D / 8][4];
+  float lse_[FRAGMENTS][2], delta_[FRAGMENTS][2];
+};
+
+}  // namespace msvit::cuda
