@@ -11,8 +11,10 @@ import os
 import platform
 import re
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,17 @@ QUANTILES = (20, 50, 80)
 
 class RefusalError(Exception):
     """A bench refuses to time something that is wrong."""
+
+
+@contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """Ends the program with one line where the bench refuses or an argument is wrong."""
+    try:
+        yield
+    except RefusalError as error:
+        sys.exit(f"refused: {error}")
+    except ValueError as error:
+        sys.exit(f"error: {error}")
 
 
 def make_console() -> Console:

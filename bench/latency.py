@@ -17,7 +17,6 @@ candidate whatever N is, so that it is timed once for each image size and round,
 import argparse
 import math
 import re
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -327,12 +326,8 @@ def main() -> None:
     """Runs, and turns what is wrong into one line."""
     arguments = parse_arguments()
     console = common.make_console()
-    try:
+    with common.errors_in_one_line():
         run(arguments, console)
-    except common.RefusalError as error:
-        sys.exit(f"refused: {error}")
-    except ValueError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

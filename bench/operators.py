@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,13 +85,9 @@ def main(operator: str, cases: Callable[[Setting], Sequence[CaseMaker]], descrip
     """Command line of an operator bench: checks and times every case, prints tables, writes <operator>.csv."""
     arguments = _parse(description)
     console = common.make_console()
-    try:
+    with common.errors_in_one_line():
         setting, output = _setting(arguments)
         rows = _run(operator, cases(setting), setting, arguments.seconds, console)
-    except common.RefusalError as error:
-        sys.exit(f"refused: {error}")
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     _print(operator, rows, console)
     if output is not None:
         path = output / f"{operator}.csv"

@@ -12,7 +12,6 @@ by the resident size of the process.
 import argparse
 import ctypes
 import math
-import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -281,12 +280,8 @@ def run(arguments: argparse.Namespace, console: Console) -> list[dict[str, Any]]
 def main(argv: list[str] | None = None) -> None:
     """Runs, and turns what is wrong into one line."""
     arguments = parse_arguments(argv)
-    try:
+    with common.errors_in_one_line():
         run(arguments, common.make_console())
-    except common.RefusalError as error:
-        sys.exit(f"refused: {error}")
-    except ValueError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
