@@ -1,29 +1,19 @@
 """bench/gpu_report.py without a GPU: its formulas, its peers against fp64, its parsers, its parts and its exit code."""
 
-import contextlib
-import csv
-import functools
 import os
 import sys
 import time
-from typing import ClassVar
 
 import common
 import gpu_report
-import latency
 import pytest
-import readme_gpu
 import torch
-import vit_graphs
-import vit_methods
 from gpu import attention, checks, commands, ncu, peers, small_shapes, summary, targets, timing, token_operators
 from gpu.workloads import HEADLINE, Buffers, Workload, gpu_workloads, rotations, uniform
+from gpu_helpers import CPU, NATIVE, SMALL, made, read
 
-from msvit_kernels import dispatch, testing
+from msvit_kernels import dispatch
 
-CPU = torch.device("cpu")
-NATIVE = "cpu" in testing.backends_for("varlen_attention", "cpu", torch.float32, head_dim=64)
-SMALL = Workload("3 x 5..12", (12, 5, 12), 16, 32)
 EVEN = Workload("2 x 9", (9, 9), 16, 32)
 PEERS = {peer.name: peer for peer in peers.PEERS}
 
@@ -157,11 +147,6 @@ def test_errors_that_end_a_process():
 # ---- measuring parts
 
 
-def read(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 @pytest.mark.skipif(not NATIVE, reason="the compiled extension is missing")
 def test_attention_rows(tmp_path, capsys):
     assert attention.main(["--quick", "--device", "cpu", "--seconds", "60", "--output", str(tmp_path)]) == 0
@@ -213,23 +198,18 @@ def test_small_shapes_are_compared(capsys):
 # ---- rows to verdicts
 
 
-def row(**values):
-    base = {"head_dim": "64", "ours": "True", "exact": "True", "graph_times_varlen_attn": "", "host_us": ""}
-    return base | {key: str(value) for key, value in values.items()}
-
-
 def test_targets(tmp_path):
     common.write_csv(
         tmp_path / "attention.csv",
         [
-            row(workload=HEADLINE, direction="fwd", method="cuda", graph_p50_us=30, graph_times_varlen_attn=1.5),
-            row(workload=HEADLINE, direction="fwd", method="triton", graph_p50_us=60, graph_times_varlen_attn=0.8),
-            row(workload=HEADLINE, direction="bwd", method="cuda", graph_p50_us=50, graph_times_varlen_attn=4),
-            row(workload=HEADLINE, direction="bwd", method="cuda + key weight", graph_p50_us=70),
-            row(workload="57 x 576", direction="fwd", method="cuda", graph_p50_us=100),
-            row(workload="57 x 576", direction="fwd", method="varlen_attn", ours=False, graph_p50_us=110),
-            row(workload="57 x 576", direction="fwd", method="sdpa padded cudnn", ours=False, graph_p50_us=96),
-            row(workload="57 x 576", direction="fwd", method="sdpa padded flash", ours=False, graph_p50_us=1),
+            made(workload=HEADLINE, direction="fwd", method="cuda", graph_p50_us=30, graph_times_varlen_attn=1.5),
+            made(workload=HEADLINE, direction="fwd", method="triton", graph_p50_us=60, graph_times_varlen_attn=0.8),
+            made(workload=HEADLINE, direction="bwd", method="cuda", graph_p50_us=50, graph_times_varlen_attn=4),
+            made(workload=HEADLINE, direction="bwd", method="cuda + key weight", graph_p50_us=70),
+            made(workload="57 x 576", direction="fwd", method="cuda", graph_p50_us=100),
+            made(workload="57 x 576", direction="fwd", method="varlen_attn", ours=False, graph_p50_us=110),
+            made(workload="57 x 576", direction="fwd", method="sdpa padded cudnn", ours=False, graph_p50_us=96),
+            made(workload="57 x 576", direction="fwd", method="sdpa padded flash", ours=False, graph_p50_us=1),
         ],
     )
     common.write_csv(
@@ -371,228 +351,3 @@ def test_wrong_part():
         gpu_report.main(["--parts", "attention,lunch"])
     assert caught.value.code.startswith("error: --parts: expected some of build, tests")
     assert caught.value.code.endswith("got 'lunch'")
-
-
-# ---- the latency bench on a GPU, and the README
-
-
-def latency_row(method, tokens, batch, milliseconds, **more):
-    quantiles = {f"all_p{q}_ms": milliseconds for q in common.QUANTILES}
-    graph = method.endswith("graph")
-    quantiles |= {f"transformer_p{q}_ms": None if graph else milliseconds / 2 for q in common.QUANTILES}
-    facts = {
-        "machine": "GPU X",
-        "threads": 1,
-        "isa": "none",
-        "dtype": "bf16",
-        "commit": "abc",
-        "torch": "3",
-        "triton": "4",
-    }
-    row = {"method": method, "wanted_tokens": tokens, "tokens": tokens, "batch": batch, "image_size": 224}
-    return row | {"gmacs": tokens * 0.02, "times_compiled": None, "date": "2030"} | quantiles | facts | more
-
-
-def test_graphs_have_no_time_of_their_blocks(tmp_path):
-    columns = latency._columns([(None, 0.25), (None, 0.5)])
-    assert columns["transformer_p50_ms"] is None
-    assert columns["all_p80_ms"] == pytest.approx(450)
-    rows = [latency_row(method, 64, 1, 2.0) for method in ("dense", "packed", "packed graph")]
-    cells = latency._cells(rows[2] | {"times_masked": None, "times_dense": 2.0, "share_of_peak": 0.5})
-    assert cells[:6] == ["packed graph", "64", "1.28", "", "", "2.00"]
-    latency.plot_latency(rows, tmp_path / "a.png")
-    latency.plot_latency(rows[:2], tmp_path / "b.png")
-    assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
-
-
-def test_graphs_need_a_gpu(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["latency.py", "--device", "cpu", "--cuda-graph"])
-    with pytest.raises(SystemExit) as caught:
-        latency.main()
-    assert caught.value.code == "error: --cuda-graph: expected a GPU, got a CPU"
-
-
-def test_readme_shows_what_a_gpu_measured(tmp_path):
-    folder = tmp_path / "bench" / "results" / "cuda-gpu-x"
-    rows = [latency_row("packed", 98, 256, 0.05), latency_row("packed graph", 98, 256, 0.04, times_compiled=2.0)]
-    rows += [latency_row("masked", 98, 256, 0.3), latency_row("packed", 98, 1, 1.5)]
-    common.write_csv(folder / "latency_bf16.csv", rows)
-    attention_rows = [
-        row(workload=HEADLINE, direction="fwd", method="cuda", graph_p50_us=30, floor_us=24, date="2031"),
-        row(workload=HEADLINE, direction="fwd", method="cuda + key weight", graph_p50_us=20, floor_us=24),
-        row(workload=HEADLINE, direction="fwd", method="varlen_attn", ours=False, graph_p50_us=60, floor_us=24),
-        row(workload=HEADLINE, direction="fwd", method="sdpa padded flash", ours=False, exact=False, graph_p50_us=1),
-    ]
-    common.write_csv(folder / "attention.csv", [each | rows[0] | each for each in attention_rows])
-    text = "\n".join(readme_gpu.section(folder.parent))
-    assert "GPU X (torch 3" in text
-    assert "| 98 | 1.96 |  | 1.5 |  | 0.3 |  | 0.04 | 6.0 |" in text
-    assert "2.00x as fast as the compiled ViT-S/16" in text
-    assert f"| {HEADLINE} | fwd | 30.0 | 24.0 | varlen_attn | 60.0 | 2.00x |" in text
-    assert "bench/results/cuda-gpu-x/report.md" in text
-
-
-def test_readme_says_that_no_gpu_was_measured(tmp_path):
-    (tmp_path / "UNVERIFIED.md").write_text("| `msvit_kernels/triton/a.py` | `b` |")
-    assert "so\nthere is no GPU table yet" in "\n".join(readme_gpu.section(tmp_path))
-
-
-def test_commit_of_a_copy_without_git(monkeypatch, tmp_path):
-    monkeypatch.setattr(common, "ROOT", tmp_path)
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    monkeypatch.setenv("MSVIT_COMMIT", "0123456789ab")
-    assert common.commit() == "0123456789ab"
-
-
-# ---- the paths of a GPU, with stand-ins
-
-
-class StandInGraph:
-    """Replays by calling again, and leaves results where those of the capture were, as a graph does."""
-
-    def __init__(self, calls):
-        self.calls, self.results = calls, [call() for call in calls]
-
-    def replay(self):
-        for call, result in zip(self.calls, self.results, strict=True):
-            again = call()
-            if isinstance(result, torch.Tensor):
-                result.copy_(again)
-
-
-@pytest.fixture
-def stand_ins(monkeypatch):
-    """Of torch.cuda, what timing and capturing need."""
-    stream = type("Stream", (), {"wait_stream": lambda self, other: None})
-
-    class Event:
-        def __init__(self, enable_timing=False):
-            self.moment = 0.0
-
-        def record(self):
-            self.moment = time.perf_counter()
-
-        def synchronize(self):
-            pass
-
-        def elapsed_time(self, end):
-            return (end.moment - self.moment) * 1e3
-
-    monkeypatch.setattr(torch.cuda, "Stream", stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", stream)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    for name in ("synchronize", "empty_cache"):
-        monkeypatch.setattr(torch.cuda, name, lambda: None)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
-
-
-def stand_in_capture(calls, pool=None):
-    graph = StandInGraph(calls)
-    return graph, graph.results
-
-
-def test_graphs_are_timed_beside_eager_calls(monkeypatch, stand_ins):
-    def capture(calls):
-        if len(calls) == 1:
-            raise RuntimeError("it waits for the device")
-        return stand_in_capture(calls)
-
-    monkeypatch.setattr(timing, "capture", capture)
-    methods = {"two": [lambda: time.sleep(0.002)] * 2, "one": [lambda: None]}
-    times = timing.time_methods(methods, torch.device("cuda"), seconds=0)
-    assert times["one"].graph_error == "RuntimeError: it waits for the device"
-    assert not times["one"].graph
-    # Of two calls in a pass, the time of one.
-    assert 0.002 <= common.quantiles(times["two"].graph)["p50"] < 0.004
-    assert times["two"].best is times["two"].graph
-    assert timing.columns(times["two"])["graph_p50_us"] > 2000
-
-
-class FailingGraph:
-    log: ClassVar[list[str]] = []
-
-    def capture_begin(self, pool, capture_error_mode):
-        self.log.append("begin")
-
-    def capture_end(self):
-        self.log.append("end")
-        if "failed" in self.log:
-            raise RuntimeError("operation failed due to a previous error during capture")
-
-
-def test_a_failed_capture_ends_and_says_why(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", FailingGraph)
-
-    def call():
-        FailingGraph.log.append("failed")
-        raise ValueError("the reason")
-
-    with pytest.raises(ValueError, match="the reason"):
-        timing.capture([call])
-    assert FailingGraph.log == ["begin", "failed", "end"]
-    FailingGraph.log.clear()
-    assert timing.capture([lambda: 3, lambda: 4])[1] == [3, 4]
-    assert FailingGraph.log == ["begin", "end"]
-
-
-def test_models_are_captured_and_compiled(monkeypatch, stand_ins):
-    monkeypatch.setattr(timing, "capture", stand_in_capture)
-    monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
-    monkeypatch.setattr(vit_methods, "_TIMM_NAME", "vit_tiny_patch16_224")
-    pixels = torch.randint(0, 256, (1, 3, 224, 224), dtype=torch.uint8)
-    images = functools.partial(vit_methods.resized, pixels)
-    zoo = vit_methods.Zoo(images, CPU, torch.float32, vit_methods.Stopwatch(CPU))
-    with torch.inference_mode():
-        rows, _ = vit_methods.methods_for(zoo, [64], 1)
-    assert vit_graphs.add_graphs(zoo, {1: rows}, time.perf_counter() + 1000) == []
-    names = [[method.name for method in each] for each in rows]
-    assert names == [
-        ["dense", "masked", "trimmed", "packed", "dense graph", "packed graph"],
-        ["dense", "dense compiled", "dense graph", "dense compiled graph"],
-    ]
-    # Nothing compiles once the time is over.
-    again = [[method for method in each if method.name == "dense"] for each in rows]
-    (note,) = vit_graphs.add_graphs(zoo, {1: again}, time.perf_counter() - 1000)
-    assert note == "dense compiled at 196 tokens and batch 1: no time to compile it"
-    packed = rows[0][5]
-    blocks, whole = zoo.stopwatch.time(packed.call, pixels)
-    assert blocks is not None  # the stand-in runs the hooks
-    assert 0 < blocks < whole
-
-
-def test_a_graph_that_differs_is_refused(monkeypatch, stand_ins):
-    def capture(calls, pool):
-        graph, results = stand_in_capture(calls)
-        graph.calls = [lambda: calls[0]() * 1.1]
-        return graph, results
-
-    monkeypatch.setattr(timing, "capture", capture)
-    zoo = type("Zoo", (), {"stopwatch": vit_methods.Stopwatch(CPU)})()
-    with pytest.raises(AssertionError, match="logits of the graph"):
-        vit_graphs.graphed(lambda images: images.float(), torch.rand(2, 3) + 1, zoo, None, torch.cuda.Stream())
-    assert not zoo.stopwatch.paused
-
-
-def test_what_lost_the_device_is_left_out_afterwards(monkeypatch, tmp_path):
-    calls = []
-
-    def script(self, part, limit, name, *arguments):
-        calls.append(arguments)
-        lost = "--without" not in arguments
-        output = "preparing: triton\npreparing: cuda\nFAILED illegal memory access"
-        return commands.Result(attention.LOST_DEVICE if lost else 0, output, 1.0)
-
-    monkeypatch.setattr(gpu_report.Report, "script", script)
-    assert gpu_report.main(["--parts", "attention", "--device", "cpu", "--output", str(tmp_path)]) == 1
-    assert calls[1][-2:] == ("--without", "cuda")
-    assert len(calls) == 2
-    assert gpu_report.lost_by(commands.Result(1, "preparing: cuda\nTimeout (0:01:30)!", 1)) == "cuda"
-    assert gpu_report.lost_by(commands.Result(1, "preparing: cuda\nFAILED out", 1)) is None
-
-
-@pytest.mark.skipif(not NATIVE, reason="the compiled extension is missing")
-def test_a_backend_can_be_left_out(tmp_path, capsys):
-    arguments = ["--quick", "--device", "cpu", "--seconds", "0", "--output", str(tmp_path), "--without", "cpu"]
-    assert attention.main(arguments) == 0
-    assert not any(row["method"].startswith("cpu") for row in read(tmp_path / "attention.csv"))

@@ -1,0 +1,22 @@
+"""What the tests of the GPU report share: a small workload, and rows, read and made up."""
+
+import csv
+
+import torch
+from gpu.workloads import Workload
+
+from msvit_kernels import testing
+
+CPU = torch.device("cpu")
+NATIVE = "cpu" in testing.backends_for("varlen_attention", "cpu", torch.float32, head_dim=64)
+SMALL = Workload("3 x 5..12", (12, 5, 12), 16, 32)
+
+
+def read(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def made(**values):
+    base = {"head_dim": "64", "ours": "True", "exact": "True", "graph_times_varlen_attn": "", "host_us": ""}
+    return base | {key: str(value) for key, value in values.items()}
