@@ -64,7 +64,12 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, load_head
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged or of another kind, or its parameters do not fit the model; the text names them.
     """
-    state = checkpoint_filter_fn(_read_state_dict(Path(path)), cast(Any, model))
+    given = _read_state_dict(Path(path))
+    _check_patch_size(given, model, path)
+    try:
+        state = checkpoint_filter_fn(given, cast(Any, model))
+    except (RuntimeError, AssertionError, IndexError) as error:  # it takes the checkpoint for one of this model
+        raise ValueError(f"checkpoint {os.fspath(path)} does not fit the model: {error}") from error
     if not load_head:
         state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
     _resample_gate_positions(state, model)
@@ -78,6 +83,17 @@ def _is_optional(name: str, state: Mapping[str, Tensor], load_head: bool) -> boo
     if name.startswith("gate."):
         return not any(key.startswith("gate.") for key in state)
     return name.startswith("head.") and not load_head
+
+
+def _check_patch_size(given: Mapping[str, Tensor], model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """timm would resample patch embeddings of another size, and so make of another model one that knows little."""
+    own, other = (state.get("patch_embed.proj.weight") for state in (model.state_dict(), given))
+    if own is not None and other is not None and other.ndim == 4 and other.shape[2:] != own.shape[2:]:
+        sizes = [" x ".join(map(str, tensor.shape[2:])) for tensor in (other, own)]
+        raise ValueError(
+            f"checkpoint {os.fspath(path)} does not fit the model: it has patches of {sizes[0]} pixels, "
+            f"expected {sizes[1]}"
+        )
 
 
 def _check_fits(
