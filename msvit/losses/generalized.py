@@ -25,7 +25,8 @@ class GeneralizedBatchShapingLoss(nn.Module):
         L = 1/Nc sum_i 1/B sum_b (F_i(z_(b)i) - b / (B + 1))^2
           + 1/Nc sum_i (Phi((theta_i - g*) / std) - rank(theta_i) / (Nc + 1))^2
 
-    with F_i(z) = sigmoid(tau z - logit(theta_i)), sorted z, and ranks 1 to Nc, of equal theta their mean (eq. 9).
+    with F_i(z) = sigmoid(tau z - logit(theta_i)), sorted z, and ranks 1 to Nc (eq. 9). The gradient treats equal theta
+    alike: it is the mean over their orders.
 
     Args:
         target: g*, mean of the hyperprior, inside (0, 1).
@@ -92,11 +93,13 @@ class GeneralizedBatchShapingLoss(nn.Module):
 
     def _hyperprior_distance(self, mean_logit: Tensor) -> Tensor:
         theta = mean_logit.sigmoid()
-        # Priors that start equal must not be told apart by their place in the raster: a sort would do that.
+        # Priors that start equal must not be told apart by their place in the raster: a sort would do that. With the
+        # mean of their ranks, the distance differs from that of the sorted ones by a constant.
         below, other = theta.detach()[:, None] > theta.detach(), theta.detach()[:, None] != theta.detach()
-        rank = below.sum(1) + (~other).sum(1).add(1) / 2
+        rank = (below.sum(1) + (~other).sum(1).add(1) / 2).to(theta.dtype) / (len(theta) + 1)
+        in_order = torch.arange(1, len(theta) + 1, dtype=theta.dtype, device=theta.device) / (len(theta) + 1)
         cdf = torch.special.ndtr((theta - self.target) / self.hyperprior_std)
-        return (cdf - rank / (len(theta) + 1)).square().mean()
+        return (cdf - rank).square().mean() + (in_order.square().mean() - rank.square().mean())
 
 
 def center_distances(grid_size: tuple[int, int]) -> Tensor:

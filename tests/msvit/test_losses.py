@@ -197,7 +197,7 @@ def test_gate_reaches_the_target() -> None:
 
 
 def test_equal_priors_are_treated_alike() -> None:
-    """Symmetric positions have the same theta and the same gradient; at g* the hyperprior asks for nothing."""
+    """Symmetric positions have the same theta and the same gradient; equal ones at g* have none."""
     loss = GeneralizedBatchShapingLoss(0.25, (3, 3), center_init=True)
     loss._hyperprior_distance(loss.theta_logit).backward()
     assert loss.theta_logit.grad is not None
@@ -205,9 +205,12 @@ def test_equal_priors_are_treated_alike() -> None:
     assert torch.equal(grad, grad.T)
     assert torch.equal(grad, grad.flip(0))
     assert len(grad.unique()) == 3
-    assert (
-        GeneralizedBatchShapingLoss(0.25, (3, 3))._hyperprior_distance(loss.theta_logit * 0 - 1.0986123).item() < 1e-9
-    )
+    fresh = GeneralizedBatchShapingLoss(0.25, (3, 3)).double()
+    value = fresh._hyperprior_distance(fresh.theta_logit)
+    value.backward()
+    assert fresh.theta_logit.grad is not None
+    assert fresh.theta_logit.grad.abs().max() < 1e-7
+    assert value.item() == pytest.approx(((0.5 - torch.arange(1, 10) / 10) ** 2).mean().item(), rel=1e-6), "sorted"
 
 
 def test_center_initialisation() -> None:
