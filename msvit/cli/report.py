@@ -13,7 +13,14 @@ if TYPE_CHECKING:
 
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders that `msvit train` has written.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write the page and the figures to.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Folder for the page and the figures (default: RUN_DIR/report for one run, else report).",
+        ),
+    ] = None,
     images: Annotated[int | None, typer.Option(help="Use only the first so many test images.")] = None,
     maps: Annotated[int, typer.Option(help="Test images to draw, the first ones.")] = 12,
     transforms: Annotated[int, typer.Option(help="Random zooms and shifts to compare gates under; 0 for none.")] = 16,
@@ -28,6 +35,8 @@ def report(
     with one_line_errors():
         from msvit.report import build_report
 
+        if output is None:
+            output = runs[0] / "report" if len(runs) == 1 else Path("report")
         page = build_report(
             runs,
             output,

@@ -144,6 +144,17 @@ def test_command(folders, tmp_path):
     assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
 
 
+def test_command_without_an_output(folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("radial-0", "learned-0"):
+        shutil.copytree(folders[name], tmp_path / name)
+    options = ("--images", 4, "--maps", 1, "--transforms", 0, "--seconds", 0, "--device", "cpu")
+    assert call("radial-0", *options).exit_code == 0
+    assert (tmp_path / "radial-0" / "report" / "report.html").exists()
+    assert call("radial-0", "learned-0", *options).exit_code == 0
+    assert (tmp_path / "report" / "report.html").exists()
+
+
 def damaged(folders, tmp_path, what):
     copy = tmp_path / "copy"
     shutil.copytree(folders["radial-0"], copy)
