@@ -6,10 +6,12 @@
 
 As in the paper, models start from a plain ViT: `pretrained` is trained first, for each seed. Finished runs are skipped
 and interrupted ones resumed, so the command can be stopped and given again. Figures go to
-bench/results/<device>/experiments.csv, and from there into docs/experiments.md.
+bench/results/<device>/experiments.csv, and from there into docs/experiments.md. A CSV is never replaced by one that
+lacks some of its runs: to get a smaller one, remove it first.
 """
 
 import argparse
+import csv
 import os
 import subprocess
 import sys
@@ -97,7 +99,7 @@ class Job:
         return make_config("digits", **self.values)
 
     def is_finished(self) -> bool:
-        """Whether the run has all of its epochs.
+        """Whether the run has all of its epochs, and a checkpoint of its last step.
 
         Raises:
             ValueError: there is a run of that name with other values.
@@ -109,7 +111,12 @@ class Job:
             mine, theirs = self.config().to_dict(), run.config.to_dict()
             names = ", ".join(name for name in mine if mine[name] != theirs[name])
             raise ValueError(f"{self.folder}: a run with other values of {names}; remove it, or give another --runs")
-        return len(run.metrics) == run.config.epochs
+        if len(run.metrics) != run.config.epochs:
+            return False
+        try:  # the row of an epoch is written before its checkpoint
+            return run.checkpoint().step == run.config.epochs * run.derived["steps_per_epoch"]
+        except (FileNotFoundError, ValueError):
+            return False
 
     def command(self) -> list[str]:
         """`msvit train ...`, or `--resume` where the run has begun."""
@@ -204,14 +211,33 @@ def _train_one(job: Job, jobs: int) -> str | None:
     return None if code == 0 else f"failed with exit code {code}, see {log}"
 
 
-def collect(waves: Sequence[Sequence[Job]], device: torch.device) -> list[dict[str, Any]]:
-    """A CSV row for each finished run, in the order of the settings."""
+def collect(waves: Sequence[Sequence[Job]], output: Path, device: torch.device) -> None:
+    """Writes a CSV row for each finished run, in the order of the settings.
+
+    Raises:
+        ValueError: no run is finished, or the CSV has rows of others; it stays as it is.
+    """
     order = {setting.name: i for i, setting in enumerate(SETTINGS)}
     finished = sorted(
         (job for wave in waves for job in wave if job.is_finished()), key=lambda job: order[job.setting.name]
     )
+    if not finished:
+        raise ValueError(f"{output}: not written, as no run is finished")
+    if lost := _run_names(output) - {job.folder.name for job in finished}:
+        names = ", ".join(sorted(lost))
+        raise ValueError(
+            f"{output}: not written, as it has rows of {names}, not finished or beyond --seeds; remove it first"
+        )
     known = facts(device)
-    return [{**_measure(job.setting, load_run(job.folder), device), **known} for job in finished]
+    write_csv(output, [{**_measure(job.setting, load_run(job.folder), device), **known} for job in finished])
+
+
+def _run_names(path: Path) -> set[str]:
+    """Runs that a CSV has rows of; none where there is no CSV."""
+    if not path.exists():
+        return set()
+    with path.open(newline="") as file:
+        return {f"{row['setting']}-s{row['seed']}" for row in csv.DictReader(file)}
 
 
 def _measure(setting: Setting, run: Run, device: torch.device) -> dict[str, Any]:
@@ -248,30 +274,37 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="settings (and what they start from)")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each setting (default: 3)")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time, which share the cores (default: 1)")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "experiments", help="folder of the runs")
+    parser.add_argument("--runs", type=Path, help="folder of the runs (default: runs/experiments)")
     parser.add_argument("--output", type=Path, help="CSV to write (default: bench/results/<device>/experiments.csv)")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "experiments.md", help="page to write")
+    parser.add_argument("--page", type=Path, help="page to write (default: docs/experiments.md)")
     parser.add_argument("--collect", action="store_true", help="train nothing")
     parser.add_argument("--write", action="store_true", help="train and evaluate nothing, only write the page")
     parser.add_argument("--check", action="store_true", help="only compare the page with the CSV")
-    parser.add_argument("--quick", action="store_true", help="tiny models and few images, to see that it works")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="tiny models and few images, to see that it works; with --runs, --output and --page",
+    )
     arguments = parser.parse_args()
     if arguments.seeds < 1 or arguments.jobs < 1:
         parser.error("--seeds and --jobs: expected 1 or more")
+    if arguments.quick and None in (arguments.runs, arguments.output, arguments.page):
+        parser.error("--quick: expected --runs, --output and --page too, so that no real result is replaced")
+    runs = (arguments.runs or ROOT / "runs" / "experiments").resolve()
+    page = arguments.page or ROOT / "docs" / "experiments.md"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     output = arguments.output or results_dir(device) / "experiments.csv"
     try:
         if not (arguments.write or arguments.check):
-            waves = make_jobs(arguments.runs.resolve(), arguments.only, arguments.seeds, arguments.quick)
+            waves = make_jobs(runs, arguments.only, arguments.seeds, arguments.quick)
             if not arguments.collect and (failed := train(waves, arguments.jobs)):
                 sys.exit(f"failed: {', '.join(failed)}")
             # All that is there, not only what was asked for: the page shows the whole table.
-            everything = make_jobs(arguments.runs.resolve(), [], arguments.seeds, arguments.quick)
-            write_csv(output, collect(everything, device))
-        write_page(output, arguments.page, arguments.check)
+            collect(make_jobs(runs, [], arguments.seeds, arguments.quick), output, device)
+        write_page(output, page, arguments.check)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(f"{arguments.page} {'shows' if arguments.check else 'written from'} {output}")
+    print(f"{page} {'shows' if arguments.check else 'written from'} {output}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ BEGIN, END = "<!-- measured: bench/experiments.py -->", "<!-- end of measured --
 Row = dict[str, str]
 Rows = dict[str, list[Row]]
 FIXED = ("radial", "random", "entropy")
-# Fixed gates come in steps: token counts closer than this are called equal.
+PLAIN = ("plain-80", "plain-64", "plain-48")
+# Fixed gates come in steps: the better of two gates may use this share of tokens more than the other.
 _EQUAL_TOKENS = 0.1
 _LITTLE = 1.0  # points of accuracy
 
@@ -34,19 +35,19 @@ _COLUMNS = (
 
 
 def read(path: Path) -> Rows:
-    """Rows by setting, sorted by seed.
+    """Rows by setting, in the order of the file; those of a setting by seed.
 
     Raises:
         ValueError: the file has no row.
     """
     with path.open(newline="") as file:
-        rows = sorted(csv.DictReader(file), key=lambda row: int(row["seed"]))
+        rows = list(csv.DictReader(file))
     if not rows:
         raise ValueError(f"{path}: expected rows, got none")
-    names = dict.fromkeys(row["setting"] for row in rows)
-    with path.open(newline="") as file:
-        names = dict.fromkeys(row["setting"] for row in csv.DictReader(file))  # in the order of the file
-    return {name: [row for row in rows if row["setting"] == name] for name in names}
+    by_setting: Rows = {}
+    for row in rows:
+        by_setting.setdefault(row["setting"], []).append(row)
+    return {name: sorted(mine, key=lambda row: int(row["seed"])) for name, mine in by_setting.items()}
 
 
 def table(rows: Rows) -> list[str]:
@@ -72,10 +73,14 @@ def values(rows: Sequence[Row], column: str) -> list[float]:
 
 
 def difference(rows: Rows, first: str, second: str, column: str) -> tuple[float, float] | None:
-    """Mean of first minus second over the seeds that both have, and twice its standard error; None below two seeds."""
+    """`mean_and_error` of first minus second, over the seeds that both have."""
     theirs = {row["seed"]: row for row in rows.get(second, [])}
     pairs = [(row, theirs[row["seed"]]) for row in rows.get(first, []) if row["seed"] in theirs]
-    found = [float(mine[column] or "nan") - float(other[column] or "nan") for mine, other in pairs]
+    return mean_and_error([float(mine[column] or "nan") - float(other[column] or "nan") for mine, other in pairs])
+
+
+def mean_and_error(found: Sequence[float]) -> tuple[float, float] | None:
+    """Mean, and twice its standard error; None below two numbers, or where one is not a number."""
     if len(found) < 2 or any(map(math.isnan, found)):
         return None
     return statistics.fmean(found), 2 * statistics.stdev(found) / math.sqrt(len(found))
@@ -92,7 +97,7 @@ def verdict(change: tuple[float, float] | None, least: float = 0.0) -> str:
 
 
 def learned_beats_fixed(rows: Rows) -> list[str]:
-    """The learned gate against each fixed one."""
+    """The learned gate against each fixed one; a gate that is better only with more tokens does not count as better."""
     lines = []
     for name in FIXED:
         change = difference(rows, "gbas", name, "top1")
@@ -100,9 +105,11 @@ def learned_beats_fixed(rows: Rows) -> list[str]:
             lines.append(f"- Learned gate against the {name} one: not measured.")
             continue
         mine, theirs = (statistics.fmean(values(rows[one], "tokens_per_image")) for one in ("gbas", name))
-        word = verdict(change)
-        if mine > (1 + _EQUAL_TOKENS) * theirs:
-            word = f"not decided: {mine / theirs - 1:.0%} more tokens"
+        word, more = verdict(change), mine / theirs - 1
+        if word == "holds" and more > _EQUAL_TOKENS:
+            word = f"not decided: {more:.0%} more tokens"
+        if word == "does not hold" and more < -_EQUAL_TOKENS:
+            word = f"not decided: {-more:.0%} fewer tokens"
         lines.append(
             f"- Learned gate better than the {name} one: **{word}** "
             f"({_points(change)} with {mine:.1f} against {theirs:.1f} tokens)."
@@ -162,30 +169,41 @@ def fine_regions_find_the_digit(rows: Rows) -> list[str]:
 
 
 def mixed_scale_beats_plain(rows: Rows) -> list[str]:
-    """Against the plain model of as many multiply-accumulates, interpolated between image sizes."""
-    plain = sorted(
-        (statistics.fmean(values(rows[name], "gmacs")), statistics.fmean(values(rows[name], "top1")))
-        for name in ("plain-80", "plain-64", "plain-48")
-        if name in rows
-    )
+    """Against plain models of the same seed and as many multiply-accumulates, interpolated between image sizes."""
     lines = []
     for name in ("gbas", "gbas-25"):
-        if name not in rows or len(plain) < 2:
+        curves = [(row, _plain_curve(rows, row["seed"])) for row in rows.get(name, [])]
+        pairs = [(row, _at_cost(curve, float(row["gmacs"]))) for row, curve in curves if len(curve) > 1]
+        if outside := [row for row, expected in pairs if expected is None]:
+            costs = ", ".join(f"{float(row['gmacs']):.4f} GMACs with seed {row['seed']}" for row in outside)
+            lines.append(f"- `{name}`: {costs} lie outside the range of the plain models; **not decided**.")
+            continue
+        inside = [(float(row["top1"]), expected) for row, expected in pairs if expected is not None]
+        change = mean_and_error([top1 - expected for top1, expected in inside])
+        if change is None:
             lines.append(f"- `{name}` against plain models: not measured.")
             continue
-        cost, top1 = (statistics.fmean(values(rows[name], column)) for column in ("gmacs", "top1"))
-        between = [pair for pair in itertools.pairwise(plain) if pair[0][0] <= cost <= pair[1][0]]
-        if not between:
-            lines.append(f"- `{name}`: {cost:.4f} GMACs are outside the range of the plain models; not decided.")
-            continue
-        (low, at_low), (high, at_high) = between[0]
-        expected = at_low + (at_high - at_low) * (cost - low) / (high - low)
-        word = "holds" if top1 > expected else "does not hold"
+        cost = statistics.fmean(float(row["gmacs"]) for row, _ in pairs)
+        mine, theirs = (100 * statistics.fmean(column) for column in zip(*inside, strict=True))
         lines.append(
-            f"- `{name}` better than a plain model of its {cost:.4f} GMACs: **{word}** ({100 * top1:.1f} % against "
-            f"{100 * expected:.1f} %, interpolated between two image sizes)."
+            f"- `{name}` better than plain models of its {cost:.4f} GMACs: **{verdict(change)}** ({_points(change)}; "
+            f"{mine:.1f} % against {theirs:.1f} %, interpolated between two image sizes for each seed)."
         )
     return lines
+
+
+def _plain_curve(rows: Rows, seed: str) -> list[tuple[float, float]]:
+    """(GMACs, top-1) of the plain models of one seed, by cost."""
+    plain = [row for name in PLAIN for row in rows.get(name, []) if row["seed"] == seed]
+    return sorted((float(row["gmacs"]), float(row["top1"])) for row in plain)
+
+
+def _at_cost(curve: Sequence[tuple[float, float]], cost: float) -> float | None:
+    """The curve at a cost, linear between its points; None outside of them."""
+    for (low, at_low), (high, at_high) in itertools.pairwise(curve):
+        if low <= cost <= high:
+            return at_low + (at_high - at_low) * (cost - low) / (high - low)
+    return None
 
 
 def other_choices(rows: Rows) -> list[str]:
@@ -217,7 +235,7 @@ def measured(path: Path) -> str:
     where = path.resolve()
     source = where.relative_to(ROOT).as_posix() if where.is_relative_to(ROOT) else where.name
     lines = [
-        f"From {source}: {first['machine']}, torch {first['torch']}, commit {first['commit']}; "
+        f"From {source}: evaluated at commit {first['commit']} with torch {first['torch']} on {first['machine']}; "
         f"{first['test_images']} test images, {first['train_images']} training images.",
         "Dynamics: share of the variance of the gate's decisions that lies between images; 0 % is a static pattern.",
         "Fine on digit: share of the fine regions that cover the digit. Digit fine: share of its regions that are",

@@ -6,9 +6,13 @@ import sys
 import experiments
 import experiments_page
 import pytest
+import torch
 from experiments import SETTINGS, make_jobs
 
 from msvit.training import load_run
+from msvit.training.checkpoints import TRAINER_FILE, write_checkpoint
+from msvit.training.metrics import COLUMNS, METRICS_FILE, write_rows
+from msvit.training.runs import create_run
 
 
 def test_every_setting_is_a_configuration(tmp_path):
@@ -59,6 +63,67 @@ def test_trains_collects_writes_and_skips_what_is_finished(monkeypatch, tmp_path
         call(monkeypatch, tmp_path, *options)
 
 
+def test_no_finished_run_leaves_the_csv_as_it_is(monkeypatch, tmp_path):
+    (tmp_path / "rows.csv").write_text("kept")
+    with pytest.raises(SystemExit, match=r"error: .*rows\.csv: not written, as no run is finished"):
+        call(monkeypatch, tmp_path, "--collect")
+    assert (tmp_path / "rows.csv").read_text() == "kept"
+    assert not (tmp_path / "page.md").exists()
+
+
+def test_collecting_loses_no_row(monkeypatch, tmp_path):
+    output = tmp_path / "rows.csv"
+    monkeypatch.setattr(experiments, "_measure", lambda setting, run, device: {"setting": setting.name, "seed": run})
+    monkeypatch.setattr(experiments, "load_run", lambda folder: int(folder.name[-1]))
+    finished = {"pretrained-s0", "pretrained-s1", "l0-s0"}
+    monkeypatch.setattr(experiments.Job, "is_finished", lambda job: job.folder.name in finished)
+
+    def collect(seeds):
+        experiments.collect(make_jobs(tmp_path, [], seeds, True), output, torch.device("cpu"))
+        return [f"{row['setting']}-s{row['seed']}" for row in csv.DictReader(output.open())]
+
+    assert collect(1) == ["pretrained-s0", "l0-s0"]
+    assert collect(2) == ["pretrained-s0", "pretrained-s1", "l0-s0"]
+    before = output.read_text()
+    with pytest.raises(
+        ValueError, match=r"it has rows of pretrained-s1, not finished or beyond --seeds; remove it first"
+    ):
+        collect(1)
+    finished.remove("l0-s0")
+    with pytest.raises(ValueError, match=r"it has rows of l0-s0, not finished or beyond --seeds; remove it first"):
+        collect(2)
+    assert output.read_text() == before
+    output.unlink()
+    assert collect(1) == ["pretrained-s0"]
+
+
+@pytest.mark.parametrize("missing", ["--runs", "--output", "--page"])
+def test_quick_needs_places_of_its_own(monkeypatch, tmp_path, capsys, missing):
+    given = [name for name in ("--runs", "--output", "--page") if name != missing]
+    paths = [word for name in given for word in (name, str(tmp_path / name))]
+    monkeypatch.setattr(sys, "argv", ["experiments.py", "--quick", "--collect", *paths])
+    with pytest.raises(SystemExit):
+        experiments.main()
+    assert "--quick: expected --runs, --output and --page too" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_its_last_checkpoint_a_run_is_not_finished(tmp_path):
+    ((job,), *_) = make_jobs(tmp_path, ["pretrained"], 1, True)
+    derived = {"num_classes": 10, "image_size": [48, 48], "coarse": 16, "steps_per_epoch": 4, "gate_setting": None}
+    run = create_run(job.folder, job.config(), derived)
+    write_rows(run.folder / METRICS_FILE, COLUMNS, [dict.fromkeys(COLUMNS, 1.0)])
+    assert not job.is_finished(), "a row, but no checkpoint"
+    write_checkpoint(run.folder, 3, torch.nn.Linear(1, 1), None, {})
+    assert not job.is_finished(), "one of an earlier step"
+    last = write_checkpoint(run.folder, 4, torch.nn.Linear(1, 1), None, {})
+    assert job.is_finished()
+    (last / TRAINER_FILE).write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert not job.is_finished()
+    assert "--resume" in job.command()
+
+
 def test_nothing_to_write_from(monkeypatch, tmp_path):
     with pytest.raises(SystemExit, match=r"rows\.csv: no such file"):
         call(monkeypatch, tmp_path, "--write")
@@ -96,9 +161,22 @@ def rows(**settings):
         ([0.8, 0.82, 0.81], [0.6, 0.61, 0.63], 47, "**holds**"),
         ([0.6, 0.61, 0.63], [0.8, 0.82, 0.81], 47, "**does not hold**"),
         ([0.6, 0.7, 0.8], [0.71, 0.6, 0.77], 47, "**undecided**"),
-        ([0.8, 0.82, 0.81], [0.6, 0.61, 0.63], 60, "not decided: 28% more tokens"),
+        ([0.8, 0.82, 0.81], [0.6, 0.61, 0.63], 60, "**not decided: 28% more tokens**"),
+        ([0.6, 0.61, 0.63], [0.8, 0.82, 0.81], 60, "**does not hold**"),
+        ([0.8, 0.82, 0.81], [0.6, 0.61, 0.63], 40, "**holds**"),
+        ([0.6, 0.61, 0.63], [0.8, 0.82, 0.81], 40, "**not decided: 15% fewer tokens**"),
+        ([0.6, 0.7, 0.8], [0.71, 0.6, 0.77], 60, "**undecided**"),
     ],
-    ids=["better", "worse", "within_spread", "more_tokens"],
+    ids=[
+        "better",
+        "worse",
+        "within_spread",
+        "better_with_more",
+        "worse_with_more",
+        "better_with_fewer",
+        "worse_with_fewer",
+        "within_spread_with_more",
+    ],
 )
 def test_learned_against_fixed(learned, radial, tokens, word):
     lines = experiments_page.learned_beats_fixed(
@@ -136,14 +214,39 @@ def test_dynamic_gate():
     assert "**does not hold**" in lines[2]
 
 
-@pytest.mark.parametrize(("top1", "word"), [(0.76, "**holds**"), (0.74, "**does not hold**")])
+@pytest.mark.parametrize(
+    ("top1", "word"),
+    [
+        ([0.75, 0.77, 0.78], "**holds** (+1.7 ± 0.7 points; 76.7 % against 75.0 %"),
+        ([0.70, 0.73, 0.76], "**does not hold** (-2.0 ± 1.2 points"),
+        ([0.72, 0.78, 0.77], "**undecided** (+0.7 ± "),
+    ],
+    ids=["better", "worse", "within_spread"],
+)
 def test_against_plain_models_of_equal_cost(top1, word):
-    plain = rows(plain_80={"gmacs": 0.03, "top1": 0.9}, plain_48={"gmacs": 0.01, "top1": 0.6})
+    # Seeds differ by more than the gain: only the plain models of the same seed tell.
+    plain = rows(
+        plain_80={"gmacs": 0.03, "top1": [0.88, 0.90, 0.92]}, plain_48={"gmacs": 0.01, "top1": [0.58, 0.60, 0.62]}
+    )
     lines = experiments_page.mixed_scale_beats_plain({**plain, **rows(gbas={"gmacs": 0.02, "top1": top1})})
     assert word in lines[0]
-    assert "75.0 %, interpolated" in lines[0]
-    outside = experiments_page.mixed_scale_beats_plain({**plain, **rows(gbas={"gmacs": 0.005, "top1": top1})})
-    assert "outside the range" in outside[0]
+    assert lines[1] == "- `gbas-25` against plain models: not measured."
+
+
+def test_plain_models_are_interpolated_for_each_seed():
+    plain = rows(plain_80={"gmacs": 0.03, "top1": 0.9}, plain_48={"gmacs": 0.01, "top1": 0.6})
+    gbas = rows(gbas={"gmacs": [0.01, 0.02, 0.03], "top1": [0.65, 0.80, 0.95]})
+    lines = experiments_page.mixed_scale_beats_plain({**plain, **gbas})
+    assert "its 0.0200 GMACs: **holds** (+5.0 ± 0.0 points; 80.0 % against 75.0 %" in lines[0]
+
+
+def test_plain_models_of_another_cost_decide_nothing():
+    plain = rows(plain_80={"gmacs": 0.03, "top1": 0.9}, plain_48={"gmacs": 0.01, "top1": 0.6})
+    outside = rows(gbas={"gmacs": [0.02, 0.005, 0.02], "top1": 1.0})
+    lines = experiments_page.mixed_scale_beats_plain({**plain, **outside})
+    assert lines[0] == "- `gbas`: 0.0050 GMACs with seed 1 lie outside the range of the plain models; **not decided**."
+    one_seed = {name: mine[:1] for name, mine in {**plain, **rows(gbas={"top1": 1.0})}.items()}
+    assert experiments_page.mixed_scale_beats_plain(one_seed)[0] == "- `gbas` against plain models: not measured."
 
 
 def test_coverage_that_no_run_has():
