@@ -1,11 +1,14 @@
 """bench/train_step.py: what a step contains, its rows, and what it refuses."""
 
 import csv
+import dataclasses
 
 import common
 import pytest
 import torch
 import train_step
+
+import msvit
 
 CPU = torch.device("cpu")
 
@@ -65,6 +68,20 @@ def test_refuses_modes_that_disagree():
     with torch.no_grad():
         packed.model.head.bias += 1
     with pytest.raises(common.RefusalError, match="packed differs from masked, so it is not timed"):
+        train_step.check(trainers)
+
+
+@pytest.mark.parametrize("mode", train_step.MODES)
+def test_refuses_a_gate_that_the_task_does_not_train(monkeypatch, mode):
+    decide = msvit.MixedScaleVisionTransformer.decide
+
+    def without_weight(model, *args, **kwargs):
+        decision = decide(model, *args, **kwargs)
+        return dataclasses.replace(decision, fine_weight=None) if model.token_mode == mode else decision
+
+    monkeypatch.setattr(msvit.MixedScaleVisionTransformer, "decide", without_weight)
+    trainers = train_step.make_trainers("msvit_tiny_patch16_32_64", 2, 0.25, "sgd", CPU)
+    with pytest.raises(common.RefusalError, match=f"{mode}: the gate gets no gradient of the task"):
         train_step.check(trainers)
 
 
