@@ -15,7 +15,9 @@ def one_line_errors() -> Iterator[None]:
     show, warnings.showwarning = warnings.showwarning, _show
     try:
         yield
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+    except (ValueError, TypeError, OSError, FloatingPointError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and type(error).__name__ != "OutOfMemoryError":
+            raise  # of torch, which has not been imported here; others are defects
         typer.echo(f"error: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(1) from error
     finally:

@@ -28,6 +28,9 @@ _OPTIONS = (
     "pixel_mean",
     "pixel_std",
     "token_mode",
+    "gate",
+    "gate_file",
+    "gate_target",
     "tokens_per_image",
     "batch_size",
     "precision",
@@ -46,7 +49,8 @@ def evaluate(
     """Prints top-1 and top-5 accuracy, tokens per image and GMACs on the test images.
 
     The model and data of a run, and of a checkpoint inside of one, are those of its config.json; those of another file
-    are given by the options. Options that are given replace what the run says.
+    are given by the options. Options that are given replace what the run says. A gate that has no parameters is set so
+    that a share of --gate-target of the regions is fine, by the first test images where it looks at images.
     """
     with one_line_errors():
         from msvit.training.evaluation_job import evaluate_checkpoint

@@ -69,8 +69,7 @@ def create_model(
     size, patch_size, coarse, name_img_size = _parse(name)
     img_size = name_img_size if img_size is None else img_size
     if pretrained:
-        timm_name = _pretrained_name(size, patch_size, name_img_size)
-        vit = timm.create_model(timm_name, pretrained=True, img_size=img_size, **vit_kwargs)
+        vit = timm.create_model(pretrained_name(name), pretrained=True, img_size=img_size, **vit_kwargs)
     else:
         vit = VisionTransformer(img_size=img_size, patch_size=patch_size, **{**SIZES[size], **vit_kwargs})
         cast(Any, vit).pretrained_cfg = default_cfg(vit.patch_embed.img_size, vit.num_classes)
@@ -160,12 +159,19 @@ def _parse(name: str) -> tuple[str, int, int, int]:
     return size, *SCALES[scales], int(img_size)
 
 
-def _pretrained_name(size: str, patch_size: int, img_size: int) -> str:
-    """timm's name of the weights that are closest in image size."""
+def pretrained_name(name: str) -> str:
+    """timm's name of the weights that a model starts from: for an msvit_... those that are closest in image size.
+
+    Raises:
+        ValueError: timm has none.
+    """
+    if not name.startswith("msvit_"):
+        return name
+    size, patch_size, _, img_size = _parse(name)
     for candidate in dict.fromkeys((img_size, 384 if img_size >= 320 else 224, 224)):
-        name = f"vit_{size}_patch{patch_size}_{candidate}"
-        if timm.is_model(name) and timm.models.is_model_pretrained(name):
-            return name
+        timm_name = f"vit_{size}_patch{patch_size}_{candidate}"
+        if timm.is_model(timm_name) and timm.models.is_model_pretrained(timm_name):
+            return timm_name
     raise ValueError(f"pretrained: timm has no weights of a vit_{size}_patch{patch_size}; use checkpoint_path")
 
 

@@ -20,6 +20,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from msvit.training.config import Config
 from msvit.training.datasets import InMemory, is_streamed
 
+# Images by which the threshold of the entropy gate is chosen.
+_CALIBRATION_IMAGES = 512
+
 
 @dataclass(frozen=True)
 class Share:
@@ -36,6 +39,23 @@ class Batch:
     images: Tensor
     labels: Tensor
     indices: list[int] | None
+
+
+def in_memory(dataset: Any) -> Any:
+    """`InMemory`, where the data set has its images and labels as tensors; else itself."""
+    images, labels = getattr(dataset, "images", None), getattr(dataset, "labels", None)
+    return InMemory(images, labels) if isinstance(images, Tensor) and isinstance(labels, Tensor) else dataset
+
+
+def calibration_images(config: Config, dataset: Any) -> Tensor:
+    """The first images, uint8 [n, 3, H, W], for `calibrate`: one, where the gate does not look at them."""
+    count = _CALIBRATION_IMAGES if config.gate == "entropy" else 1
+    images: list[Tensor] = []
+    for batch in ordered_batches(in_memory(dataset), min(count, 64), 0, Share()):
+        images.append(batch.images)
+        if sum(map(len, images)) >= count:
+            break
+    return torch.cat(images)
 
 
 def seed_of(*parts: int) -> int:

@@ -4,18 +4,17 @@ import math
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor
 
 import msvit
 from msvit.gates import EntropyGate, MLPGate, RadialGate, RandomGate, load_gate
 from msvit.models import MixedScaleVisionTransformer
+from msvit.models.factory import pretrained_name
 from msvit.policies import Budget
 from msvit.training.checkpoints import MODEL_FILE, latest_checkpoint
 from msvit.training.config import Config
-
-# Images by which the threshold of the entropy gate is chosen.
-CALIBRATION_IMAGES = 512
 
 
 def build_model(
@@ -58,11 +57,11 @@ def build_model(
             model = msvit.create_model(config.model, **common, **kwargs)
         else:
             model = msvit.from_timm(config.model, config.coarse, **common, **kwargs)
-    except TypeError as error:
+    except (TypeError, AssertionError, RuntimeError) as error:  # what timm and torch say of sizes that cannot be
         raise ValueError(f"--model {config.model}: {error}") from error
-    _set_up_gate(model, config, gate_setting, config.gate_file if weights else None)
     if weights and config.checkpoint is not None:
         _load_weights(model, config)
+    set_up_gate(model, config, gate_setting, config.gate_file if weights else None)
     if config.tokens_per_image is not None:
         model.policy = Budget(config.tokens_per_image)
     _freeze(model, config)
@@ -99,17 +98,27 @@ def _gate_name(gate: str) -> str:
     return "mlp" if gate == "learned" else gate
 
 
-def _set_up_gate(
-    model: MixedScaleVisionTransformer, config: Config, setting: float | None, gate_file: str | None
+def set_up_gate(
+    model: MixedScaleVisionTransformer, config: Config, setting: float | None, gate_file: str | None = None
 ) -> None:
+    """Gives the model's gate the configured temperature or the calibrated setting, or takes one from a file.
+
+    Raises:
+        ValueError: the file's gate is for regions of another size or of another width.
+    """
     gate: Any = model.gate
     if isinstance(gate, MLPGate):
         if gate_file is not None:
+            hidden = gate.fc2.in_features  # another would not be there when the run is read again
             gate = load_gate(gate_file, grid_size=model.coarse_grid_size, mean=model.mean, std=model.std)
             if gate.coarse != model.coarse:
                 raise ValueError(
                     f"--gate-file {gate_file}: expected a gate for regions of {model.coarse} pixels, "
                     f"got one for {gate.coarse}"
+                )
+            if gate.fc2.in_features != hidden:
+                raise ValueError(
+                    f"--gate-file {gate_file}: expected a gate with {hidden} hidden units, got {gate.fc2.in_features}"
                 )
         gate.temperature = config.gate_temperature
     elif setting is not None and isinstance(gate, RadialGate):
@@ -117,7 +126,8 @@ def _set_up_gate(
     elif setting is not None and isinstance(gate, RandomGate):
         gate = RandomGate(model.coarse, setting, seed=config.seed)
     elif setting is not None and isinstance(gate, EntropyGate):
-        gate = EntropyGate(model.coarse, threshold=min(max(setting, 0.0), math.log2(gate.bins)))
+        threshold = min(max(setting, 0.0), math.log2(gate.bins))
+        gate = EntropyGate(model.coarse, threshold=threshold, mean=model.mean, std=model.std)
     model.gate = gate
 
 
@@ -125,15 +135,26 @@ def _load_weights(model: MixedScaleVisionTransformer, config: Config) -> None:
     path = Path(str(config.checkpoint))
     if path.is_dir():
         path = latest_checkpoint(path).folder / MODEL_FILE
-    msvit.load_checkpoint(model, path, load_head=not config.new_head)
+    missing = msvit.load_checkpoint(model, path, load_head=not config.new_head)
+    if config.freeze == "gate" and config.gate_file is None and any(name.startswith("gate.") for name in missing):
+        raise ValueError(f"--freeze gate: expected a trained one, {path} has none; see --gate-file")
 
 
 def _freeze(model: MixedScaleVisionTransformer, config: Config) -> None:
     if config.freeze == "gate":
         model.gate.requires_grad_(False)
     if config.freeze == "backbone":
+        trained = ("gate.", "head.") if _has_new_head(model, config) else ("gate.",)
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name.startswith("gate."))
+            parameter.requires_grad_(name.startswith(trained))
+
+
+def _has_new_head(model: MixedScaleVisionTransformer, config: Config) -> bool:
+    """Whether the classifier starts from nothing although the backbone does not."""
+    if config.checkpoint is not None or not config.pretrained:
+        return config.new_head
+    weights: Any = timm.get_pretrained_cfg(pretrained_name(config.model))
+    return bool(weights.num_classes != model.num_classes)
 
 
 def set_training(model: MixedScaleVisionTransformer, config: Config) -> None:

@@ -98,11 +98,11 @@ def write_checkpoint(
         _flush_folder(parent)
     except (OSError, RuntimeError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        older = _folders(run)
+        older = checkpoint_folders(run)
         hint = f"; the previous one is {older[0]}" if older else ""
         number = getattr(error, "errno", None) or errno.EIO
         raise OSError(number, f"checkpoint {final} cannot be written ({error}){hint}") from error
-    for old in _folders(run)[KEPT:]:
+    for old in checkpoint_folders(run)[KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
@@ -114,7 +114,7 @@ def latest_checkpoint(run: Path) -> Checkpoint:
         FileNotFoundError: the run has no checkpoint yet.
         ValueError: all of them are damaged.
     """
-    folders = _folders(run)
+    folders = checkpoint_folders(run)
     if not folders:
         raise FileNotFoundError(f"{run}: no checkpoint in it; a run writes its first one after an epoch")
     for folder in folders:
@@ -137,7 +137,7 @@ def load_loss(loss: nn.Module, checkpoint: Checkpoint) -> None:
         raise ValueError(f"checkpoint {checkpoint.folder / LOSS_FILE} does not fit: {error}") from error
 
 
-def _folders(run: Path) -> list[Path]:
+def checkpoint_folders(run: Path) -> list[Path]:
     """Complete checkpoints, newest first."""
     return sorted((run / "checkpoints").glob("step-*"), reverse=True)
 

@@ -11,6 +11,7 @@ GATES = ("learned", "radial", "random", "entropy", "fine", "coarse")
 LOSSES = ("gbas", "bas", "bas-flat", "l0", "none")
 FREEZE = ("none", "gate", "backbone")
 CROPS = ("inception", "light", "none")
+POOLS = ("token", "avg", "map")
 PRECISIONS = ("no", "bf16")
 TOKEN_MODES = ("packed", "trimmed", "masked")
 
@@ -57,7 +58,7 @@ class Config:
     depth: int | None = _option(None, "Model", "Blocks of the model, for another than the named one.")
     mlp_ratio: float | None = _option(None, "Model", "Width of the MLPs by that of the model, for another than 4.")
     num_heads: int | None = _option(None, "Model", "Heads of the model, for another than the named one.")
-    global_pool: str | None = _option(None, "Model", "token, avg or map, for another than the model's own.")
+    global_pool: str | None = _option(None, "Model", "Pooling, for another than the model's own.", POOLS)
     pixel_mean: float | None = _option(None, "Model", "In [0, 1], subtracted from pixels; by default the model's own.")
     pixel_std: float | None = _option(None, "Model", "By which pixels are then divided; by default the model's own.")
     drop_path: float = _option(0.0, "Model", "Rate of stochastic depth.")
@@ -125,6 +126,7 @@ class Config:
             _require(name, self, 0 <= getattr(self, name) < math.inf, "0 or more")
         for name in ("momentum", "label_smoothing", "drop_path"):
             _require(name, self, 0 <= getattr(self, name) < 1, "a value in [0, 1)")
+        _require("mlp_ratio", self, self.mlp_ratio is None or 0 < self.mlp_ratio < math.inf, "a positive number")
         _require("pixel_mean", self, self.pixel_mean is None or 0 <= self.pixel_mean <= 1, "a value in [0, 1]")
         _require("pixel_std", self, self.pixel_std is None or 0 < self.pixel_std < math.inf, "a positive number")
         _require("flip", self, 0 <= self.flip <= 1, "a probability")
@@ -136,6 +138,8 @@ class Config:
     def _check_combinations(self) -> None:
         if self.freeze == "backbone" and not (self.pretrained or self.checkpoint):
             raise ValueError("--freeze backbone: expected a trained one, from --pretrained or --checkpoint")
+        if self.freeze == "gate" and self.gate == "learned" and not (self.gate_file or self.checkpoint):
+            raise ValueError("--freeze gate: expected a trained one, from --gate-file or --checkpoint")
         if self.freeze == "backbone" and self.gate != "learned":
             raise ValueError(f"--freeze backbone: expected --gate learned, got {self.gate}; nothing would be trained")
         if self.gate_file is not None and self.gate != "learned":
@@ -179,7 +183,7 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
 
 def _expect(name: str, config: Config, choices: tuple[str, ...] | None) -> None:
     value = getattr(config, name)
-    if choices is not None and value not in choices:
+    if choices is not None and value is not None and value not in choices:
         raise ValueError(f"{flag(name)}: expected one of {', '.join(choices)}, got {value!r}")
 
 

@@ -1,6 +1,6 @@
 """Training and test images: the built-in digits, folders, and what timm reads by name."""
 
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,30 +19,47 @@ _TRAIN_FOLDERS, _TEST_FOLDERS = ("train", "training"), ("val", "valid", "validat
 _SCALES = {"inception": (0.08, 1.0), "light": (0.7, 1.0)}
 
 
-def make_dataset(config: Config, train: bool, image_size: tuple[int, int], interpolation: str = "bicubic") -> Any:
+def make_dataset(config: Config, train: bool, image_size: tuple[int, int], classes: Sequence[str] | None = None) -> Any:
     """Items are (uint8 image [3, H, W], label).
 
     Args:
         config: of the run.
         train: the training split with augmentation, or the test split without.
         image_size: (H, W) in pixels.
-        interpolation: of resized images, for timm.
+        classes: names of the folders of classes in the order of their labels, see `class_names`. By default those of
+            the training folder, and of the test folder where that is alone.
 
     Returns:
         A map-style data set, or an iterable one where timm streams (hfids/, wds/, tfds/).
 
     Raises:
-        ValueError: no such folder, split or data set, or no image in it.
+        ValueError: no such folder, split or data set, no image in it, or a test folder with classes of its own.
     """
     if config.data == "digits":
         if image_size[0] != image_size[1]:
             raise ValueError(f"--image-size: expected square images for the digits, got {image_size}")
         split, size = ("train", config.train_size) if train else ("test", config.test_size)
         return DigitsOnPhotographs(split, size, config.data_seed, image_size[0])
-    split = config.train_split if train else config.test_split
-    dataset = _timm_dataset(config, split, train)
-    dataset.transform = _transform(config, train, image_size, interpolation)
+    dataset = _timm_dataset(config, train)
+    if not train and not _is_named(config):
+        if classes is None and _find_folder(config, True):
+            classes = class_names(_timm_dataset(config, True))
+        if classes is not None and classes != (found := class_names(dataset)):
+            # timm would leave out the images of classes that it is not told.
+            if unknown := sorted({*(found or [])} - {*classes}):
+                raise ValueError(
+                    f"--data {config.data}, split {config.test_split}: expected the classes of the training images "
+                    f"only, got {', '.join(unknown[:5])}"
+                )
+            dataset = _timm_dataset(config, train, classes)
+    dataset.transform = _transform(config, train, image_size)
     return dataset
+
+
+def class_names(dataset: Any) -> list[str] | None:
+    """Names of the folders of classes, in the order of their labels; None for other data sets."""
+    by_name = getattr(getattr(dataset, "reader", None), "class_to_idx", None)
+    return list(by_name) if isinstance(by_name, dict) else None
 
 
 def is_streamed(dataset: Any) -> bool:
@@ -54,24 +71,35 @@ def count_classes(config: Config, dataset: Any) -> int:
     """Number of classes, from the configuration or the data set.
 
     Raises:
-        ValueError: neither tells.
+        ValueError: neither tells, the data set has more than the configuration says, or it has one.
     """
-    if config.num_classes is not None:
-        return config.num_classes
-    if config.data == "digits":
-        return 10
+    found = 10 if config.data == "digits" else _count(dataset)
+    wanted = found if config.num_classes is None else config.num_classes
+    if wanted is None:
+        raise ValueError(f"--num-classes: expected a number, {config.data} does not tell")
+    if found is not None and found > wanted:
+        raise ValueError(f"--num-classes: expected at least the {found} classes of {config.data}, got {wanted}")
+    if wanted < 2:
+        raise ValueError(f"--data {config.data}: expected two classes or more, got {wanted}")
+    return wanted
+
+
+def _count(dataset: Any) -> int | None:
     reader = getattr(dataset, "reader", None)
     classes = getattr(reader, "class_to_idx", None) or getattr(dataset, "classes", None)
     features = getattr(getattr(reader, "dataset", None), "features", None) or {}
     named = getattr(features.get(getattr(reader, "label_key", "label")), "num_classes", None)
-    if not classes and not named:
-        raise ValueError(f"--num-classes: expected a number, {config.data} does not tell")
-    return len(classes) if classes else int(cast(int, named))
+    return len(classes) if classes else named
 
 
-def _timm_dataset(config: Config, split: str, train: bool) -> Any:
-    named = config.data.lower().startswith(_NAMED)
-    name, root = (config.data, config.data_root) if named else ("", str(_folder(config.data, split, train)))
+def _is_named(config: Config) -> bool:
+    return config.data.lower().startswith(_NAMED)
+
+
+def _timm_dataset(config: Config, train: bool, classes: Sequence[str] | None = None) -> Any:
+    named = _is_named(config)
+    split = config.train_split if train else config.test_split
+    name, root = (config.data, config.data_root) if named else ("", str(_folder(config, train)))
     try:
         dataset = create_dataset(
             name,
@@ -81,6 +109,7 @@ def _timm_dataset(config: Config, split: str, train: bool) -> Any:
             batch_size=config.batch_size,
             seed=config.seed,
             search_split=named,
+            class_map=cast(Any, {name: i for i, name in enumerate(classes)} if classes else ""),
         )
     except Exception as error:  # readers raise whatever a missing file or package makes them stumble over
         raise ValueError(f"--data {config.data}, split {split}: cannot be read ({error})") from error
@@ -89,28 +118,38 @@ def _timm_dataset(config: Config, split: str, train: bool) -> Any:
     return dataset
 
 
-def _folder(data: str, split: str, train: bool) -> Path:
+def _folder(config: Config, train: bool) -> Path:
     """The folder of the split; timm would take the root where it finds none, and so classes for splits."""
-    root = Path(data)
-    if not root.is_dir():
-        raise ValueError(f"--data: expected 'digits', a folder or a name such as hfds/cifar10; {data} is no folder")
-    names = dict.fromkeys((split, *(_TRAIN_FOLDERS if train else _TEST_FOLDERS)))
-    for name in names:
-        if (root / name).is_dir():
-            return root / name
-    raise ValueError(f"--data {data}: expected a folder of that split in it, {' or '.join(names)}; got none")
+    if not Path(config.data).is_dir():
+        raise ValueError(
+            f"--data: expected 'digits', a folder or a name such as hfds/cifar10; {config.data} is no folder"
+        )
+    if folder := _find_folder(config, train):
+        return folder
+    names = " or ".join(_folder_names(config, train))
+    raise ValueError(f"--data {config.data}: expected a folder of that split in it, {names}; got none")
 
 
-def _transform(config: Config, train: bool, image_size: tuple[int, int], interpolation: str) -> Any:
+def _find_folder(config: Config, train: bool) -> Path | None:
+    folders = (Path(config.data) / name for name in _folder_names(config, train))
+    return next((folder for folder in folders if folder.is_dir()), None)
+
+
+def _folder_names(config: Config, train: bool) -> list[str]:
+    split, others = (config.train_split, _TRAIN_FOLDERS) if train else (config.test_split, _TEST_FOLDERS)
+    return list(dict.fromkeys((split, *others)))
+
+
+def _transform(config: Config, train: bool, image_size: tuple[int, int]) -> Any:
     if not train or config.crops == "none":
-        return create_transform(image_size, interpolation=interpolation, use_prefetcher=True, crop_pct=0.9)
+        return create_transform(image_size, interpolation="bicubic", use_prefetcher=True, crop_pct=0.9)
     return create_transform(
         image_size,
         is_training=True,
         scale=_SCALES[config.crops],
         hflip=config.flip,
         color_jitter=config.color_jitter or cast(Any, None),
-        interpolation=interpolation,
+        interpolation="bicubic",
         use_prefetcher=True,
     )
 

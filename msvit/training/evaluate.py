@@ -44,19 +44,20 @@ def evaluate(
         autocast: makes a context for mixed precision.
 
     Raises:
-        ValueError: there is no image.
+        ValueError: there is no image, or a label that the model has no output for.
     """
     device = model.patch_embed.proj.weight.device
-    classes = max(2, model.num_classes)
+    classes = model.num_classes
     top1 = MulticlassAccuracy(classes, average="micro").to(device)
     top5 = MulticlassAccuracy(classes, average="micro", top_k=min(5, classes)).to(device)
-    loss, share, cost = (MeanMetric().to(device) for _ in range(3))
+    loss, share, cost = (MeanMetric(nan_strategy="disable").to(device) for _ in range(3))
     costs = _cost_by_fine_regions(model).to(device)
     modes = {module: module.training for module in model.modules()}
     model.eval()
     reset_noise(model, 0)
     images = torch.zeros((), dtype=torch.int64, device=device)
     for batch in batches:
+        check_labels(batch.labels, classes)
         labels = batch.labels.to(device)
         with autocast():
             tokens, layout = model.forward_features(batch.images.to(device))
@@ -85,6 +86,13 @@ def evaluate(
         gmacs=float(cost.compute()),
         images=int(images),
     )
+
+
+def check_labels(labels: Tensor, num_classes: int) -> None:
+    """Raises ValueError where labels, on the CPU, are not in [0, num_classes)."""
+    wrong = labels[(labels < 0) | (labels >= num_classes)]
+    if len(wrong):
+        raise ValueError(f"--num-classes: got {num_classes}, but an image has the label {int(wrong[0])}")
 
 
 def _cost_by_fine_regions(model: MixedScaleVisionTransformer) -> Tensor:

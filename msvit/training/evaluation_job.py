@@ -1,12 +1,13 @@
 """Evaluation of a run or a file from what the command line says about it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msvit
 from msvit.models import MixedScaleVisionTransformer
-from msvit.training.batches import Share, ordered_batches
-from msvit.training.build import build_model
+from msvit.training.batches import Share, calibration_images, ordered_batches
+from msvit.training.build import build_model, calibrate, set_up_gate
 from msvit.training.checkpoints import MODEL_FILE
 from msvit.training.config import Config
 from msvit.training.datasets import count_classes, make_dataset
@@ -28,30 +29,37 @@ def evaluate_checkpoint(path: Path, values: dict[str, Any]) -> tuple[str, Evalua
 
     Raises:
         FileNotFoundError: no such file or folder.
-        ValueError: the checkpoint is damaged or of another model, or the data cannot be read.
+        ValueError: the checkpoint is damaged, of another model or without a gate, or the data cannot be read.
     """
     run_folder = _run_folder(path)
     if run_folder is None:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: expected a checkpoint or the folder of a run, got nothing there")
-        config, setting, classes = make_config(values.pop("preset", "vit"), **values), None, None
-        weights = path
-    else:
-        if "preset" in values:
-            raise ValueError(f"--preset: {run_folder} is a run with values of its own")
-        run = load_run(run_folder)
-        config = run.config.replace(**values)
-        setting, classes = run.derived["gate_setting"], values.get("num_classes") or run.derived["num_classes"]
-        weights = path if path.is_file() else run.checkpoint().folder / MODEL_FILE
-    return str(weights), _evaluate(config, weights, setting, classes)
+        config = make_config(values.pop("preset", "vit"), **values)
+        return str(path), _evaluate(config, path, {}, values.get("gate_file"))
+    if "preset" in values:
+        raise ValueError(f"--preset: {run_folder} is a run with values of its own")
+    run = load_run(run_folder)
+    weights = path if path.is_file() else run.checkpoint().folder / MODEL_FILE
+    derived = {**run.derived, **{name: value for name, value in values.items() if name == "num_classes"}}
+    if values.keys() & {"gate", "gate_target"}:
+        del derived["gate_setting"]
+    return str(weights), _evaluate(run.config.replace(**values), weights, derived, values.get("gate_file"))
 
 
-def _evaluate(config: Config, weights: Path, setting: float | None, classes: int | None) -> Evaluation:
+def _evaluate(config: Config, weights: Path, derived: Mapping[str, Any], gate_file: str | None) -> Evaluation:
     accelerator = make_accelerator(config)
-    size = build_model(config, 1, setting, weights=False).image_size
-    dataset = make_dataset(config, False, size)
-    model = build_model(config, classes or count_classes(config, dataset), setting, weights=False)
-    msvit.load_checkpoint(model, weights)
+    blank = build_model(config, 2, weights=False)
+    dataset = make_dataset(config, False, blank.image_size, derived.get("classes"))
+    setting = derived.get("gate_setting")
+    if setting is None:
+        setting = calibrate(config, blank, calibration_images(config, dataset))
+    model = build_model(config, derived.get("num_classes") or count_classes(config, dataset), setting, weights=False)
+    missing = msvit.load_checkpoint(model, weights)
+    if gate_file is not None:
+        set_up_gate(model, config, setting, gate_file)
+    elif any(name.startswith("gate.") for name in missing):
+        raise ValueError(f"{weights}: expected a checkpoint with a gate, got none; see --gate and --gate-file")
     prepared: MixedScaleVisionTransformer = model.to(accelerator.device)
     share = Share(accelerator.process_index, accelerator.num_processes)
     batches = ordered_batches(dataset, min(256, config.batch_size), config.num_workers, share)

@@ -4,7 +4,7 @@ from typing import Any
 
 from msvit.training.config import Config
 
-# Section C.1, ViT from ImageNet-21k weights: the defaults of `Config`.
+# Section C.1: the defaults of `Config`. The paper's ViT has ImageNet-21k weights, timm's vit_...augreg_in21k.
 _VIT = Config(preset="vit", data="imagenet")
 
 # Section C.2: another optimizer, no clipping of gradients, label smoothing.

@@ -2,7 +2,8 @@
 
     RUN/
         config.json     {"format": 1, "config": every value of the run, see `msvit.training.Config`,
-                         "num_classes", "image_size": [H, W], "coarse": pixels, "steps_per_epoch", "parameters",
+                         "num_classes", "classes": names of the folders of classes, else null,
+                         "image_size": [H, W], "coarse": pixels, "steps_per_epoch", "parameters",
                          "gate_setting": radius, probability or threshold of a gate without learning, else null,
                          "versions": {"torch", "timm", "python"}}
         metrics.csv     one row per finished epoch (1, 2, ...):
@@ -40,6 +41,7 @@ from msvit.training.metrics import METRICS_FILE, PRIORS_FILE, read_rows
 
 CONFIG_FILE = "config.json"
 _FORMAT = 1
+_DERIVED = {"num_classes", "image_size", "coarse", "steps_per_epoch", "gate_setting"}
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Run:
     Attributes:
         folder: of the run.
         config: its values.
-        derived: what else config.json holds: num_classes, image_size, steps_per_epoch, parameters, gate_setting.
+        derived: what else config.json holds: num_classes, classes, image_size, steps_per_epoch, ...
         metrics: one dict per finished epoch, see the module's docstring.
     """
 
@@ -104,11 +106,11 @@ class Run:
 
     def test_dataset(self) -> Any:
         """The test images: items are (uint8 image [3, H, W], label)."""
-        return make_dataset(self.config, train=False, image_size=self.image_size)
+        return make_dataset(self.config, False, self.image_size, self.derived.get("classes"))
 
     def train_dataset(self) -> Any:
         """The training images, likewise, with augmentation."""
-        return make_dataset(self.config, train=True, image_size=self.image_size)
+        return make_dataset(self.config, True, self.image_size)
 
     @property
     def _coarse(self) -> int:
@@ -133,6 +135,8 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
         if stored["format"] != _FORMAT:
             raise ValueError(f"format {stored['format']}, expected {_FORMAT}")
         config = Config.from_dict(stored["config"])
+        if missing := sorted(_DERIVED - stored.keys()):
+            raise ValueError(f"it lacks {', '.join(missing)}")
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read ({error})") from error
     derived = {name: value for name, value in stored.items() if name not in ("format", "config")}

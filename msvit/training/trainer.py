@@ -3,6 +3,7 @@
 import datetime
 import math
 import time
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,21 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 import msvit
-from msvit.training.batches import Batch, Share, ordered_batches, seed_of, steps_per_epoch, training_batches
-from msvit.training.build import CALIBRATION_IMAGES, build_model, calibrate, reset_noise, set_training
-from msvit.training.checkpoints import MODEL_FILE, Checkpoint, load_loss, write_checkpoint
+from msvit.training.batches import (
+    Batch,
+    Share,
+    calibration_images,
+    in_memory,
+    ordered_batches,
+    seed_of,
+    steps_per_epoch,
+    training_batches,
+)
+from msvit.training.build import build_model, calibrate, reset_noise, set_training
+from msvit.training.checkpoints import MODEL_FILE, Checkpoint, checkpoint_folders, load_loss, write_checkpoint
 from msvit.training.config import Config
-from msvit.training.datasets import InMemory, count_classes, is_streamed, make_dataset
-from msvit.training.evaluate import Evaluation, evaluate
+from msvit.training.datasets import class_names, count_classes, is_streamed, make_dataset
+from msvit.training.evaluate import Evaluation, check_labels, evaluate
 from msvit.training.journal import Journal
 from msvit.training.objective import Losses, Objective, make_gate_loss
 from msvit.training.optim import make_parts
@@ -47,14 +57,16 @@ def start_run(config: Config, folder: Path | None = None) -> Run:
     accelerator = make_accelerator(config)
     folder = _default_folder(config) if folder is None else folder
     check_new(folder)
+    _warn(config)
     blank = build_model(config, 1, weights=False)
     train_set = make_dataset(config, True, blank.image_size)
     num_classes = count_classes(config, train_set)
-    setting = calibrate(config, blank, _calibration_images(config, train_set))
+    setting = calibrate(config, blank, calibration_images(config, train_set))
     torch.manual_seed(config.seed)
     model = build_model(config, num_classes, setting)
     derived = {
         "num_classes": num_classes,
+        "classes": class_names(train_set),
         "image_size": list(model.image_size),
         "coarse": model.coarse,
         "steps_per_epoch": steps_per_epoch(train_set, config),
@@ -113,9 +125,8 @@ class Trainer:
     ) -> None:
         self.config, self.folder, self.accelerator, self.model = config, folder, accelerator, model
         self.share = Share(accelerator.process_index, accelerator.num_processes)
-        self.train_set, self.test_set = (
-            _in_memory(dataset) for dataset in (train_set, make_dataset(config, False, model.image_size))
-        )
+        self.train_set = in_memory(train_set)
+        self.test_set = in_memory(make_dataset(config, False, model.image_size, derived.get("classes")))
         self.steps_per_epoch: int = derived["steps_per_epoch"]
         self.gate_loss = make_gate_loss(config, model.coarse_grid_size)
         self.parts = make_parts(model, self.gate_loss, config, self.steps_per_epoch)
@@ -184,6 +195,7 @@ class Trainer:
         values = dict.fromkeys(_SUMS, 0.0)
         for number in range(self.config.accumulate):
             batch: Batch = next(batches)
+            check_labels(batch.labels, self.model.num_classes)
             seed = seed_of(self.config.seed, self.step, number, self.share.rank, 2)
             torch.manual_seed(seed)
             reset_noise(self.model, seed)
@@ -195,8 +207,9 @@ class Trainer:
                 self.accelerator.backward(losses.total / self.config.accumulate)
             for name, value in zip(_SUMS, found, strict=True):
                 values[name] += value / self.config.accumulate
-        if self.config.clip_grad:
-            self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.config.clip_grad)
+        norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.config.clip_grad or math.inf)
+        if not math.isfinite(float(norm)):
+            raise FloatingPointError(self._not_finite("gradient", f"its norm is {float(norm)}", batch))
         for part in self.parts:
             part.optimizer.step()
         self.step += 1
@@ -205,20 +218,31 @@ class Trainer:
         return values
 
     def _check_finite(self, found: list[float], batch: Batch) -> None:
-        if all(map(math.isfinite, found)):
-            return
+        if not all(map(math.isfinite, found)):
+            terms = ", ".join(f"{name} {value}" for name, value in zip(_SUMS, found, strict=True))
+            raise FloatingPointError(self._not_finite("loss", terms, batch))
+
+    def _not_finite(self, what: str, terms: str, batch: Batch) -> str:
         epoch, number = divmod(self.step, self.steps_per_epoch)
-        terms = ", ".join(f"{name} {value}" for name, value in zip(_SUMS, found, strict=True))
         images = "" if batch.indices is None else f", images {batch.indices[:8]} and so on of the training set"
-        raise FloatingPointError(
-            f"the loss is not finite at step {self.step} (batch {number} of epoch {epoch + 1}{images}): {terms}; "
-            "the last checkpoint is from before; a lower --lr or --clip-grad 1 may help"
+        return (
+            f"the {what} is not finite at step {self.step} (batch {number} of epoch {epoch + 1}{images}): {terms}; "
+            f"{self._newest_checkpoint()}; a lower --lr or --clip-grad 1 may help"
         )
+
+    def _newest_checkpoint(self) -> str:
+        folders = checkpoint_folders(self.folder)
+        return f"the newest checkpoint is {folders[0]}" if folders else "there is no checkpoint yet"
 
     def _finish_epoch(self, progress: Progress) -> dict[str, float]:
         epoch = self.step // self.steps_per_epoch
         progress.testing(epoch)
         found = self._evaluate()
+        if not math.isfinite(found.loss):
+            raise FloatingPointError(
+                f"the loss on the test images is not finite after step {self.step} (epoch {epoch}): {found.loss}; "
+                f"{self._newest_checkpoint()}; a lower --lr or --clip-grad 1 may help"
+            )
         sums = self._total_sums()
         row: dict[str, float] = {name: value / self.steps_per_epoch for name, value in sums.items()}
         row |= {"test_loss": found.loss, "top1": found.top1, "top5": found.top5, "gmacs": found.gmacs}
@@ -261,6 +285,22 @@ class Trainer:
         return tensor.to(self.accelerator.device, non_blocking=True)
 
 
+def _warn(config: Config) -> None:
+    """Says what is allowed and hardly meant."""
+    if config.trains_gate and config.gate_delay_epochs >= config.epochs:
+        warnings.warn(
+            f"the gate would learn after epoch {config.gate_delay_epochs:g}, the run ends after {config.epochs}: "
+            "it stays as initialised; see --gate-delay-epochs",
+            stacklevel=3,
+        )
+    if config.preset in ("vit", "deit") and not (config.pretrained or config.checkpoint):
+        warnings.warn(
+            f"the recipe of --preset {config.preset} is for a trained backbone, from --pretrained or --checkpoint; "
+            "this one starts from nothing",
+            stacklevel=3,
+        )
+
+
 def make_accelerator(config: Config) -> Accelerator:
     """Devices and processes; without an accelerator, torchrun's processes are found only if the CPU is asked for."""
     return Accelerator(mixed_precision=config.precision, cpu=config.cpu or not torch.accelerator.is_available())
@@ -277,19 +317,3 @@ def _default_folder(config: Config) -> Path:
 def _synchronised(accelerator: Accelerator, module: nn.Module, last: bool) -> Any:
     """Gradients are averaged over processes once, after the last part of a batch."""
     return nullcontext() if last else accelerator.no_sync(module)
-
-
-def _in_memory(dataset: Any) -> Any:
-    images, labels = getattr(dataset, "images", None), getattr(dataset, "labels", None)
-    return InMemory(images, labels) if isinstance(images, Tensor) and isinstance(labels, Tensor) else dataset
-
-
-def _calibration_images(config: Config, dataset: Any) -> Tensor:
-    """uint8 [n, 3, H, W]: more than one only where the gate looks at them."""
-    count = CALIBRATION_IMAGES if config.gate == "entropy" else 1
-    images = []
-    for batch in ordered_batches(_in_memory(dataset), min(count, 64), 0, Share()):
-        images.append(batch.images)
-        if sum(map(len, images)) >= count:
-            break
-    return torch.cat(images)

@@ -1,12 +1,15 @@
 """`msvit train` and `msvit eval`: what they print and write, and one line for what is wrong."""
 
+import json
 import re
 import runpy
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import Result
 from run_helpers import SMALL, image_folder, metrics_of
 from typer.testing import CliRunner
@@ -119,6 +122,13 @@ ERRORS = [
     pytest.param(["--optimizer", "magic"], "--optimizer magic: ", id="optimizer"),
     pytest.param(["--schedule", "magic"], "--schedule magic: ", id="schedule"),
     pytest.param(["--preset", "magic"], "--preset: expected one of vit, deit, digits", id="preset"),
+    pytest.param(["--num-heads", 3], "--model msvit_tiny_patch8_16_80: ", id="odd-heads"),
+    pytest.param(["--mlp-ratio", -1], "--mlp-ratio: expected a positive number, got -1", id="mlp-ratio"),
+    pytest.param(["--global-pool", "max"], "--global-pool: expected one of token, avg, map, got 'max'", id="pool"),
+    pytest.param(
+        ["--num-classes", 5], "--num-classes: expected at least the 10 classes of digits, got 5", id="classes"
+    ),
+    pytest.param(["--freeze", "gate"], "--freeze gate: expected a trained one, from --gate-file", id="frozen-gate"),
     pytest.param(["--embed-dim", 30], "head_dim 15; expected a multiple of 8", id="heads-that-do-not-divide"),
 ]
 
@@ -141,6 +151,41 @@ def test_checkpoint_of_another_model(run: Path, tmp_path: Path) -> None:
     ):
         result = call(*command)
         assert (result.exit_code, "does not fit the model" in result.stderr) == (1, True), result.output
+
+
+def test_checkpoint_with_a_class_token_or_other_patches(run: Path, tmp_path: Path) -> None:
+    """What timm's filter of state dicts stumbles over, or would resample."""
+    weights = run / "checkpoints" / "step-00000008" / "model.safetensors"
+    shutil.copy(weights, tmp_path / "model.safetensors")
+    file = tmp_path / "model.safetensors"
+    for command in (
+        ["train", "--preset", "digits", *options(checkpoint=run, global_pool="token"), "-o", tmp_path / "run"],
+        ["eval", file, "--preset", "digits", *options(global_pool="token")[:4], "--global-pool", "token"],
+        ["eval", file, "--preset", "digits", *options()[:4], "--model", "msvit_tiny_patch16_32_32"],
+        ["tokens", "astronaut", "--gate", "checkpoint", "--checkpoint", file, "-o", tmp_path / "tokens.png"],
+    ):
+        result = call(*command)
+        assert (result.exit_code, "does not fit the model" in result.stderr) == (1, True), result.output
+        assert result.stderr.count("\n") == 1
+
+
+def test_eval_of_a_file_asks_for_the_gate_that_it_had(run: Path, tmp_path: Path) -> None:
+    trained = tmp_path / "coarse"
+    assert call("train", "--preset", "digits", *options(gate="coarse"), "-o", trained).exit_code == 0
+    shutil.copy(load_run(trained).checkpoint().folder / "model.safetensors", tmp_path / "model.safetensors")
+    command = ["eval", tmp_path / "model.safetensors", "--preset", "digits", *options()[:4], "--pixel-mean", 0.5]
+    command += ["--pixel-std", 0.5, "--test-size", 40, "--batch-size", 16]
+    result = call(*command)
+    assert (result.exit_code, "expected a checkpoint with a gate, got none" in result.stderr) == (1, True)
+    row = load_run(trained).metrics[-1]
+    result = call(*command, "--gate", "coarse")
+    assert f"top-1 {row['top1']:.2%}" in result.output
+    assert "4.0 tokens/image" in result.output
+    result = call(*command, "--gate", "radial", "--gate-target", 0.9)
+    assert "16.0 tokens/image" in result.output, "all four regions are as far from the centre"
+    save_gate(load_run(run).model().gate, tmp_path / "gate.safetensors")
+    share = load_run(run).metrics[-1]["fine_share"]
+    assert f"({share:.1%} of the regions fine)" in call(*command, "--gate-file", tmp_path / "gate.safetensors").output
 
 
 def test_checkpoint_with_another_number_of_classes(tmp_path: Path) -> None:
@@ -172,9 +217,34 @@ def test_errors_with_runs(run: Path, arguments: list[Any], words: str) -> None:
 
 
 def test_damaged_config(run: Path, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text((run / "config.json").read_text()[:100])
-    result = call("eval", tmp_path)
-    assert (result.exit_code, "config.json: cannot be read" in result.stderr) == (1, True)
+    stored = (run / "config.json").read_text()
+    lacking = json.dumps({name: value for name, value in json.loads(stored).items() if name != "gate_setting"})
+    for text, words in ((stored[:100], "cannot be read"), (lacking, "it lacks gate_setting")):
+        (tmp_path / "config.json").write_text(text)
+        for command in (["eval", tmp_path], ["train", "--resume", tmp_path]):
+            result = call(*command)
+            assert result.exit_code == 1
+            assert f"config.json: cannot be read ({words}" in result.stderr or words == "cannot be read"
+            assert "config.json: cannot be read" in result.stderr
+
+
+def test_warnings(tmp_path: Path) -> None:
+    sizes = options(model=PATCHES, global_pool="avg", epochs=1)
+    result = call(
+        "train", "--preset", "deit", "--data", "digits", *sizes, "--gate-delay-epochs", 1, "-o", tmp_path / "a"
+    )
+    assert result.exit_code == 0, result.output
+    assert "warning: the gate would learn after epoch 1, the run ends after 1" in result.stderr
+    assert "warning: the recipe of --preset deit is for a trained backbone" in result.stderr
+
+
+def test_out_of_memory_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20 GiB")
+
+    monkeypatch.setattr("msvit.training.start_run", fail)
+    result = call("train", "--preset", "digits", "-o", tmp_path / "run")
+    assert (result.exit_code, result.stderr) == (1, "error: CUDA out of memory. Tried to allocate 20 GiB\n")
 
 
 def test_python_m_msvit(monkeypatch: pytest.MonkeyPatch) -> None:

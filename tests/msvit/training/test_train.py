@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ from run_helpers import image_folder, interrupted, metrics_of, small_config, wei
 from torch import Tensor
 
 import msvit
+from msvit.gates import MLPGate, save_gate
 from msvit.losses import GeneralizedBatchShapingLoss
 from msvit.training import Run, load_run, make_config, resume_run, start_run
 from msvit.training.build import build_model
+from msvit.training.datasets import make_dataset
+from msvit.training.evaluate import check_labels
 from msvit.training.metrics import COLUMNS
 from msvit.training.objective import Objective, make_gate_loss
 from msvit.training.optim import make_parts
@@ -147,6 +151,40 @@ def test_folder_of_images_and_tensorboard(tmp_path: Path) -> None:
     assert list((found.folder / "tensorboard").iterdir())
 
 
+def test_classes_are_those_of_the_training_folder(tmp_path: Path) -> None:
+    """Where the test images lack one, and where they have one more; also when a run is read again."""
+    data = image_folder(tmp_path / "data")
+    shutil.copytree(data / "train" / "dog", data / "train" / "bird")
+    config = small_config(data=str(data), batch_size=4, num_workers=0, epochs=1)
+    found = start_run(config, tmp_path / "run")
+    assert found.derived["classes"] == ["bird", "cat", "dog"]
+    assert [label for _, label in found.test_dataset()] == [1] * 4 + [2] * 4
+    assert [label for _, label in make_dataset(config, False, (32, 32))] == [1] * 4 + [2] * 4
+    shutil.rmtree(data / "train")
+    assert [label for _, label in found.test_dataset()] == [1] * 4 + [2] * 4
+    shutil.copytree(data / "val", data / "train")
+    shutil.copytree(data / "val" / "dog", data / "val" / "wolf")
+    with pytest.raises(
+        ValueError, match="split validation: expected the classes of the training images only, got wolf"
+    ):
+        start_run(config, tmp_path / "other")
+
+
+def test_one_class_is_refused(tmp_path: Path) -> None:
+    data = image_folder(tmp_path / "data")
+    shutil.rmtree(data / "train" / "dog")
+    shutil.rmtree(data / "val" / "dog")
+    with pytest.raises(ValueError, match="expected two classes or more, got 1"):
+        start_run(small_config(data=str(data), batch_size=4), tmp_path / "run")
+
+
+def test_a_label_without_an_output_is_named() -> None:
+    check_labels(torch.tensor([0, 9]), 10)
+    for label in (10, -1):
+        with pytest.raises(ValueError, match=f"--num-classes: got 10, but an image has the label {label}"):
+            check_labels(torch.tensor([0, label]), 10)
+
+
 def test_gate_warms_up_for_longer() -> None:
     """Both learning rates follow the schedule of the preset; the gate reaches its own at epoch 6 (section C.3)."""
     config = make_config("vit", model="msvit_tiny_patch16_32_224", embed_dim=16, depth=1, num_heads=1)
@@ -234,6 +272,67 @@ def _process(rank: int, port: int, folder: str, config: Any) -> None:
     torch.set_num_threads(1)
     start_run(config, Path(folder))
     torch.distributed.destroy_process_group()
+
+
+def test_a_last_step_that_ruins_the_weights_is_no_success(tmp_path: Path) -> None:
+    values = {"lr": 1e30, "optimizer": "sgd", "warmup_epochs": 0.0, "epochs": 1, "batch_size": 64}
+    with pytest.raises(FloatingPointError, match=r"test images is not finite after step 1 .* there is no checkpoint"):
+        start_run(small_config(gate="fine", **values), tmp_path / "run")
+    assert load_run(tmp_path / "run").metrics == []
+
+
+def test_gradient_that_is_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Objective.forward
+
+    def forward(self: Objective, *arguments: Any) -> Any:
+        losses = original(self, *arguments)
+        losses.total.register_hook(lambda grad: grad * torch.nan)
+        return losses
+
+    monkeypatch.setattr(Objective, "forward", forward)
+    with pytest.raises(FloatingPointError, match=r"the gradient is not finite at step 0 .*: its norm is nan"):
+        start_run(small_config(clip_grad=None), tmp_path / "run")
+
+
+def test_a_gate_file_comes_before_the_gate_of_a_checkpoint(run: Run, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    other = build_model(run.config, 10).gate
+    save_gate(other, tmp_path / "gate.safetensors")
+    values = {"checkpoint": str(run.folder), "gate_file": str(tmp_path / "gate.safetensors")}
+    model = build_model(small_config(**values), 10)
+    assert all(tensor.equal(other.state_dict()[name]) for name, tensor in model.gate.state_dict().items())
+    assert model.head.weight.equal(run.model().head.weight)
+    save_gate(MLPGate(16, (2, 2), hidden=64), tmp_path / "gate.safetensors")
+    with pytest.raises(ValueError, match="expected a gate with 96 hidden units, got 64"):
+        build_model(small_config(**values), 10)
+
+
+def test_a_frozen_gate_must_have_been_trained(tmp_path: Path) -> None:
+    plain = start_run(small_config(gate="fine", epochs=1), tmp_path / "plain")
+    with pytest.raises(ValueError, match=r"--freeze gate: expected a trained one, .* has none"):
+        build_model(small_config(freeze="gate", checkpoint=str(plain.folder)), 10)
+
+
+def test_a_frozen_backbone_learns_a_new_classifier(run: Run) -> None:
+    values = {"freeze": "backbone", "checkpoint": str(run.folder)}
+    for new_head in (True, False):
+        model = build_model(small_config(new_head=new_head, **values), 10)
+        trained = {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
+        assert trained == ({"gate", "head"} if new_head else {"gate"})
+
+
+@pytest.mark.parametrize(("classes", "new"), [(10, True), (1000, False)])
+def test_a_frozen_backbone_of_timm_learns_a_new_classifier(classes: int, new: bool) -> None:
+    config = make_config("vit", model="msvit_tiny_patch16_32_224", pretrained=True, freeze="backbone")
+    assert build_model(config, classes, weights=False).head.weight.requires_grad is new
+
+
+@pytest.mark.parametrize("gate", ["learned", "entropy", "radial"])
+def test_gates_see_uint8_and_normalised_images_alike(gate: str) -> None:
+    config = small_config(gate=gate, pixel_mean=0.65, pixel_std=0.25)
+    model = build_model(config, 10, gate_setting=1.0).eval()
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    torch.testing.assert_close(model.gate(images), model.gate((images / 255 - 0.65) / 0.25), atol=1e-4, rtol=1e-4)
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
