@@ -15,6 +15,7 @@ TINY = {
     "test_size": 40,
     "epochs": 2,
     "batch_size": 32,
+    "gate_delay_epochs": 0.0,
 }
 
 
