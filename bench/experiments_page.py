@@ -15,7 +15,8 @@ BEGIN, END = "<!-- measured: bench/experiments.py -->", "<!-- end of measured --
 Row = dict[str, str]
 Rows = dict[str, list[Row]]
 FIXED = ("radial", "random", "entropy")
-PLAIN = ("plain-80", "plain-64", "plain-48")
+PLAIN = ("plain-80", "plain-64", "plain-48", "plain-32")
+LONG = "-long"  # ends the names of settings that are trained for longer
 # Fixed gates come in steps: the better of two gates may use this share of tokens more than the other.
 _EQUAL_TOKENS = 0.1
 _LITTLE = 1.0  # points of accuracy
@@ -153,7 +154,7 @@ def short_training_costs_little(rows: Rows) -> list[str]:
 def fine_regions_find_the_digit(rows: Rows) -> list[str]:
     """Share of the fine regions on the digit, against chance."""
     lines = []
-    for name in ("gbas", "gbas-center", "l0", "bas", "bas-flat", *FIXED):
+    for name in ("gbas", "gbas-center", "gbas-long", "l0", "bas", "bas-flat", *FIXED):
         if name not in rows:
             continue
         mine, chance = (values(rows[name], column) for column in ("fine_on_digit", "fine_on_digit_by_chance"))
@@ -171,8 +172,8 @@ def fine_regions_find_the_digit(rows: Rows) -> list[str]:
 def mixed_scale_beats_plain(rows: Rows) -> list[str]:
     """Against plain models of the same seed and as many multiply-accumulates, interpolated between image sizes."""
     lines = []
-    for name in ("gbas", "gbas-25"):
-        curves = [(row, _plain_curve(rows, row["seed"])) for row in rows.get(name, [])]
+    for name, suffix in (("gbas", ""), ("gbas-25", ""), ("gbas-long", LONG)):
+        curves = [(row, _plain_curve(rows, row["seed"], suffix)) for row in rows.get(name, [])]
         pairs = [(row, _at_cost(curve, float(row["gmacs"]))) for row, curve in curves if len(curve) > 1]
         if outside := [row for row, expected in pairs if expected is None]:
             costs = ", ".join(f"{float(row['gmacs']):.4f} GMACs with seed {row['seed']}" for row in outside)
@@ -192,9 +193,9 @@ def mixed_scale_beats_plain(rows: Rows) -> list[str]:
     return lines
 
 
-def _plain_curve(rows: Rows, seed: str) -> list[tuple[float, float]]:
-    """(GMACs, top-1) of the plain models of one seed, by cost."""
-    plain = [row for name in PLAIN for row in rows.get(name, []) if row["seed"] == seed]
+def _plain_curve(rows: Rows, seed: str, suffix: str) -> list[tuple[float, float]]:
+    """(GMACs, top-1) of the plain models of one seed that were trained for as long, by cost."""
+    plain = [row for name in PLAIN for row in rows.get(name + suffix, []) if row["seed"] == seed]
     return sorted((float(row["gmacs"]), float(row["top1"])) for row in plain)
 
 

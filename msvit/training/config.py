@@ -95,6 +95,11 @@ class Config:
     momentum: float = _option(0.9, "Optimisation", "Of SGD.")
     weight_decay: float = _option(0.0, "Optimisation", "Of matrices; biases, norms and encodings have none.")
     clip_grad: float | None = _option(1.0, "Optimisation", "Largest norm of the gradient; 0 for none.")
+    clip_gate_grad: float | None = _option(
+        0.1,
+        "Optimisation",
+        "Largest gradient of an image's loss on a logit of the gate, in masked and trimmed mode; 0 for none.",
+    )
     label_smoothing: float = _option(0.0, "Optimisation", "In [0, 1).")
     schedule: str = _option("cosine", "Optimisation", "Learning rate over time; any that timm knows.")
     warmup_epochs: float = _option(0.5, "Optimisation", "Epochs until the learning rate is reached.")
@@ -132,6 +137,7 @@ class Config:
         _require("flip", self, 0 <= self.flip <= 1, "a probability")
         _require("gate_target", self, 0 < self.gate_target < 1, "a share inside (0, 1)")
         _require("clip_grad", self, self.clip_grad is None or self.clip_grad >= 0, "0 or more")
+        _require("clip_gate_grad", self, self.clip_gate_grad is None or self.clip_gate_grad >= 0, "0 or more")
         _require("prior_clip", self, self.prior_clip is None or 0 < self.prior_clip < 0.5, "a value inside (0, 0.5)")
         _require("batch_size", self, self.batch_size % self.accumulate == 0, f"a multiple of {self.accumulate}")
 

@@ -50,10 +50,14 @@ def evaluate_checkpoint(path: Path, values: dict[str, Any]) -> tuple[str, Evalua
 def _evaluate(config: Config, weights: Path, derived: Mapping[str, Any], gate_file: str | None) -> Evaluation:
     accelerator = make_accelerator(config)
     blank = build_model(config, 2, weights=False)
-    dataset = make_dataset(config, False, blank.image_size, derived.get("classes"))
+
+    def test_images() -> Any:
+        return make_dataset(config, False, blank.image_size, derived.get("classes"))
+
     setting = derived.get("gate_setting")
-    if setting is None:
-        setting = calibrate(config, blank, calibration_images(config, dataset))
+    if setting is None and config.gate != "learned":  # by images of their own: a stream may remember what was read
+        setting = calibrate(config, blank, calibration_images(config, test_images()))
+    dataset = test_images()
     model = build_model(config, derived.get("num_classes") or count_classes(config, dataset), setting, weights=False)
     missing = msvit.load_checkpoint(model, weights)
     if gate_file is not None:

@@ -29,6 +29,7 @@ class Objective(nn.Module):
         self.gate_loss = gate_loss
         self.gate_weight = config.gate_weight
         self.label_smoothing = config.label_smoothing
+        self.clip_gate_grad = 0.0 if model.token_mode == "packed" else config.clip_gate_grad or 0.0
 
     def forward(self, images: Tensor, labels: Tensor) -> Losses:
         """images: uint8 [batch, 3, H, W]; labels: int64 [batch]."""
@@ -36,13 +37,22 @@ class Objective(nn.Module):
         # In bf16 many logits would be equal, and their order is what the gate loss is about.
         with torch.autocast(images.device.type, enabled=False):
             gate_logits = model.gate(images)
-        decision = model.decide(images, gate_logits=gate_logits)
+        decision = model.decide(images, gate_logits=self._limited(gate_logits))
         task = F.cross_entropy(model.classify(images, decision).float(), labels, label_smoothing=self.label_smoothing)
         gate = task.new_zeros(()) if self.gate_loss is None else self.gate_loss(gate_logits.flatten(1))
         regions = decision.fine_mask[0].numel()
         fine_share = decision.fine_mask.float().mean()
         tokens = regions * (1 + (model.scale_factor**2 - 1) * fine_share)
         return Losses(task + self.gate_weight * gate, task, gate, tokens)
+
+    def _limited(self, gate_logits: Tensor) -> Tensor:
+        """The same, without the outliers of the gradient that an inactive token has: exp(score - lse) has no bound."""
+        if not self.clip_gate_grad or not gate_logits.requires_grad:
+            return gate_logits
+        most = self.clip_gate_grad / len(gate_logits)  # the loss is a mean over images
+        limited = gate_logits.view_as(gate_logits)
+        limited.register_hook(lambda grad: grad.nan_to_num(0.0, most, -most).clamp(-most, most))
+        return limited
 
 
 def make_gate_loss(config: Config, grid_size: tuple[int, int]) -> nn.Module | None:

@@ -335,6 +335,32 @@ def test_gates_see_uint8_and_normalised_images_alike(gate: str) -> None:
     torch.testing.assert_close(model.gate(images), model.gate((images / 255 - 0.65) / 0.25), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("mode", ["masked", "trimmed", "packed"])
+def test_inactive_tokens_do_not_drown_the_gate(mode: str) -> None:
+    """In masked and trimmed mode their gradient grows like exp(score - lse); the others' stays as it is."""
+    images, labels = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8), torch.arange(16) % 10
+    found = {}
+    for limit in (0.0, 0.1):
+        config = small_config(token_mode=mode, clip_gate_grad=limit)
+        torch.manual_seed(0)
+        model = build_model(config, 10)
+        for block in model.blocks:
+            block.attn.qkv.weight.data *= 40
+        model.gate.fc4.bias.data.zero_()  # coarse and fine regions
+        kept: list[Tensor] = []
+        model.gate.register_forward_hook(
+            lambda *arguments, kept=kept: (arguments[2].retain_grad(), kept.append(arguments[2]))[0]
+        )
+        Objective(model, None, config)(images, labels).total.backward()
+        assert kept[0].grad is not None
+        found[limit] = 16 * kept[0].grad
+    if mode == "packed":
+        assert found[0.1].equal(found[0.0])
+    else:
+        assert found[0.0].abs().max() > 1
+        torch.testing.assert_close(found[0.1], found[0.0].clamp(-0.1, 0.1))
+
+
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     """With a gate that has no noise: of a learned one, each process draws its own."""
     config = small_config(gate="entropy", cpu=True)
