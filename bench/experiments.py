@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from common import ROOT, facts, results_dir, write_csv
-from experiments_page import write_page
+from experiments_page import source_of, write_page
 
 from msvit.gates import save_gate
 from msvit.report.examined import examine
@@ -300,6 +300,8 @@ def main() -> None:
     page = arguments.page or ROOT / "docs" / "experiments.md"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     output = arguments.output or results_dir(device) / "experiments.csv"
+    if arguments.output is None and (arguments.write or arguments.check):
+        output = source_of(page) or output  # of the machine that measured, perhaps another one
     try:
         if not (arguments.write or arguments.check):
             waves = make_jobs(runs, arguments.only, arguments.seeds, arguments.quick)

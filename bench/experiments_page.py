@@ -6,6 +6,7 @@ Nothing here is typed by hand: a claim is judged by the rows, and says so when t
 import csv
 import itertools
 import math
+import re
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -249,6 +250,12 @@ def measured(path: Path) -> str:
     for title, judge in CLAIMS:
         lines += ["", f"### {title}", "", *judge(rows)]
     return "\n".join(lines)
+
+
+def source_of(page: Path) -> Path | None:
+    """The CSV that the page was written from, as it says; None where there is no page or no such line."""
+    found = re.search(r"^From (\S+): ", page.read_text(), re.MULTILINE) if page.is_file() else None
+    return None if found is None else ROOT / found[1]
 
 
 def write_page(source: Path, page: Path, check: bool = False) -> None:

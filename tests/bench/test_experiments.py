@@ -124,6 +124,23 @@ def test_without_its_last_checkpoint_a_run_is_not_finished(tmp_path):
     assert "--resume" in job.command()
 
 
+def test_the_page_tells_its_source(monkeypatch, tmp_path):
+    """Of another machine than this one, perhaps: what CI checks."""
+    page, source = tmp_path / "page.md", tmp_path / "bench" / "results" / "other" / "experiments.csv"
+    assert experiments_page.source_of(page) is None
+    rows = [row("gbas", seed) for seed in range(2)]
+    source.parent.mkdir(parents=True)
+    write_rows(source, [*rows[0]], rows)
+    monkeypatch.setattr(experiments_page, "ROOT", tmp_path)
+    experiments_page.write_page(source, page)
+    assert experiments_page.source_of(page) == source
+    monkeypatch.setattr(sys, "argv", ["experiments.py", "--check", "--page", str(page)])
+    experiments.main()
+    page.write_text(page.read_text().replace("`gbas`", "`gbaz`", 1))
+    with pytest.raises(SystemExit, match="differs from"):
+        experiments.main()
+
+
 def test_nothing_to_write_from(monkeypatch, tmp_path):
     with pytest.raises(SystemExit, match=r"rows\.csv: no such file"):
         call(monkeypatch, tmp_path, "--write")
