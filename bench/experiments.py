@@ -85,6 +85,7 @@ SETTINGS = (
     Setting("frozen", "gate of `gbas`, frozen, backbone trained", {"freeze": "gate"}, gate_of="gbas"),
     Setting("gbas-trimmed", "`gbas` trained trimmed", {"loss": "gbas", "token_mode": "trimmed"}),
     Setting("gbas-masked", "`gbas` trained masked", {"loss": "gbas", "token_mode": "masked"}),
+    Setting("frozen-masked", "gate of `gbas-masked`, frozen, backbone trained", {"freeze": "gate"}, "gbas-masked"),
     Setting("gbas-long", "`gbas`, 15 epochs", {"loss": "gbas", **_LONG}),
     Setting("plain-48-long", "plain ViT, 48 px, 15 epochs", {**_PLAIN, "image_size": 48, **_LONG}),
     Setting("plain-32-long", "plain ViT, 32 px, 15 epochs", {**_PLAIN, "image_size": 32, **_LONG}),

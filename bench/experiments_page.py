@@ -144,10 +144,14 @@ def short_training_costs_little(rows: Rows) -> list[str]:
             lines.append(f"- {about} training against masked: not measured.")
             continue
         scaled = (100 * change[0], 100 * change[1])
-        speeds = [statistics.fmean(values(rows[one], "train_images_per_s")) for one in (name, "gbas-masked")]
+        tokens, speeds = (
+            [statistics.fmean(values(rows[one], column)) for one in (name, "gbas-masked")]
+            for column in ("tokens_per_image", "train_images_per_s")
+        )
         lines.append(
             f"- {about} training costs less than {_LITTLE:.0f} point against masked: **{verdict(scaled, -_LITTLE)}** "
-            f"({_points(change)}, {speeds[0] / speeds[1]:.1f}x as many images/s)."
+            f"({_points(change)} with {tokens[0]:.1f} against {tokens[1]:.1f} tokens, {speeds[0] / speeds[1]:.1f}x as "
+            "many images/s)."
         )
     return lines
 
@@ -155,7 +159,7 @@ def short_training_costs_little(rows: Rows) -> list[str]:
 def fine_regions_find_the_digit(rows: Rows) -> list[str]:
     """Share of the fine regions on the digit, against chance."""
     lines = []
-    for name in ("gbas", "gbas-center", "gbas-long", "l0", "bas", "bas-flat", *FIXED):
+    for name in ("gbas", "gbas-center", "gbas-long", "gbas-masked", "l0", "bas", "bas-flat", *FIXED):
         if name not in rows:
             continue
         mine, chance = (values(rows[name], column) for column in ("fine_on_digit", "fine_on_digit_by_chance"))
@@ -173,7 +177,13 @@ def fine_regions_find_the_digit(rows: Rows) -> list[str]:
 def mixed_scale_beats_plain(rows: Rows) -> list[str]:
     """Against plain models of the same seed and as many multiply-accumulates, interpolated between image sizes."""
     lines = []
-    for name, suffix in (("gbas", ""), ("gbas-25", ""), ("gbas-long", LONG)):
+    for name, suffix in (
+        ("gbas", ""),
+        ("gbas-25", ""),
+        ("gbas-masked", ""),
+        ("frozen-masked", ""),
+        ("gbas-long", LONG),
+    ):
         curves = [(row, _plain_curve(rows, row["seed"], suffix)) for row in rows.get(name, [])]
         pairs = [(row, _at_cost(curve, float(row["gmacs"]))) for row, curve in curves if len(curve) > 1]
         if outside := [row for row, expected in pairs if expected is None]:
@@ -209,14 +219,16 @@ def _at_cost(curve: Sequence[tuple[float, float]], cost: float) -> float | None:
 
 
 def other_choices(rows: Rows) -> list[str]:
-    """Centre initialisation, and a frozen gate."""
+    """Centre initialisation, and frozen gates."""
     lines = []
-    for name, about in (
-        ("gbas-center", "Centre initialisation"),
-        ("frozen", "A trained gate, frozen, instead of a joint one"),
+    for name, other, about in (
+        ("gbas-center", "gbas", "Centre initialisation"),
+        ("frozen", "gbas", "A trained gate, frozen, instead of a joint one"),
+        ("frozen-masked", "gbas", "A gate that was trained masked, frozen, with a backbone that is trained packed"),
+        ("frozen-masked", "gbas-masked", "The same"),
     ):
-        change = difference(rows, name, "gbas", "top1")
-        lines.append(f"- {about}: " + ("not measured." if change is None else f"{_points(change)} against `gbas`."))
+        change = difference(rows, name, other, "top1")
+        lines.append(f"- {about}: " + ("not measured." if change is None else f"{_points(change)} against `{other}`."))
     return lines
 
 

@@ -19,7 +19,7 @@ def test_every_setting_is_a_configuration(tmp_path):
     waves = make_jobs(tmp_path, [], 3, False)
     jobs = [job for wave in waves for job in wave]
     assert len(jobs) == 3 * len(SETTINGS)
-    assert [{job.setting.name for job in wave} for wave in waves][::2] == [{"pretrained"}, {"frozen"}]
+    assert [{job.setting.name for job in wave} for wave in waves][::2] == [{"pretrained"}, {"frozen", "frozen-masked"}]
     configs = [job.config() for job in jobs]  # raises where a value cannot be
     assert len({str(config) for config in configs}) == len(configs), "no two are alike"
     for job in jobs:
