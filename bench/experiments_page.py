@@ -129,7 +129,7 @@ def gbas_is_dynamic(rows: Rows) -> list[str]:
             continue
         mine, theirs = (statistics.fmean(values(rows[one], "dynamics")) for one in ("gbas", name))
         lines.append(
-            f"- GBaS keeps the gate more dynamic than {about}: **{verdict(change)}** ({mine:.0%} against {theirs:.0%} "
+            f"- GBaS keeps the gate more dynamic than {about}: **{verdict(change)}** ({mine:.1%} against {theirs:.1%} "
             "of the mask's variance lie between images)."
         )
     return lines

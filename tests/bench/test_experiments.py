@@ -226,7 +226,7 @@ def test_packed_training_against_masked(packed, word):
 def test_dynamic_gate():
     measured = rows(gbas={"dynamics": [0.9, 0.91, 0.92]}, l0={"dynamics": [0.1, 0.11, 0.1]}, bas={"dynamics": 0.99})
     lines = experiments_page.gbas_is_dynamic(measured)
-    assert "than L0: **holds** (91% against 10%" in lines[0]
+    assert "than L0: **holds** (91.0% against 10.3%" in lines[0]
     assert lines[1].endswith("not measured.")
     assert "**does not hold**" in lines[2]
 
