@@ -1,0 +1,184 @@
+// One task of the backward: all products and derivatives of some query rows and some keys of one (sequence, head).
+//
+// Formulas and order of the sums: varlen_attention_bwd.cpp, which says what the tasks are, reads and writes the
+// tensors.
+#pragma once
+
+#include "varlen_attention_tasks.h"
+
+namespace msvit {
+namespace MSVIT_ISA {
+
+// Internal linkage: the one file that includes this compiles to the code that it would be in one piece.
+namespace {
+
+constexpr int64_t kBlockRows = 8 * kTileRows;
+
+template <class Op>
+struct BackwardScratch {
+  using Word = typename Op::Word;
+  Word *keys_t, *values_t;                           // K^T, V^T panels of one key block
+  Word* keys;                                        // K rows
+  float *dk, *dv, *dw, *weights;                     // of one key block
+  Word *queries, *douts;                             // A operands of one row block
+  Word *query_rows, *dout_rows;                      // B operands of the same rows; for F32 the same memory
+  float *scores, *dprobs;                            // S and dP; for F32 then P and dS
+  Word *probs_pairs, *dscores_pairs, *dscores_rows;  // for Bf16Pairs: P and dS, paired along queries; dS along keys
+  Log2Factor* lse;                                   // of all rows of the task
+  float *delta, *dq;
+  int32_t* index;
+
+  BackwardScratch(Arena& arena, int64_t padded_dim, int64_t rows, int64_t keys_of_longest) {
+    const int64_t block = kBlockRows * kRowStride;
+    keys_t = arena.take<Word>(kMaxKeys * padded_dim);
+    values_t = arena.take<Word>(kMaxKeys * padded_dim);
+    keys = arena.take<Word>(kMaxKeys * padded_dim);
+    dk = arena.take<float>(kMaxKeys * padded_dim);
+    dv = arena.take<float>(kMaxKeys * padded_dim);
+    dw = arena.take<float>(kMaxKeys + kLanes);
+    weights = arena.take<float>(kMaxKeys + kLanes);
+    queries = arena.take<Word>(block);
+    douts = arena.take<Word>(block);
+    scores = arena.take<float>(block);
+    dprobs = arena.take<float>(block);
+    if (Op::kPerWord == 1) {
+      query_rows = queries, dout_rows = douts;
+      probs_pairs = reinterpret_cast<Word*>(scores);
+      dscores_pairs = dscores_rows = reinterpret_cast<Word*>(dprobs);
+    } else {
+      query_rows = arena.take<Word>(block / 2), dout_rows = arena.take<Word>(block / 2);
+      probs_pairs = arena.take<Word>(block / 2), dscores_pairs = arena.take<Word>(block / 2);
+      dscores_rows = arena.take<Word>(block);
+    }
+    lse = arena.take<Log2Factor>(rows);
+    delta = arena.take<float>(rows);
+    dq = arena.take<float>(round_up(rows, kBlockRows) * padded_dim);
+    index = arena.take<int32_t>(keys_of_longest + 1);
+  }
+};
+
+// What one task reads, relative to its first query row and its first key.
+template <class T>
+struct BackwardOperands {
+  Rows<T> q, k, v, dout;
+  int64_t rows, keys, active;  // keys: those of S and dP; the first `active` of them have weight
+  const float* weight;         // null: all ones
+};
+
+template <class Op, class T, bool kWeighted>
+class BackwardTask {
+  using Word = typename Op::Word;
+
+ public:
+  BackwardTask(BackwardScratch<Op>& scratch, const BackwardOperands<T>& operands, int64_t dim, float softmax_scale,
+               bool want_dq, bool want_dkv)
+      : s_(scratch),
+        x_(operands),
+        dim_(dim),
+        vecs_(round_up(dim, kLanes) / kLanes),
+        factor_(softmax_scale),
+        want_dq_(want_dq),
+        want_dkv_(want_dkv) {}
+
+  // Keys [begin, begin + count): leaves their dk, dv (unscaled), dw in the scratch and adds their part to dq there.
+  void run(int64_t begin, int64_t count, Prefetcher& ahead) {
+    active_ = std::clamp<int64_t>(x_.active - begin, 0, count);
+    pack_panels<Op, T>(s_.keys_t, x_.k.from(begin), count, dim_);
+    pack_panels<Op, T>(s_.values_t, x_.v.from(begin), count, dim_);
+    if (want_dq_) PackB<Op, T>::rows(s_.keys, x_.k.from(begin), active_, dim_, vecs_ * kLanes);
+    if (kWeighted) pack_weights(begin, count);
+    for (int64_t r = 0; r < x_.rows; r += kBlockRows)
+      block(r, std::min(kBlockRows, x_.rows - r), count, begin == 0, ahead);
+  }
+
+ private:
+  void pack_weights(int64_t begin, int64_t count) {
+    for (int64_t j = 0; j < count; ++j) s_.weights[j] = x_.weight[x_.k.index ? x_.k.index[begin + j] : begin + j];
+    for (int64_t j = count; j < round_up(count, kLanes); ++j) s_.weights[j] = 0.0f;
+  }
+
+  void block(int64_t r, int64_t rows, int64_t keys, bool first_keys, Prefetcher& ahead) {
+    const int64_t key_vecs = round_up(keys, kLanes) / kLanes, ld = vecs_ * kLanes, words = dim_ / Op::kPerWord;
+    PackA<Op, T>::rows(s_.queries, x_.q.from(r), rows, dim_);
+    PackA<Op, T>::rows(s_.douts, x_.dout.from(r), rows, dim_);
+    gemm_panels<Op>(rows, key_vecs, words, s_.queries, kRowStride, s_.keys_t, s_.scores, kRowStride, ahead);
+    gemm_panels<Op>(rows, key_vecs, words, s_.douts, kRowStride, s_.values_t, s_.dprobs, kRowStride, ahead);
+    for (int64_t v = 0; v < key_vecs; ++v)
+      differentiate(v, r, rows, first_lanes(std::min<int64_t>(keys - v * kLanes, kLanes)));
+    if (active_ == 0) return;
+    if (want_dq_)
+      gemm_rows<Op, RowMajor>(rows, vecs_, (active_ + Op::kPerWord - 1) / Op::kPerWord, s_.dscores_rows, kRowStride,
+                              s_.keys, ld, s_.dq + r * ld, ld, !first_keys, ahead);
+    if (!want_dkv_) return;
+    int64_t row_words = rows, ldb = kRowStride;
+    if constexpr (Op::kPerWord == 2) {
+      PackB<Op, T>::rows(s_.query_rows, x_.q.from(r), rows, dim_, ld);
+      PackB<Op, T>::rows(s_.dout_rows, x_.dout.from(r), rows, dim_, ld);
+      row_words = (rows + 1) / 2, ldb = ld;
+    }
+    gemm_rows<Op, Transposed>(active_, vecs_, row_words, s_.probs_pairs, kRowStride, s_.dout_rows, ldb, s_.dv, ld,
+                              r > 0, ahead);
+    gemm_rows<Op, Transposed>(active_, vecs_, row_words, s_.dscores_pairs, kRowStride, s_.query_rows, ldb, s_.dk, ld,
+                              r > 0, ahead);
+  }
+
+  struct Pair {
+    VecF p, ds;
+  };
+
+  // One vector of keys, one row: P and dS; t is added to dw.
+  MSVIT_INLINE Pair element(int64_t offset, int64_t row, VecF weight, VecI active, VecF& dw) {
+    const VecF score = load(s_.scores + offset);
+    VecF exponent = score * factor_.high - s_.lse[row].high;
+    if (Op::kExactExp) exponent += score * factor_.low - s_.lse[row].low;
+    const VecF p = kWeighted ? exp2_saturating<Op::kExactExp>(exponent) : exp2_below_128<Op::kExactExp>(exponent);
+    const VecF t = p * (load(s_.dprobs + offset) - s_.delta[row]);
+    dw += t;
+    if (kWeighted) return {select(active, weight * p, VecF{}), select(active, weight * t, VecF{})};
+    if (Op::kPerWord == 2) return {select(active, p, VecF{}), select(active, t, VecF{})};
+    return {p, t};
+  }
+
+  // One vector of keys, all rows of the block, so that the column sum dw stays in a register.
+  __attribute__((noinline)) void differentiate(int64_t v, int64_t first_row, int64_t rows, VecI valid) {
+    const VecF weight = kWeighted ? load(s_.weights + v * kLanes) : VecF{};
+    const VecI active = kWeighted ? valid & ~(weight <= 0.0f) : valid;
+    VecF dw = {};
+    if constexpr (Op::kPerWord == 1) {
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t offset = r * kRowStride + v * kLanes;
+        const Pair x = element(offset, first_row + r, weight, active, dw);
+        store(s_.scores + offset, x.p);
+        store(s_.dprobs + offset, x.ds);
+      }
+    } else {
+      for (int64_t r = 0; r < rows; r += 2) {
+        const int64_t offset = r * kRowStride + v * kLanes, paired = r / 2 * kRowStride + v * kLanes;
+        const Pair low = element(offset, first_row + r, weight, active, dw);
+        const Pair high = r + 1 < rows ? element(offset + kRowStride, first_row + r + 1, weight, active, dw) : Pair{};
+        store_bits(s_.probs_pairs + paired, bf16_pair(low.p, high.p));
+        store_bits(s_.dscores_pairs + paired, bf16_pair(low.ds, high.ds));
+        store_halves(s_.dscores_rows + r * kRowStride, v, low.ds);
+        store_halves(s_.dscores_rows + (r + 1) * kRowStride, v, high.ds);
+      }
+    }
+    store(s_.dw + v * kLanes, first_row == 0 ? dw : load(s_.dw + v * kLanes) + dw);
+  }
+
+  static MSVIT_INLINE VecU bf16_pair(VecF low, VecF high) { return to_bf16_bits(low) | to_bf16_bits(high) << 16; }
+  static MSVIT_INLINE void store_halves(Word* words, int64_t v, VecF x) {
+    *reinterpret_cast<VecHMem*>(words + v * kLanes / 2) = __builtin_convertvector(to_bf16_bits(x), VecH);
+  }
+
+  BackwardScratch<Op>& s_;
+  const BackwardOperands<T>& x_;
+  const int64_t dim_, vecs_;
+  const Log2Factor factor_;
+  const bool want_dq_, want_dkv_;
+  int64_t active_ = 0;
+};
+
+}  // namespace
+
+}  // namespace MSVIT_ISA
+}  // namespace msvit
