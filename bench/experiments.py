@@ -164,11 +164,15 @@ def _make_job(runs: Path, setting: Setting, seed: int, quick: bool) -> Job:
     if quick:
         values |= QUICK
     if setting.pretrained:
-        values["checkpoint"] = str(runs / f"{FIRST}-s{seed}")
+        values["checkpoint"] = str(runs / _run_name(FIRST, seed))
     if setting.gate_of:
-        gate_run = runs / f"{setting.gate_of}-s{seed}"
+        gate_run = runs / _run_name(setting.gate_of, seed)
         values["gate_file"] = str(gate_run / "gate.safetensors")
-    return Job(setting, runs / f"{setting.name}-s{seed}", values, gate_run)
+    return Job(setting, runs / _run_name(setting.name, seed), values, gate_run)
+
+
+def _run_name(setting: str, seed: int | str) -> str:
+    return f"{setting}-s{seed}"
 
 
 def _options(values: Mapping[str, Any]) -> Iterator[str]:
@@ -244,7 +248,7 @@ def _run_names(path: Path) -> set[str]:
     if not path.exists():
         return set()
     with path.open(newline="") as file:
-        return {f"{row['setting']}-s{row['seed']}" for row in csv.DictReader(file)}
+        return {_run_name(row["setting"], row["seed"]) for row in csv.DictReader(file)}
 
 
 def _measure(setting: Setting, run: Run, device: torch.device) -> dict[str, Any]:

@@ -47,15 +47,10 @@ def in_memory(dataset: Any) -> Any:
     return InMemory(images, labels) if isinstance(images, Tensor) and isinstance(labels, Tensor) else dataset
 
 
-def calibration_images(config: Config, dataset: Any) -> Tensor:
-    """The first images, uint8 [n, 3, H, W], for `calibrate`: one, where the gate does not look at them."""
-    count = _CALIBRATION_IMAGES if config.gate == "entropy" else 1
-    images: list[Tensor] = []
-    for batch in ordered_batches(in_memory(dataset), min(count, 64), 0, Share()):
-        images.append(batch.images)
-        if sum(map(len, images)) >= count:
-            break
-    return torch.cat(images)
+def calibration_images(dataset: Any) -> Tensor:
+    """The first images, uint8 [n, 3, H, W], for `calibrate`."""
+    batches = ordered_batches(in_memory(dataset), 64, 0, Share())
+    return torch.cat([batch.images for batch in itertools.islice(batches, _CALIBRATION_IMAGES // 64)])
 
 
 def seed_of(*parts: int) -> int:

@@ -1,6 +1,7 @@
 """The model of a run: backbone, gate and policy, as the configuration says."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +69,13 @@ def build_model(
     return model
 
 
-def calibrate(config: Config, model: MixedScaleVisionTransformer, images: Tensor) -> float | None:
+def calibrate(config: Config, model: MixedScaleVisionTransformer, images: Callable[[], Tensor]) -> float | None:
     """The parameter of a gate without learning by which a share `gate_target` of the regions becomes fine.
 
     Args:
         config: of the run.
         model: built without `gate_setting`.
-        images: uint8 [n, 3, H, W], training images, for the entropy gate.
+        images: gives uint8 [n, 3, H, W], for the entropy gate; the others do not look at any.
 
     Returns:
         Radius, probability or threshold in bits; None for other gates.
@@ -83,13 +84,13 @@ def calibrate(config: Config, model: MixedScaleVisionTransformer, images: Tensor
         return config.gate_target
     if config.gate == "radial":
         # The logits of the gate of radius 0 are distances; regions at the same distance become fine together.
-        distances = -RadialGate(model.coarse, 0.0)(images[:1]).flatten()
+        distances = -RadialGate(model.coarse, 0.0)(torch.empty(1, 3, *model.image_size, dtype=torch.uint8)).flatten()
         rings = torch.cat([distances.new_zeros(1), distances.unique()])
         radii = (rings + torch.cat([rings[1:], rings[-1:] + 1])) / 2
         shares = (distances < radii[:, None]).float().mean(1)
         return float(radii[(shares - config.gate_target).abs().argmin()])
     if config.gate == "entropy":
-        bits = EntropyGate(model.coarse, threshold=0.0)(images).flatten()
+        bits = EntropyGate(model.coarse, threshold=0.0)(images()).flatten()
         return float(bits.quantile(1 - config.gate_target))
     return None
 

@@ -41,7 +41,9 @@ def evaluate_checkpoint(path: Path, values: dict[str, Any]) -> tuple[str, Evalua
         raise ValueError(f"--preset: {run_folder} is a run with values of its own")
     run = load_run(run_folder)
     weights = path if path.is_file() else run.checkpoint().folder / MODEL_FILE
-    derived = {**run.derived, **{name: value for name, value in values.items() if name == "num_classes"}}
+    derived = dict(run.derived)
+    if "num_classes" in values:
+        derived["num_classes"] = values["num_classes"]
     if values.keys() & {"gate", "gate_target"}:
         del derived["gate_setting"]
     return str(weights), _evaluate(run.config.replace(**values), weights, derived, values.get("gate_file"))
@@ -55,8 +57,8 @@ def _evaluate(config: Config, weights: Path, derived: Mapping[str, Any], gate_fi
         return make_dataset(config, False, blank.image_size, derived.get("classes"))
 
     setting = derived.get("gate_setting")
-    if setting is None and config.gate != "learned":  # by images of their own: a stream may remember what was read
-        setting = calibrate(config, blank, calibration_images(config, test_images()))
+    if setting is None:  # by a data set of its own: a stream may remember what was read
+        setting = calibrate(config, blank, lambda: calibration_images(test_images()))
     dataset = test_images()
     model = build_model(config, derived.get("num_classes") or count_classes(config, dataset), setting, weights=False)
     missing = msvit.load_checkpoint(model, weights)

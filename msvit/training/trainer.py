@@ -61,7 +61,7 @@ def start_run(config: Config, folder: Path | None = None) -> Run:
     blank = build_model(config, 1, weights=False)
     train_set = make_dataset(config, True, blank.image_size)
     num_classes = count_classes(config, train_set)
-    setting = calibrate(config, blank, calibration_images(config, train_set))
+    setting = calibrate(config, blank, lambda: calibration_images(train_set))
     torch.manual_seed(config.seed)
     model = build_model(config, num_classes, setting)
     derived = {
@@ -207,9 +207,9 @@ class Trainer:
                 self.accelerator.backward(losses.total / self.config.accumulate)
             for name, value in zip(_SUMS, found, strict=True):
                 values[name] += value / self.config.accumulate
-        norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.config.clip_grad or math.inf)
-        if not math.isfinite(float(norm)):
-            raise FloatingPointError(self._not_finite("gradient", f"its norm is {float(norm)}", batch))
+        norm = float(self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.config.clip_grad or math.inf))
+        if not math.isfinite(norm):
+            raise FloatingPointError(self._not_finite("gradient", f"its norm is {norm}", batch))
         for part in self.parts:
             part.optimizer.step()
         self.step += 1
@@ -227,12 +227,13 @@ class Trainer:
         images = "" if batch.indices is None else f", images {batch.indices[:8]} and so on of the training set"
         return (
             f"the {what} is not finite at step {self.step} (batch {number} of epoch {epoch + 1}{images}): {terms}; "
-            f"{self._newest_checkpoint()}; a lower --lr or --clip-grad 1 may help"
+            f"{self._advice()}"
         )
 
-    def _newest_checkpoint(self) -> str:
+    def _advice(self) -> str:
         folders = checkpoint_folders(self.folder)
-        return f"the newest checkpoint is {folders[0]}" if folders else "there is no checkpoint yet"
+        newest = f"the newest checkpoint is {folders[0]}" if folders else "there is no checkpoint yet"
+        return f"{newest}; a lower --lr or --clip-grad 1 may help"
 
     def _finish_epoch(self, progress: Progress) -> dict[str, float]:
         epoch = self.step // self.steps_per_epoch
@@ -241,7 +242,7 @@ class Trainer:
         if not math.isfinite(found.loss):
             raise FloatingPointError(
                 f"the loss on the test images is not finite after step {self.step} (epoch {epoch}): {found.loss}; "
-                f"{self._newest_checkpoint()}; a lower --lr or --clip-grad 1 may help"
+                f"{self._advice()}"
             )
         sums = self._total_sums()
         row: dict[str, float] = {name: value / self.steps_per_epoch for name, value in sums.items()}
