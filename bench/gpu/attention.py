@@ -95,11 +95,21 @@ class Part:
     """
 
     def __init__(
-        self, device: torch.device, seconds: float, quick: bool, output: Path | None, without: Sequence[str] = ()
+        self,
+        device: torch.device,
+        seconds: float,
+        quick: bool,
+        output: Path | None,
+        without: Sequence[str] = (),
+        workloads: Sequence[str] = (),
+        methods: Sequence[str] = (),
     ) -> None:
-        self.device, self.quick, self.output, self.without = device, quick, output, without
+        self.device, self.quick, self.output, self.without, self.methods = device, quick, output, without, methods
         self.seconds, self.deadline = seconds, time.perf_counter() + seconds
         self.workloads = cpu_workloads() if quick or device.type == "cpu" else gpu_workloads()
+        if workloads:
+            by_label = {each.label: each for each in self.workloads}
+            self.workloads = [by_label[label if "," in label else f"{label}, head_dim 64"] for label in workloads]
         # What is left for the clock once everything is prepared and checked, for each workload and direction.
         self.sample_seconds = 0.1 if quick else min(2.0, max(0.3, 0.3 * seconds / len(self.workloads) / 2))
         self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -124,9 +134,12 @@ class Part:
             start = time.perf_counter()
             # Compiling takes the time of several workloads.
             with_compiled = index == 0 or (index < 3 and self.left > 0.6 * self.seconds)
+            known = len(self.rows)
             self.measure(workload, with_compiled)
             longest = 0.0 if with_compiled else max(longest, time.perf_counter() - start)
             self.write()
+            for row in finished(self.rows[known:], self.ceilings, self.facts):
+                print(line(row), flush=True)
         ceilings = common.Roofline.measure(self.device, self.dtype, 0.1 if self.quick else 1.0)
         self.ceilings = self.ceilings.best(ceilings)
         self.write()
@@ -139,6 +152,8 @@ class Part:
         oracle = Oracle(buffers[0])
         ready: dict[str, list[peers.Prepared]] = {}
         for backend in self.backends(workload):
+            if self.methods and backend not in self.methods:
+                continue
             if backend in self.without:
                 self.note(f"{backend}: it has stopped an earlier run")
                 continue
@@ -148,6 +163,8 @@ class Part:
                 if prepared:
                     ready[name] = prepared
         for peer in peers.PEERS:
+            if self.methods and peer.name not in self.methods:
+                continue
             prepared = self._prepare_peer(peer, buffers, oracle, with_compiled)
             if prepared:
                 ready[peer.name] = prepared
@@ -160,7 +177,9 @@ class Part:
             for name, each in times.items():
                 if each.graph_error:
                     self.note(f"{name}, {workload.label}: no CUDA graph: {each.graph_error}")
-                self.rows.append(self._row(workload, backward, name, each, sets) | {"host_us": hosts.get(name)})
+                row = self._row(workload, backward, name, each, sets)
+                row["note"] = "; ".join(filter(None, (row["note"], ready[name][0].note)))
+                self.rows.append(row | {"host_us": hosts.get(name)})
 
     def backends(self, workload: Workload) -> list[str]:
         """Of ours, those that run here and whose times mean something."""
@@ -288,14 +307,14 @@ def finished(rows: list[Row], ceilings: common.Roofline, facts: dict[str, Any]) 
                 winner = min(peer_rows, key=lambda each: each[column])
                 extra |= {f"{kind}_best_peer": winner["method"]}
                 extra |= {f"{kind}_times_best_peer": winner[column] / row[column]}
-                torch_rows = [each for each in peer_rows if each["method"] == "varlen_attn"]
-                if torch_rows:
-                    extra |= {f"{kind}_times_varlen_attn": torch_rows[0][column] / row[column]}
+                torch_times = [each[column] for each in peer_rows if each["method"] in peers.VARLEN_ATTN]
+                if torch_times:
+                    extra |= {f"{kind}_times_varlen_attn": min(torch_times) / row[column]}
         done.append(row | extra | ceilings.columns() | facts)
     return done
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def argument_parser() -> argparse.ArgumentParser:
     """What all measuring parts of the report take."""
     parser = argparse.ArgumentParser(description="One part of bench/gpu_report.py.")
     parser.add_argument("--seconds", type=float, default=150, help="for everything (default: %(default)s)")
@@ -303,17 +322,21 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", help="cpu or cuda; found by itself where not given")
     parser.add_argument("--output", type=Path, help="folder of the CSV; none is written where not given")
     parser.add_argument("--without", default="", help="backends to leave out, with commas between")
-    return parser.parse_args(argv)
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the part; 1 where a backend of ours is wrong, `LOST_DEVICE` where the device was lost on the way."""
-    arguments = parse_arguments(argv)
+    parser = argument_parser()
+    parser.add_argument("--methods", default="", help="backends and peers to measure, with commas between")
+    parser.add_argument("--workloads", default="", help="to measure, with semicolons between, such as '512 x 49'")
+    arguments = parser.parse_args(argv)
     device = common.find_device(arguments.device)
-    without = tuple(filter(None, arguments.without.split(",")))
+    without, methods = (tuple(filter(None, each.split(","))) for each in (arguments.without, arguments.methods))
+    workloads = tuple(filter(None, arguments.workloads.split(";")))
     # Graphs are captured, and backward passes run, on the stream of the forward pass: not the default one.
     with torch.cuda.stream(torch.cuda.Stream()) if device.type == "cuda" else nullcontext():
-        part = Part(device, arguments.seconds, arguments.quick, arguments.output, without)
+        part = Part(device, arguments.seconds, arguments.quick, arguments.output, without, workloads, methods)
         try:
             part.run()
         except Exception as error:
@@ -321,8 +344,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise
             print(f"FAILED {timing.reason(error)}", flush=True)
             return LOST_DEVICE
-    for row in finished(part.rows, part.ceilings, part.facts):
-        print(line(row))
     for failure in part.failures:
         print(f"FAILED {failure}")
     return 1 if part.failures or not part.rows else 0

@@ -36,13 +36,18 @@ class Result:
         return f"stopped after {limit:.0f} s" if self.code is None else f"exit code {self.code}: {self.last_line}"
 
 
-def run(command: Sequence[str], limit: float, extra_env: Mapping[str, str] | None = None) -> Result:
-    """Runs in the root of the repository; at the limit the command and all its children are stopped."""
+def run(
+    command: Sequence[str], limit: float, extra_env: Mapping[str, str] | None = None, log_path: Path | None = None
+) -> Result:
+    """Runs in the root of the repository; at the limit the command and all its children are stopped.
+
+    With `log_path` the output goes to this file as it comes, so that it outlives whoever runs the command.
+    """
     paths = [str(common.ROOT), str(common.ROOT / "bench"), os.environ.get("PYTHONPATH", "")]
     env = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     env |= dict(extra_env or {})
     start = time.perf_counter()
-    with tempfile.TemporaryFile("w+", errors="replace") as log:
+    with log_path.open("w+", errors="replace") if log_path else tempfile.TemporaryFile("w+", errors="replace") as log:
         try:
             process = subprocess.Popen(
                 command, cwd=common.ROOT, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True

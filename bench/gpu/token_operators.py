@@ -25,7 +25,7 @@ from operators import check_baseline, gradients
 from torch import Tensor
 
 from gpu import timing
-from gpu.attention import parse_arguments
+from gpu.attention import argument_parser
 from gpu.workloads import rotations
 from msvit_kernels import mixed_scale_layout, testing, unpack_to_grid
 
@@ -281,7 +281,7 @@ def line(row: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the part; 1 where a backend of ours is wrong."""
-    arguments = parse_arguments(argv)
+    arguments = argument_parser().parse_args(argv)
     device = common.find_device(arguments.device)
     with torch.cuda.stream(torch.cuda.Stream()) if device.type == "cuda" else nullcontext():
         rows, failures = run(device, arguments.seconds, arguments.quick, arguments.output)

@@ -1,0 +1,245 @@
+"""A ladder for a GPU that is at hand for minutes: three calls, in the order of what would be missed most.
+
+    python3 bench/gpu/first.py --call 1 --seconds 150 --output DIR
+
+    1  facts; every kernel against fp64, in processes of their own; attention at the headline and four more workloads
+    2  the operators' tests and the sanitizers, side by side; the model's claim; counters; launch configurations of Triton
+    3  attention with every peer, the other operators, the training step, latency of ViT-S: the tables of the README
+
+What a step finds is written when it is known, into at most eight files, and a step that fails, hangs or loses the device
+stops no other. The last lines say how each step ended. With --device cpu the same steps run on small shapes through the
+emulator and the interpreter, if their variables are set (docs/cuda.md): the rehearsal.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from gpu import commands  # noqa: E402  nothing here needs torch: what cannot import it still says so
+
+FACTS = """
+import importlib, time, torch
+for name in ("timm", "triton", "numpy", "cudnn", "hypothesis", "xdist", "pytest_timeout", "msvit_kernels._C", "msvit_kernels._cuda"):
+    begin = time.perf_counter()
+    try:
+        module = importlib.import_module(name)
+        print(name, getattr(module, "__version__", ""), f"{time.perf_counter() - begin:.1f} s")
+    except Exception as error:
+        print(name, "cannot be imported:", type(error).__name__, str(error)[:300])
+if torch.cuda.is_available():
+    print(torch.cuda.get_device_properties(0), "cudnn", torch.backends.cudnn.version())
+import msvit_kernels
+print(msvit_kernels.explain())
+"""
+# Of call 1, each in a process of its own: jobs of small_shapes.py, dtypes.
+KERNEL_CHECKS = (
+    ("cuda-attention-64,cuda-attention-32", "bf16"),
+    ("triton-attention-64,triton-attention-32", "bf16"),
+    ("cuda-attention-128,cuda-attention-long", "bf16"),
+    ("triton-attention-128,triton-attention-long", "bf16"),
+    ("triton-layout,triton-unpack", "bf16"),
+    ("triton-embed-uint8,triton-embed-float32", "bf16"),
+    ("cuda-attention-64,cuda-attention-128", "fp16"),
+    ("triton-attention-64", "fp32"),
+    ("triton-embed-uint8,triton-embed-float32", "fp32"),
+)
+FEW_THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # of steps side by side
+OURS = "cuda,triton"
+HEADLINES = "256 x 64..196;512 x 49;256 x 196;57 x 576;32 x 1024;64 x 144..576"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command with its limit in seconds."""
+
+    name: str
+    command: Sequence[str]
+    limit: float
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Ladder:
+    """One call: where it writes, until when, and how its steps ended."""
+
+    output: Path
+    device: str
+    deadline: float
+    endings: list[str] = field(default_factory=list)
+
+    @property
+    def left(self) -> float:
+        return self.deadline - time.monotonic()
+
+    def say(self, text: str) -> None:
+        """Prints a line and keeps it."""
+        line = f"[{self.left:6.1f} s left] {text}"
+        print(line, flush=True)
+        with (self.output / "ladder.log").open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def run(self, step: Step, alone: bool = True) -> commands.Result:
+        """One step; its output goes to steps.log, and until it ends to a file that outlives this process if it is alone."""
+        limit = min(step.limit, self.left)
+        if limit < 2:
+            result = commands.Result(None, "", 0)
+        else:
+            running = self.output / "running.log" if alone else None
+            result = commands.run(step.command, limit, step.environment, running)
+            with (self.output / "steps.log").open("a", encoding="utf-8") as file:
+                file.write(f"===== {step.name}: {' '.join(step.command)}\n{result.output}\n")
+            if running:
+                running.unlink()
+        ending = "ok" if result.ok else result.failure(limit)
+        self.endings.append(f"{step.name}: {ending} after {result.seconds:.1f} s")
+        self.say(self.endings[-1])
+        return result
+
+    def at_once(self, steps: Sequence[Step], workers: int = 8) -> list[commands.Result]:
+        """Several steps side by side: nothing of them is timed."""
+        with ThreadPoolExecutor(workers) as pool:
+            return list(pool.map(partial(self.run, alone=False), steps))
+
+    def script(self, name: str, limit: float, script: str, *arguments: object, **environment: str) -> Step:
+        """A step that runs a measuring script into the output folder."""
+        words = [script, *map(str, arguments), "--device", self.device, "--output", str(self.output)]
+        return Step(name, commands.python(HERE.parent / words[0], *words[1:]), limit, environment)
+
+
+# ---- the calls
+
+
+def first(ladder: Ladder) -> None:
+    """Facts, correctness, headline times."""
+    show_facts(ladder)
+    lines = ladder.output / "kernels.jsonl"
+    script = commands.python(HERE / "small_shapes.py", "--device", ladder.device, "--json", str(lines))
+    checks = KERNEL_CHECKS
+    if ladder.device == "cpu":  # the emulator takes a second for what a GPU does in no time
+        checks = (("cuda-attention-32", "bf16"), ("triton-layout,triton-unpack,triton-embed-float32", "fp32"))
+    steps = [
+        Step(f"{dtype} {jobs}", [*script, "--jobs", jobs, "--dtypes", dtype], 30, FEW_THREADS)
+        for jobs, dtype in checks
+    ]
+    ladder.at_once(steps)
+    for line in kernel_lines(lines):
+        ladder.say(line)
+    methods = f"{OURS},varlen_attn flash,varlen_attn cudnn,cpu"
+    measure = ("gpu/attention.py", "--methods", methods, "--seconds", min(ladder.left - 15, 70))
+    which = ("--quick",) if ladder.device == "cpu" else ("--workloads", HEADLINES)
+    result = ladder.run(ladder.script("attention", ladder.left, *measure, *which))
+    ladder.say("\n" + "\n".join(result.output.splitlines()[-60:]))
+
+
+def second(ladder: Ladder) -> None:
+    """Tests and sanitizers; the model; counters; configurations."""
+    run_tests = "import sys; sys.path.insert(0, 'bench'); from pathlib import Path; from gpu import checks; " \
+                f"r, o = checks.run_tests(85, device={ladder.device!r}, log=Path({str(ladder.output)!r}) / 'tests.log'); " \
+                "print(checks.count(o)); print(*[t for t, x in o.items() if x in ('FAILED', 'ERROR')][:40], sep='\\n')"  # fmt: skip
+    steps = [Step("tests", commands.python("-c", run_tests), 95, FEW_THREADS)]
+    if program := commands.find("compute-sanitizer"):
+        script = commands.python(HERE / "small_shapes.py", "--device", "cuda", "--backend", "cuda")
+        for tool in ("memcheck", "racecheck"):
+            command = [program, "--tool", tool, "--error-exitcode", "86", *script]
+            steps.append(Step(tool, command, 90, FEW_THREADS | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}))
+    for step, result in zip(steps, ladder.at_once(steps), strict=True):
+        ladder.say(f"{step.name}\n" + "\n".join(result.output.splitlines()[-25:]))
+    if ladder.device == "cpu":
+        options: tuple[object, ...] = ("--tokens", "64", "--batch", "1", "--seconds", 5)
+    else:
+        options = ("--tokens", "98,196", "--batch", "256", "--cuda-graph", "--dtype", "bf16", "--seconds", 50)
+    result = ladder.run(ladder.script("latency", 75, "latency.py", *options))
+    ladder.say("\n" + "\n".join(result.output.splitlines()[-30:]))
+    if ladder.device == "cuda":
+        profile = "import sys; sys.path.insert(0, 'bench'); import common; from pathlib import Path; from gpu import ncu; " \
+                  "result, rows = ncu.collect(25); print(result.output[-1500:] if not rows else ''); " \
+                  f"common.write_csv(Path({str(ladder.output)!r}) / 'profile.csv', rows); print(*rows, sep='\\n')"  # fmt: skip
+        result = ladder.run(Step("ncu", commands.python("-c", profile), 30))
+        ladder.say("\n" + "\n".join(result.output.splitlines()[-12:]))
+        seconds = min(ladder.left - 5, 60)
+        command = commands.python(HERE / "tune.py", "--seconds", seconds, "--output", ladder.output)
+        result = ladder.run(Step("tune", command, ladder.left))
+        ladder.say("\n" + "\n".join(result.output.splitlines()[-40:]))
+
+
+def third(ladder: Ladder) -> None:
+    """The README's tables."""
+    quick = ("--quick",) if ladder.device == "cpu" else ()
+    for name, seconds, script in (
+        ("attention", 75, "gpu/attention.py"),
+        ("token_operators", 35, "gpu/token_operators.py"),
+        ("train_step", 20, "train_step.py"),
+    ):
+        result = ladder.run(ladder.script(name, seconds * 1.2 + 10, script, "--seconds", seconds, *quick))
+        ladder.say("\n" + "\n".join(result.output.splitlines()[-30:]))
+    if ladder.device == "cpu":
+        options: tuple[object, ...] = ("--tokens", "64", "--batch", "1", "--seconds", 5)
+    else:
+        options = ("--tokens", "64..576,98", "--batch", "1,16,256", "--cuda-graph", "--dtype", "bf16")
+        options += ("--seconds", max(ladder.left - 15, 10))
+    result = ladder.run(ladder.script("latency", ladder.left, "latency.py", *options))
+    ladder.say("\n" + "\n".join(result.output.splitlines()[-60:]))
+
+
+CALLS: dict[int, Callable[[Ladder], None]] = {1: first, 2: second, 3: third}
+
+
+def show_facts(ladder: Ladder) -> None:
+    """What is installed; builds the native modules if those that came along cannot be imported."""
+    if program := shutil.which("nvidia-smi"):
+        query = [program, "--query-gpu=name,driver_version,memory.total,clocks.sm,power.limit", "--format=csv,noheader"]
+        ladder.say(commands.run(query, 10).output.strip())
+    for attempt in (1, 2):
+        result = ladder.run(Step("facts", commands.python("-c", FACTS), 40))
+        ladder.say("\n" + result.output.strip())
+        missing = [name for name in ("_C", "_cuda") if f"msvit_kernels.{name} cannot" in result.output]
+        if attempt == 2 or not missing or ladder.device == "cpu":
+            return
+        ladder.say(f"builds {', '.join(missing)}")
+        build = commands.python("-m", "pip", "install", "--no-build-isolation", "--no-deps", "-e", ".")
+        ladder.run(Step("build", build, 100))
+
+
+def kernel_lines(path: Path) -> list[str]:
+    """One line for each kernel: how many results were right, and the first that was not."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    lines = []
+    for kernel in sorted({row["kernel"] for row in rows}):
+        mine = [row for row in rows if row["kernel"] == kernel]
+        wrong = [row for row in mine if not row["ok"]]
+        lines.append(f"{kernel}: {len(mine) - len(wrong)} of {len(mine)} right" + "".join(
+            f"; {row['dtype']} {row['error'][:200]}" for row in wrong[:2]))  # fmt: skip
+    return lines
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs one call."""
+    summary, _, rest = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(
+        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--call", type=int, choices=sorted(CALLS), required=True, help="which of the three")
+    parser.add_argument("--seconds", type=float, default=150, help="for all of it (default: %(default)s)")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default: %(default)s")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the results")
+    arguments = parser.parse_args(argv)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    ladder = Ladder(arguments.output.resolve(), arguments.device, time.monotonic() + arguments.seconds)
+    try:
+        CALLS[arguments.call](ladder)
+    finally:
+        print("\n".join(ladder.endings), flush=True)
+
+
+if __name__ == "__main__":
+    main()
