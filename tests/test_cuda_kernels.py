@@ -99,6 +99,51 @@ def test_blocks_fit_the_shared_memory_of_every_card(card, max_seqlen, monkeypatc
         torch.testing.assert_close(gradients[2][0], out[0])
 
 
+# 2^22 keys of 128 elements are 2^31 bytes of keys and values, a size that 32 bits turn into one that fits.
+@pytest.mark.parametrize("bound", [2**22 - 1, 2**22, 2**31 - 2**20])
+@pytest.mark.parametrize("head_dim", [32, 64, 128])
+def test_long_bounds_take_the_kernels_for_long_sequences(head_dim, bound):
+    from msvit_kernels.cuda import varlen_attention as cuda_attention
+    from msvit_kernels.cuda.native import kernels
+
+    def call(bound, gradients):
+        total = max(bound, 70)  # what the offsets are clamped to; there is memory for 70 tokens and offsets to those
+        lse, delta, dweight = (torch.empty(70) for _ in range(3))
+        out, dq, dk, dv = (torch.empty_like(q) for _ in range(4))
+        inputs = cuda_attention._inputs(q, k, v, offsets, offsets, min(bound, 70), bound, weight, 0.1)
+        inputs = (*inputs[:12], total, total, *inputs[14:])
+        kernels.varlen_attention_fwd(*inputs, out.data_ptr(), lse.data_ptr(), True, 0, 0)
+        if gradients:
+            pointers = [x.data_ptr() for x in (out, lse)] + [0] + [x.data_ptr() for x in (dq, dk, dv, delta, dweight)]
+            kernels.varlen_attention_bwd(*inputs, dout.data_ptr(), *dout.stride()[:2], *pointers, True, 0, 0)
+        return [out, lse, dq, dk, dv, dweight] if gradients else [out, lse]
+
+    q, k, v = testing.qkv_views(70, 1, head_dim, torch.bfloat16)
+    weight, dout = testing.key_weights("fractional", 70), torch.randn(70, 1, head_dim).bfloat16()
+    offsets = testing.offsets([33, 0, 37])
+    gradients = bound <= 2**22  # a grid for more keys takes the emulator long
+    expected = call(70, gradients)
+    take_statistics()
+    actual = call(bound, gradients)
+    forward = take_statistics()[0]
+    assert forward["shared_bytes"] < 76 * 1024
+    for x, y in zip(actual, expected, strict=True):
+        torch.testing.assert_close(x, y, rtol=2**-7, atol=2**-7)
+
+
+def test_more_tokens_than_can_be_counted_are_refused():
+    from msvit_kernels.cuda import varlen_attention as cuda_attention
+    from msvit_kernels.cuda.native import kernels
+
+    q, k, v = testing.qkv_views(1, 1, 32, torch.bfloat16)
+    offsets = testing.offsets([1])
+    inputs = cuda_attention._inputs(q, k, v, offsets, offsets, 1, 1, None, 0.1)
+    for at in (12, 13):
+        total = (*inputs[:at], 2**31 - 2**20 + 1, *inputs[at + 1 :])
+        with pytest.raises(RuntimeError, match="more than 2\\^31 - 2\\^20 tokens"):
+            kernels.varlen_attention_fwd(*total, 0, 0, True, 0, 0)
+
+
 def test_the_emulator_is_never_chosen_by_itself():
     for dtype in (torch.float32, torch.bfloat16):
         assert dispatch.resolve("varlen_attention", None, "cpu", dtype, head_dim=64) != "cuda"

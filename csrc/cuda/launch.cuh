@@ -1,4 +1,5 @@
-// Host side of every launch: the device of the call, shared memory above 48 KB, errors as exceptions.
+// Host side of every launch: the device of the call, shared memory above 48 KB, errors as exceptions. What the runtime
+// is asked is remembered: several questions a call would take longer than a launch.
 #pragma once
 
 #ifdef MSVIT_EMULATE_CUDA
@@ -8,8 +9,11 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <map>
+#include <mutex>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 
 namespace msvit::cuda {
 
@@ -36,26 +40,56 @@ class DeviceGuard {
   bool changed_ = false;
 };
 
-inline int num_multiprocessors(int device) {
-  int count = 0;
-  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
-  return count;
+// Answers of the CUDA runtime by what was asked. Threads may ask at the same time.
+template <class Question>
+class Answers {
+ public:
+  template <class Ask>
+  int get(const Question& question, const Ask& ask) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = known_.find(question);
+    if (found != known_.end()) return found->second;
+    const int answer = ask();
+    if (known_.size() == kMost) known_.clear();
+    return known_[question] = answer;
+  }
+
+ private:
+  static constexpr size_t kMost = 4096;
+  std::mutex mutex_;
+  std::map<Question, int> known_;
+};
+
+inline int device_attribute(cudaDeviceAttr attribute, int device) {
+  static Answers<std::tuple<int, int> > answers;
+  return answers.get({attribute, device}, [&] {
+    int value = 0;
+    check(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
+    return value;
+  });
 }
 
-inline int shared_memory_limit(int device) {
-  int bytes = 0;
-  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "cudaDeviceGetAttribute");
-  return bytes;
-}
+inline int num_multiprocessors(int device) { return device_attribute(cudaDevAttrMultiProcessorCount, device); }
 
-// Blocks of `kernel` that run on one multiprocessor at the same time. Lets the kernel use that much shared memory.
+inline int shared_memory_limit(int device) { return device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device); }
+
+// Blocks of `kernel` that run on one multiprocessor of `device`, the current one, at the same time. Lets the kernel use
+// all the shared memory that a block may have, and not what this call needs: another thread may be between this and its
+// launch.
 template <class Params>
-int resident_blocks(void (*kernel)(Params), int threads, int shared_bytes) {
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes), "shared memory");
-  int blocks = 0;
-  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes), "occupancy");
-  if (blocks == 0) throw std::runtime_error("a block with so much shared memory does not fit this GPU");
-  return blocks;
+int resident_blocks(void (*kernel)(Params), int device, int threads, int shared_bytes) {
+  static Answers<std::tuple<const void*, int, int, int> > answers;
+  const void* const address = reinterpret_cast<const void*>(kernel);
+  return answers.get({address, device, threads, shared_bytes}, [&] {
+    cudaFuncAttributes attributes{};
+    check(cudaFuncGetAttributes(&attributes, address), "cudaFuncGetAttributes");
+    const int most = shared_memory_limit(device) - static_cast<int>(attributes.sharedSizeBytes);
+    check(cudaFuncSetAttribute(address, cudaFuncAttributeMaxDynamicSharedMemorySize, most), "shared memory");
+    int blocks = 0;
+    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, address, threads, shared_bytes), "occupancy");
+    if (blocks == 0) throw std::runtime_error("a block with so much shared memory does not fit this GPU");
+    return blocks;
+  });
 }
 
 // Runs kernel(params) after `resident_blocks` was asked for the same shared memory.

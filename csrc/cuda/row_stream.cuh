@@ -15,18 +15,16 @@ constexpr int kRingChunks = 4;
 template <int D, int CHUNK, int THREADS, bool RESIDENT, class Numbers>
 class RowStream {
  public:
-  static __host__ __device__ int rows(int max_length) {
-    return RESIDENT ? (max_length + 15) / 16 * 16 : kRingChunks * CHUNK;
-  }
-  static __host__ __device__ int shared_bytes(int max_length) {
+  // In 64 bits, since hosts ask for any length to find out that it does not fit.
+  static __host__ __device__ int64_t shared_bytes(int max_length) {
     return 2 * rows(max_length) * Tile<D>::kRowBytes + Numbers::NUMBERS * number_stride(max_length) * 4;
   }
 
   __device__ RowStream(unsigned char* memory, int max_length, int head_dim)
       : a_(shared_address(memory)),
-        b_(a_ + rows(max_length) * Tile<D>::kRowBytes),
+        b_(a_ + static_cast<uint32_t>(rows(max_length)) * Tile<D>::kRowBytes),
         numbers_(reinterpret_cast<float*>(memory + 2 * rows(max_length) * Tile<D>::kRowBytes)),
-        number_stride_(number_stride(max_length)),
+        number_stride_(static_cast<int>(number_stride(max_length))),
         head_dim_(head_dim) {}
 
   // Starts to load what fits. All threads call it, when all are done with what was there before.
@@ -75,7 +73,10 @@ class RowStream {
   }
 
  private:
-  static __host__ __device__ int number_stride(int max_length) {
+  static __host__ __device__ int64_t rows(int max_length) {
+    return RESIDENT ? (static_cast<int64_t>(max_length) + 15) / 16 * 16 : kRingChunks * CHUNK;
+  }
+  static __host__ __device__ int64_t number_stride(int max_length) {
     return (rows(max_length) + CHUNK - 1) / CHUNK * CHUNK;
   }
   __device__ __forceinline__ int slot(int chunk) const { return RESIDENT ? chunk : chunk % kRingChunks; }

@@ -1,11 +1,27 @@
 // Where sequences lie, and the order in which persistent blocks take them.
 #pragma once
 
+#include <algorithm>
+#include <stdexcept>
+
 #include "device_code.cuh"
 #include "tiles.cuh"
 #include "varlen_attention.h"
 
 namespace msvit::cuda {
+
+// Rows of a sequence are counted in `int`, with room to round up to whole parts and chunks.
+constexpr int64_t kMostTokens = (int64_t{1} << 31) - (1 << 20);
+
+// A call whose bounds are no longer than its tensors: they size shared memory and grids.
+template <class Call>
+Call with_tight_bounds(Call call) {
+  Attention& in = call.in;
+  if (std::max(in.total_q, in.total_k) > kMostTokens) throw std::runtime_error("more than 2^31 - 2^20 tokens");
+  in.max_seqlen_q = static_cast<int32_t>(std::min<int64_t>(in.max_seqlen_q, in.total_q));
+  in.max_seqlen_k = static_cast<int32_t>(std::min<int64_t>(in.max_seqlen_k, in.total_k));
+  return call;
+}
 
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
@@ -76,9 +92,10 @@ class Schedule {
     const int64_t position = round % 2 ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
     const int64_t index = static_cast<int64_t>(round) * gridDim.x + position;
     if (index >= num_items_) return false;
-    const int rank = static_cast<int>(index / (num_heads_ * parts_));
-    const int rest = static_cast<int>(index % (num_heads_ * parts_));
-    result = {sorted_ ? order_[rank] : rank, rest / parts_, rest % parts_};
+    const int64_t per_sequence = static_cast<int64_t>(num_heads_) * parts_;
+    const int rank = static_cast<int>(index / per_sequence);
+    const int64_t rest = index % per_sequence;
+    result = {sorted_ ? order_[rank] : rank, static_cast<int>(rest / parts_), static_cast<int>(rest % parts_)};
     return true;
   }
 

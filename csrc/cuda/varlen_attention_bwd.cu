@@ -1,10 +1,12 @@
 // Attention backward: which of the two ways a call takes.
 #include "launch.cuh"
+#include "sequences.cuh"
 #include "varlen_attention_bwd.h"
 
 namespace msvit::cuda {
 
-void varlen_attention_bwd(const AttentionBackward& call, bool is_bf16, int device, uintptr_t stream) {
+void varlen_attention_bwd(const AttentionBackward& asked, bool is_bf16, int device, uintptr_t stream) {
+  const AttentionBackward call = with_tight_bounds(asked);
   const Attention& in = call.in;
   if (in.batch == 0 || in.num_heads == 0 || (in.total_q == 0 && in.total_k == 0)) return;
   const DeviceGuard guard(device);

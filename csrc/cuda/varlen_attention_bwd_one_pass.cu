@@ -186,7 +186,7 @@ void launch_one_pass(const AttentionBackward& call, int device, uintptr_t stream
   const auto kernel = one_pass_kernel<Traits>;
   const int bytes = shared_bytes<Traits>(in, buffers);
   const int64_t slots =
-      static_cast<int64_t>(resident_blocks(kernel, Traits::THREADS, bytes)) * num_multiprocessors(device);
+      static_cast<int64_t>(resident_blocks(kernel, device, Traits::THREADS, bytes)) * num_multiprocessors(device);
   const int64_t items = static_cast<int64_t>(in.batch) * in.num_heads;
   launch(kernel, static_cast<int>(std::min(slots, items)), Traits::THREADS, bytes, stream, params);
 }

@@ -268,15 +268,15 @@ __global__ __launch_bounds__(kThreads, D == 32 ? 3 : 2) void dkv_kernel(const __
 }
 
 template <class Kernel>
-void launch_persistent(Kernel kernel, const AttentionBackward& call, int max_seqlen, int shared_bytes, int device,
+void launch_persistent(Kernel kernel, const AttentionBackward& call, int max_seqlen, int64_t stream_bytes, int device,
                        uintptr_t stream) {
   const Attention& in = call.in;
   const int parts = (max_seqlen + kRows - 1) / kRows;
   const int64_t items = static_cast<int64_t>(in.batch) * in.num_heads * parts;
   if (items == 0) return;
-  shared_bytes += schedule_bytes(in.batch);
+  const int shared_bytes = static_cast<int>(stream_bytes) + schedule_bytes(in.batch);
   const int64_t slots =
-      static_cast<int64_t>(resident_blocks(kernel, kThreads, shared_bytes)) * num_multiprocessors(device);
+      static_cast<int64_t>(resident_blocks(kernel, device, kThreads, shared_bytes)) * num_multiprocessors(device);
   launch(kernel, static_cast<int>(std::min(slots, items)), kThreads, shared_bytes, stream, BackwardParams{call, parts});
 }
 
@@ -286,10 +286,10 @@ void varlen_attention_bwd_two_pass(const AttentionBackward& call, bool is_bf16, 
   dispatch(is_bf16, call.in.head_dim, [&](auto element, auto width) {
     using T = decltype(element);
     constexpr int D = decltype(width)::value;
-    const int stream_bytes = RowStream<D, kChunk, kThreads, false, KeyBias>::shared_bytes(0);
+    const int64_t stream_bytes = RowStream<D, kChunk, kThreads, false, KeyBias>::shared_bytes(0);
     launch_persistent(dq_kernel<T, D>, call, call.in.max_seqlen_q, stream_bytes, device, stream);
     const int tile_bytes = 2 * kRows * Tile<D>::kRowBytes;
-    const int query_bytes = RowStream<D, kChunk, kThreads, false, QueryStatistics>::shared_bytes(0);
+    const int64_t query_bytes = RowStream<D, kChunk, kThreads, false, QueryStatistics>::shared_bytes(0);
     launch_persistent(dkv_kernel<T, D>, call, call.in.max_seqlen_k, tile_bytes + query_bytes, device, stream);
   });
 }

@@ -239,9 +239,9 @@ template <class Traits>
 void launch_forward(const AttentionForward& call, int device, uintptr_t stream) {
   const Attention& in = call.in;
   const auto kernel = forward_kernel<Traits>;
-  const int shared_bytes = Traits::Keys::shared_bytes(in.max_seqlen_k) + schedule_bytes(in.batch);
+  const int shared_bytes = static_cast<int>(Traits::Keys::shared_bytes(in.max_seqlen_k)) + schedule_bytes(in.batch);
   const int64_t slots =
-      static_cast<int64_t>(resident_blocks(kernel, kThreads, shared_bytes)) * num_multiprocessors(device);
+      static_cast<int64_t>(resident_blocks(kernel, device, kThreads, shared_bytes)) * num_multiprocessors(device);
   const int64_t pairs = static_cast<int64_t>(in.batch) * in.num_heads;
   const int passes = (in.max_seqlen_q + Traits::kPassRows - 1) / Traits::kPassRows;
   ForwardParams params{call, passes, 0};
@@ -265,7 +265,8 @@ void launch_forward(const AttentionForward& call, int device, uintptr_t stream) 
 
 }  // namespace
 
-void varlen_attention_fwd(const AttentionForward& call, bool is_bf16, int device, uintptr_t stream) {
+void varlen_attention_fwd(const AttentionForward& asked, bool is_bf16, int device, uintptr_t stream) {
+  const AttentionForward call = with_tight_bounds(asked);
   const Attention& in = call.in;
   if (in.total_q == 0 || in.batch == 0 || in.num_heads == 0 || in.max_seqlen_q == 0) return;
   const DeviceGuard guard(device);

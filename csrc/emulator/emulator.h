@@ -249,7 +249,7 @@ int num_multiprocessors(int device);
 int shared_memory_limit(int device);
 
 template <class Params>
-int resident_blocks(void (*kernel)(Params), int threads, int shared_bytes) {
+int resident_blocks(void (*kernel)(Params), int, int threads, int shared_bytes) {
   return emulator::resident_blocks(reinterpret_cast<const void*>(kernel), threads, shared_bytes);
 }
 

@@ -95,7 +95,7 @@ int resident_blocks(const void* kernel, int threads, int shared_bytes) {
     throw std::runtime_error("shared memory: " + std::to_string(shared_bytes) + " bytes are above the limit of " +
                              std::to_string(cuda::shared_memory_limit(0)));
   const std::lock_guard<std::mutex> lock(mutex);
-  allowed_shared_bytes[kernel] = shared_bytes;
+  allowed_shared_bytes[kernel] = cuda::shared_memory_limit(0);
   const int by_memory = kSharedBytesOfMultiprocessor / (shared_bytes + kReservedBytesOfBlock);
   return std::min({by_memory, kThreadsOfMultiprocessor / threads, kMostBlocks});
 }

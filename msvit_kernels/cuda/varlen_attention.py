@@ -107,9 +107,8 @@ def _inputs(
         cu_seqlens_q.shape[0] - 1,
         num_heads,
         head_dim,
-        # A bound may be far above what there is, and sizes shared memory and grids.
-        min(max_seqlen_q, total_q),
-        min(max_seqlen_k, k.shape[0]),
+        max_seqlen_q,
+        max_seqlen_k,
         softmax_scale,
     )
 
