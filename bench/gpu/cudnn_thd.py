@@ -30,17 +30,17 @@ class Plans:
         self.offsets_in = self._offsets(x, x.q.stride(0))
         self.offsets_out = self._offsets(x, x.dout.stride(0))
         self.lengths = x.offsets.diff().view(-1, 1, 1, 1)
-        self.rows = -(-work.total // 64) * 64
+        self.rows = -(-work.total // 64) * 64  # as NVIDIA's own tests round it
         self.forward, self.forward_ids = self._forward()
         self.backward, self.backward_ids = self._backward()
-        size = max(self.forward.get_workspace_size(), self.backward.get_workspace_size(), 1)
-        self.workspace = torch.empty(size, dtype=torch.uint8, device=x.device)
+        self.workspace = _workspace([self.forward, self.backward], x.device)
 
     def run(self, plan: Any, tensors: dict[Any, Tensor]) -> None:
         cudnn.set_stream(handle=_handle(), stream=torch.cuda.current_stream().cuda_stream)
         plan.execute(tensors, self.workspace, handle=_handle())
 
     def stats(self, device: torch.device) -> Tensor:
+        # Padded, with no offsets: cuDNN takes both, and this one in every version.
         return torch.empty(self.batch, self.heads, self.longest, 1, dtype=torch.float32, device=device)
 
     def _strides(self, x: Tensor) -> list[int]:
@@ -103,6 +103,12 @@ class Plans:
         ids = {"q": q, "k": k, "v": v, "out": out, "dout": dout, "stats": stats, "dq": dq, "dk": dk, "dv": dv}
         ids |= {"lengths_q": lengths_q, "lengths_k": lengths_k}
         return graph, ids | {"offsets_in": offsets_in, "offsets_out": offsets_out}
+
+
+def _workspace(graphs: Sequence[Any], device: torch.device) -> Tensor:
+    """One for all of them, which run one after the other."""
+    size = max(1, *(graph.get_workspace_size() for graph in graphs))
+    return torch.empty(size, dtype=torch.uint8, device=device)
 
 
 def _build(graph: Any) -> None:

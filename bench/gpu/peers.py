@@ -4,21 +4,24 @@
                              mask: padded keys are attended to, so that short sequences get a wrong result
     sdpa padded efficient    the same with a key mask, without it where all lengths are equal
     sdpa padded cudnn        likewise
-    varlen_attn              torch.nn.attention.varlen
+    varlen_attn flash        torch.nn.attention.varlen, kept from cuDNN
+    varlen_attn cudnn        likewise, where it takes cuDNN by itself: torch 2.14 on sm90 and sm100
     flex_attention           compiled, document mask made once and outside of the time
     sdpa nested              nested tensors of layout jagged, of contiguous q, k, v; both bounds of the lengths given
     cudnn thd                packed sequences by nvidia-cudnn-frontend
     flash-attn-4             flash_attn.cute
 
-Padding beforehand and unpadding afterwards are not counted for those that need it. Nobody but flex_attention could give
-the gradient of a key weight, and none is asked for it.
+Padding and masks beforehand and unpadding afterwards are not counted for those that need it. Nobody but flex_attention
+could give the gradient of a key weight, and none is asked for it.
 """
 
+import importlib
 import importlib.util
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -29,6 +32,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from gpu.workloads import Buffers, rows_of_full_sequences
 
 MAX_ERROR = 0.02
+VARLEN_ATTN = ("varlen_attn flash", "varlen_attn cudnn")  # the better one is torch's best on packed sequences
 
 
 class UnavailableError(Exception):
@@ -43,12 +47,14 @@ class Prepared:
         forward: the call to time. backward: likewise, dq, dk, dv for the upstream gradient.
         packed: from its layout to [total, heads, head_dim].
         rows: packed rows in which the result is right; None for all.
+        note: on these inputs, for the table.
     """
 
     forward: Callable[[], Tensor]
     backward: Callable[[], Sequence[Tensor]]
     packed: Callable[[Tensor], Tensor] = lambda x: x
     rows: Tensor | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,10 @@ def autograd(call: Callable[[], Tensor], leaves: Sequence[Tensor], dout: Tensor)
 def _padded_sdpa(x: Buffers, backend: SDPBackend, masked: bool) -> Prepared:
     leaves = x.padded_leaves()
     full = bool(x.present.all())
-    mask = x.present[:, None, None, :] if masked and not full else None
+    mask = None
+    if masked and not full:
+        # Added to the scores: a boolean one would be made into this at every call.
+        mask = torch.zeros_like(x.present, dtype=x.dtype).masked_fill(~x.present, -torch.inf)[:, None, None, :]
     dout = x.pad(x.dout).transpose(1, 2)
     backend = backend if x.device.type == "cuda" else SDPBackend.MATH
 
@@ -112,18 +121,71 @@ def _padded_cudnn(x: Buffers) -> Prepared:
     return _padded_sdpa(x, SDPBackend.CUDNN_ATTENTION, masked=True)
 
 
-def _varlen_attn(x: Buffers) -> Prepared:
+@contextmanager
+def _flash_only(varlen: Any) -> Iterator[None]:
+    """Keeps `varlen_attn` from cuDNN, forward and backward, in every version of it."""
+    if hasattr(varlen, "_select_backend"):  # follows the backends of scaled_dot_product_attention
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            yield
+        return
+    # Looked up at every call, in the backward pass once more.
+    name = "_can_use_cudnn" if hasattr(varlen, "_can_use_cudnn") else "_should_use_cudnn"
+    kept = getattr(varlen, name)
+    setattr(varlen, name, lambda *_, **__: False)
     try:
-        from torch.nn.attention.varlen import varlen_attn
+        yield
+    finally:
+        setattr(varlen, name, kept)
+
+
+def _varlen_takes_cudnn(varlen: Any, x: Buffers) -> bool:
+    """What `varlen_attn` does by itself with these inputs."""
+    longest, window = x.workload.longest, [-1, -1]
+    if hasattr(varlen, "_select_backend"):
+        chosen = varlen._select_backend(x.q, x.k, x.v, x.offsets, x.offsets, longest, window)
+        return bool(chosen == SDPBackend.CUDNN_ATTENTION.value)
+    if hasattr(varlen, "_can_use_cudnn"):  # torch 2.14
+        return bool(varlen._can_use_cudnn(x.q, x.k, x.v, longest, window))
+    # Torch 2.10 and 2.11 answer no for every device.
+    return bool(varlen._should_use_cudnn(x.device.index))
+
+
+def _varlen_attn(x: Buffers, cudnn: bool) -> Prepared:
+    try:
+        varlen = importlib.import_module("torch.nn.attention.varlen")
     except ImportError as error:
         raise UnavailableError("torch.nn.attention.varlen comes with torch 2.10") from error
+    chooses = hasattr(varlen, "_select_backend") or hasattr(varlen, "_can_use_cudnn")
+    if cudnn and not chooses:
+        # Their cuDNN gradient takes head_dim for the longest length, and writes past its buffer.
+        raise UnavailableError(f"torch {torch.__version__} cannot choose cuDNN (pytorch/pytorch#186142)")
+    by_default = _varlen_takes_cudnn(varlen, x)
+    if cudnn and not by_default:
+        raise UnavailableError("varlen_attn takes flash: not sm90 or sm100, cuDNN before 9.18, or at most 128 tokens")
     longest = x.workload.longest
 
-    def forward() -> Tensor:
+    def attend() -> Tensor:
         # Non-causal by default, in every version; what else it takes has changed.
-        return varlen_attn(x.q, x.k, x.v, x.offsets, x.offsets, longest, longest)
+        return varlen.varlen_attn(x.q, x.k, x.v, x.offsets, x.offsets, longest, longest)
 
-    return Prepared(forward, autograd(forward, x.leaves, x.dout))
+    differentiate = autograd(attend, x.leaves, x.dout)
+
+    def kept_from_cudnn(call: Callable[[], Any]) -> Any:
+        with _flash_only(varlen):
+            return call()
+
+    note = f"varlen_attn by itself takes {'cuDNN' if by_default else 'flash'}"
+    if not by_default or cudnn:
+        return Prepared(attend, differentiate, note=note)
+    return Prepared(partial(kept_from_cudnn, attend), partial(kept_from_cudnn, differentiate), note=note)
+
+
+def _varlen_flash(x: Buffers) -> Prepared:
+    return _varlen_attn(x, cudnn=False)
+
+
+def _varlen_cudnn(x: Buffers) -> Prepared:
+    return _varlen_attn(x, cudnn=True)
 
 
 def document_mask(x: Buffers) -> Any:
@@ -214,8 +276,10 @@ def _flash_attn_4(x: Buffers) -> Prepared:
     return Prepared(forward, autograd(forward, x.leaves, x.dout))
 
 
+# Those that compile come last: they may take most of the time that a part has.
 PEERS = (
-    Peer("varlen_attn", _varlen_attn, ("cuda",)),
+    Peer("varlen_attn flash", _varlen_flash, ("cuda",)),
+    Peer("varlen_attn cudnn", _varlen_cudnn, ("cuda",)),
     Peer("sdpa padded efficient", _padded_efficient, note="key mask"),
     Peer("sdpa padded cudnn", _padded_cudnn, ("cuda",), note="key mask"),
     Peer("sdpa padded flash", _padded_flash, exact=False, note="no mask: padded keys are attended to"),

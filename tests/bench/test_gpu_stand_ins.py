@@ -2,7 +2,9 @@
 
 import contextlib
 import functools
+import sys
 import time
+import types
 from typing import ClassVar
 
 import common
@@ -11,8 +13,10 @@ import pytest
 import torch
 import vit_graphs
 import vit_methods
-from gpu import attention, commands, timing
+from gpu import attention, commands, peers, timing
+from gpu.workloads import Buffers, Workload
 from gpu_helpers import CPU, NATIVE, read
+from torch.nn.attention import SDPBackend
 
 
 class StandInGraph:
@@ -164,3 +168,114 @@ def test_a_backend_can_be_left_out(tmp_path, capsys):
     arguments = ["--quick", "--device", "cpu", "--seconds", "0", "--output", str(tmp_path), "--without", "cpu"]
     assert attention.main(arguments) == 0
     assert not any(row["method"].startswith("cpu") for row in read(tmp_path / "attention.csv"))
+
+
+# ---- peers
+
+
+class StandInAttention(torch.autograd.Function):
+    """A sum instead of attention. Notes whether it would take cuDNN, forward and backward."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, takes_cudnn, remembers, taken):
+        ctx.takes_cudnn, ctx.remembered, ctx.taken = takes_cudnn, takes_cudnn() if remembers else None, taken
+        taken.append(takes_cudnn())
+        return q + k + v
+
+    @staticmethod
+    def backward(ctx, dout):
+        ctx.taken.append(ctx.takes_cudnn() if ctx.remembered is None else ctx.remembered)
+        return dout, dout, dout, None, None, None
+
+
+def stand_in_varlen(generation, cudnn):
+    """torch.nn.attention.varlen of three generations, and a list of what it takes: True for cuDNN."""
+    varlen, taken = types.ModuleType("varlen"), []
+    varlen._should_use_cudnn = lambda index: cudnn and generation != "2.11"
+    takes_cudnn = lambda: varlen._should_use_cudnn(0)  # noqa: E731
+    if generation == "2.14":
+        varlen._can_use_cudnn = lambda q, k, v, longest, window: cudnn
+        takes_cudnn = lambda: varlen._can_use_cudnn(None, None, None, 0, [-1, -1])  # noqa: E731
+    if generation == "later":
+        backends = (SDPBackend.FLASH_ATTENTION.value, SDPBackend.CUDNN_ATTENTION.value)
+        varlen._select_backend = lambda *_: backends[cudnn and torch.backends.cuda.cudnn_sdp_enabled()]
+        takes_cudnn = lambda: varlen._select_backend() == backends[1]  # noqa: E731
+    remembers = generation == "later"
+    varlen.varlen_attn = lambda q, k, v, *_: StandInAttention.apply(q, k, v, takes_cudnn, remembers, taken)
+    return varlen, taken
+
+
+def prepared_varlen(name, buffers):
+    return next(peer for peer in peers.PEERS if peer.name == name).prepare(buffers)
+
+
+@pytest.fixture
+def small():
+    return Buffers(Workload("2 x 3", (3, 3), 8, 16), torch.float32, CPU)
+
+
+@pytest.mark.parametrize("generation", ["2.11", "2.14", "later"])
+@pytest.mark.parametrize("cudnn", [False, True], ids=["no-cudnn", "cudnn"])
+def test_varlen_attn_is_measured_with_both_backends(monkeypatch, small, generation, cudnn):
+    varlen, taken = stand_in_varlen(generation, cudnn)
+    monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", varlen)
+    before = dict(vars(varlen))
+    by_default = cudnn and generation != "2.11"
+    for name, wanted in zip(peers.VARLEN_ATTN, (False, True), strict=True):
+        if wanted and not by_default:
+            with pytest.raises(peers.UnavailableError, match="186142" if generation == "2.11" else "takes flash"):
+                prepared_varlen(name, small)
+            continue
+        prepared = prepared_varlen(name, small)
+        taken.clear()
+        assert torch.equal(prepared.forward(), small.q + small.k + small.v)
+        assert all(torch.equal(gradient, small.dout) for gradient in prepared.backward())
+        assert taken == [wanted] * 3  # the graph of the backward pass has a forward pass of its own
+        assert prepared.note == f"varlen_attn by itself takes {'cuDNN' if by_default else 'flash'}"
+    assert vars(varlen) == before
+
+
+def test_the_better_varlen_attn_is_what_rows_are_compared_with():
+    def row(method, microseconds, ours=False):
+        return {
+            "workload": "w", "head_dim": 64, "direction": "fwd", "method": method, "ours": ours, "exact": True,
+            "graph_p50_us": microseconds, "eager_p50_us": microseconds, "least_bytes": 1e6, "flop": 1e9,
+            "gb_s": 1.0, "tflop_s": 1.0,
+        }  # fmt: skip
+
+    rows = [row("cuda", 10.0, ours=True), row("varlen_attn flash", 30.0), row("varlen_attn cudnn", 20.0)]
+    ceilings = common.Roofline.measure(CPU, torch.float32, 0.01)
+    first, *_ = attention.finished(rows, ceilings, {})
+    assert first["graph_times_varlen_attn"] == 2
+    assert first["graph_best_peer"] == "varlen_attn cudnn"
+
+
+def test_peers_that_compile_come_last():
+    compiled = [peer.compiled for peer in peers.PEERS]
+    assert compiled == sorted(compiled)
+    assert peers.PEERS[-1].name == "flex_attention"
+    assert {peer.name for peer in peers.PEERS} >= set(peers.VARLEN_ATTN)
+
+
+@pytest.mark.parametrize("lengths", [(64, 100, 196), (1024, 1024)], ids=["ragged", "equal"])
+@pytest.mark.parametrize("head_dim", [32, 64, 128])
+def test_graphs_of_cudnn_are_valid(monkeypatch, lengths, head_dim):
+    cudnn = pytest.importorskip("cudnn")
+    from gpu import cudnn_thd
+
+    def graph(handle, graph=cudnn.pygraph, **types):
+        return graph(sm_version=90, **types)
+
+    def build(graph):
+        graph.validate()
+        graph.build_operation_graph()
+
+    # Plans need a device; what the frontend and the library check before them does not.
+    monkeypatch.setattr(cudnn, "pygraph", graph)
+    monkeypatch.setattr(cudnn_thd, "_handle", lambda: None)
+    monkeypatch.setattr(cudnn_thd, "_build", build)
+    monkeypatch.setattr(cudnn_thd, "_workspace", lambda graphs, device: None)
+    buffers = Buffers(Workload("w", lengths, head_dim), torch.bfloat16, CPU)
+    plans = cudnn_thd.Plans(buffers)
+    assert len({id_.get_uid() for id_ in plans.forward_ids.values()}) == len(plans.forward_ids)
+    assert len({id_.get_uid() for id_ in plans.backward_ids.values()}) == len(plans.backward_ids)
