@@ -13,6 +13,10 @@ import torch
 BACKENDS = ("cpu", "cuda", "triton", "reference")
 OPERATORS = ("varlen_attention", "mixed_scale_layout", "mixed_scale_embed", "unpack_to_grid")
 
+# On a GPU the CUDA attention kernels come first up to this max_seqlen and Triton's beyond, in each direction.
+# bench/gpu/attention.py measures both; the rows are in docs/cuda.md.
+LONGEST_FOR_CUDA = {"varlen_attention_fwd": 256, "varlen_attention_bwd": 384}
+
 # What `explain` asks each backend: the inputs of a ViT-S in the dtype that suits the device.
 _TYPICAL_INPUTS: dict[str, dict[str, Any]] = {
     "varlen_attention": {"head_dim": 64},
@@ -47,7 +51,14 @@ def unsupported_reason(operator: str, backend: str, device_type: str, dtype: tor
 
 
 @functools.cache
-def resolve(operator: str, backend: str | None, device_type: str, dtype: torch.dtype, **details: Any) -> str:
+def resolve(
+    operator: str,
+    backend: str | None,
+    device_type: str,
+    dtype: torch.dtype,
+    preferred: str | None = None,
+    **details: Any,
+) -> str:
     """Name of the backend that runs the call.
 
     Args:
@@ -55,6 +66,7 @@ def resolve(operator: str, backend: str | None, device_type: str, dtype: torch.d
         backend: a name from `BACKENDS`, which then runs or is refused, or None for the first that can.
         device_type: "cpu" or "cuda", where the inputs are.
         dtype: of the inputs.
+        preferred: without `backend`, the one that is tried before those of the table.
         details: further properties that a backend may refuse, as its `unsupported_reason` names them.
 
     Raises:
@@ -64,7 +76,8 @@ def resolve(operator: str, backend: str | None, device_type: str, dtype: torch.d
     if backend is not None and backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)} or None, got {backend!r}")
     reasons = {name: unsupported_reason(operator, name, device_type, dtype, **details) for name in BACKENDS}
-    for name in BACKENDS if backend is None else (backend,):
+    order = (backend,) if backend else BACKENDS if preferred is None else (preferred, *BACKENDS)
+    for name in order:
         if reasons[name] is None:
             return name
     wanted = f"backend {backend!r} cannot" if backend else "no backend can"
@@ -79,6 +92,22 @@ def resolve_function(
 ) -> Callable[..., Any]:
     """Raw function `name` of the backend that `resolve` takes: one look-up, as this is on the path of every call."""
     return function(operator, resolve(operator, backend, device_type, dtype, **details), name)
+
+
+def attention_function(
+    name: str, backend: str | None, max_seqlen: int, device_type: str, dtype: torch.dtype, head_dim: int
+) -> Callable[..., Any]:
+    """Raw function `name` of `varlen_attention`, whose backend on a GPU depends on the length of the sequences."""
+    is_long = device_type == "cuda" and max_seqlen > LONGEST_FOR_CUDA[name]
+    return resolve_function(
+        "varlen_attention",
+        name,
+        backend,
+        device_type,
+        dtype,
+        preferred="triton" if is_long else None,
+        head_dim=head_dim,
+    )
 
 
 @functools.cache
@@ -119,6 +148,9 @@ def _explain_operator(operator: str, device_type: str, dtype: torch.dtype) -> li
     reasons = {name: unsupported_reason(operator, name, device_type, dtype, **details) for name in BACKENDS}
     taken = next((name for name, reason in reasons.items() if reason is None), "none")
     missing = [f"    {name}: {reason}" for name, reason in reasons.items() if reason is not None]
+    if operator == "varlen_attention" and taken == "cuda" and reasons["triton"] is None and device_type == "cuda":
+        longest = " and ".join(f"{tokens} ({name[-3:]})" for name, tokens in LONGEST_FOR_CUDA.items())
+        taken = f"cuda, and triton where max_seqlen is above {longest}"
     return [f"  {operator}: takes {taken}", *missing]
 
 

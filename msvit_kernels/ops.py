@@ -88,8 +88,8 @@ def varlen_attention_unrecorded(
             validation.check_offsets("cu_seqlens_k", cu_seqlens_k, k.shape[0], max_seqlen_k)
         if key_weight is not None:
             validation.check_key_weight(key_weight)
-    forward = dispatch.resolve_function(
-        "varlen_attention", "varlen_attention_fwd", backend, q.device.type, q.dtype, head_dim=q.shape[2]
+    forward = dispatch.attention_function(
+        "varlen_attention_fwd", backend, max(max_seqlen_q, max_seqlen_k), q.device.type, q.dtype, q.shape[2]
     )
     result: tuple[Tensor, Tensor] = forward(
         q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, key_weight, softmax_scale
@@ -124,8 +124,9 @@ def _varlen_attention_bwd(
     dout: Tensor, dlse: Tensor | None, q: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *arguments, backend = arguments  # type: ignore[assignment]
-    backward = dispatch.resolve_function(
-        "varlen_attention", "varlen_attention_bwd", backend, q.device.type, q.dtype, head_dim=q.shape[2]
+    max_seqlen = max(arguments[6:8])
+    backward = dispatch.attention_function(
+        "varlen_attention_bwd", backend, max_seqlen, q.device.type, q.dtype, q.shape[2]
     )
     dq, dk, dv, dweight = backward(dout, dlse, q, *arguments)
     return dq, dk, dv, _none_as_empty(dweight, like=q)

@@ -34,6 +34,36 @@ def test_none_takes_the_first_that_supports_the_inputs():
     assert dispatch.resolve("varlen_attention", None, "cpu", torch.float32, head_dim=64) == supported[0]
 
 
+@pytest.fixture
+def fresh_choices():
+    """Nothing chosen before, or under a test's own table, counts."""
+    cached = dispatch.resolve, dispatch.resolve_function
+    for each in cached:
+        each.cache_clear()
+    yield lambda: [each.cache_clear() for each in cached]
+    for each in cached:
+        each.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["varlen_attention_fwd", "varlen_attention_bwd"])
+def test_attention_on_a_gpu_is_chosen_by_length(monkeypatch, fresh_choices, name):
+    taken = {backend: lambda backend=backend: backend for backend in BACKENDS}
+    refusals = {"cpu": "runs on CPUs"}
+    monkeypatch.setattr(dispatch, "unsupported_reason", lambda operator, backend, *_, **__: refusals.get(backend))
+    monkeypatch.setattr(dispatch, "function", lambda operator, backend, name: taken[backend])
+
+    def chosen(max_seqlen, backend=None, device_type="cuda"):
+        return dispatch.attention_function(name, backend, max_seqlen, device_type, torch.bfloat16, 64)()
+
+    longest = dispatch.LONGEST_FOR_CUDA[name]
+    assert [chosen(longest), chosen(longest + 1)] == ["cuda", "triton"]
+    assert chosen(longest + 1, backend="cuda") == "cuda"  # whoever names a backend gets it
+    assert chosen(longest + 1, device_type="cpu") == "cuda"  # the emulator, in the order of the table
+    refusals["triton"] = "is missing"
+    fresh_choices()
+    assert chosen(longest + 1) == "cuda"
+
+
 def test_every_backend_has_every_raw_function():
     raw = {
         "varlen_attention": ("varlen_attention_fwd", "varlen_attention_bwd"),
