@@ -3,10 +3,10 @@
     python3 bench/gpu/first.py --call 1 --seconds 150 --output DIR
 
     1  facts; every kernel against fp64, in processes of their own; attention at the headline and four more workloads
-    2  the operators' tests and the sanitizers, side by side; the model's claim; counters; launch configurations of Triton
+    2  the operators' tests and the sanitizers, side by side; the model's claim; counters; configurations of Triton
     3  attention with every peer, the other operators, the training step, latency of ViT-S: the tables of the README
 
-What a step finds is written when it is known, into at most eight files, and a step that fails, hangs or loses the device
+What a step finds is written when it is known, into at most eight files; a step that fails, hangs or loses the device
 stops no other. The last lines say how each step ended. With --device cpu the same steps run on small shapes through the
 emulator and the interpreter, if their variables are set (docs/cuda.md): the rehearsal.
 """
@@ -29,7 +29,8 @@ from gpu import commands  # noqa: E402  nothing here needs torch: what cannot im
 
 FACTS = """
 import importlib, time, torch
-for name in ("timm", "triton", "numpy", "cudnn", "hypothesis", "xdist", "pytest_timeout", "msvit_kernels._C", "msvit_kernels._cuda"):
+packages = "timm", "triton", "numpy", "cudnn", "hypothesis", "xdist", "pytest_timeout"
+for name in (*packages, "msvit_kernels._C", "msvit_kernels._cuda"):
     begin = time.perf_counter()
     try:
         module = importlib.import_module(name)
@@ -54,7 +55,6 @@ KERNEL_CHECKS = (
     ("triton-embed-uint8,triton-embed-float32", "fp32"),
 )
 FEW_THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # of steps side by side
-OURS = "cuda,triton"
 HEADLINES = "256 x 64..196;512 x 49;256 x 196;57 x 576;32 x 1024;64 x 144..576"
 
 
@@ -89,7 +89,7 @@ class Ladder:
             file.write(line + "\n")
 
     def run(self, step: Step, alone: bool = True) -> commands.Result:
-        """One step; its output goes to steps.log, and until it ends to a file that outlives this process if it is alone."""
+        """One step; its output goes to steps.log, and if it is alone to a file of its own until it ends."""
         limit = min(step.limit, self.left)
         if limit < 2:
             result = commands.Result(None, "", 0)
@@ -115,6 +115,11 @@ class Ladder:
         words = [script, *map(str, arguments), "--device", self.device, "--output", str(self.output)]
         return Step(name, commands.python(HERE.parent / words[0], *words[1:]), limit, environment)
 
+    def own(self, name: str, limit: float, seconds: float) -> Step:
+        """A step that is one of `OWN`, in a process of its own."""
+        words = ["--only", name, "--seconds", str(seconds), "--device", self.device, "--output", str(self.output)]
+        return Step(name, commands.python(HERE / "first.py", *words), limit, FEW_THREADS)
+
 
 # ---- the calls
 
@@ -128,13 +133,12 @@ def first(ladder: Ladder) -> None:
     if ladder.device == "cpu":  # the emulator takes a second for what a GPU does in no time
         checks = (("cuda-attention-32", "bf16"), ("triton-layout,triton-unpack,triton-embed-float32", "fp32"))
     steps = [
-        Step(f"{dtype} {jobs}", [*script, "--jobs", jobs, "--dtypes", dtype], 30, FEW_THREADS)
-        for jobs, dtype in checks
+        Step(f"{dtype} {jobs}", [*script, "--jobs", jobs, "--dtypes", dtype], 30, FEW_THREADS) for jobs, dtype in checks
     ]
     ladder.at_once(steps)
     for line in kernel_lines(lines):
         ladder.say(line)
-    methods = f"{OURS},varlen_attn flash,varlen_attn cudnn,cpu"
+    methods = "cuda,triton,varlen_attn flash,cudnn thd" if ladder.device == "cuda" else "cpu"
     measure = ("gpu/attention.py", "--methods", methods, "--seconds", min(ladder.left - 15, 70))
     which = ("--quick",) if ladder.device == "cpu" else ("--workloads", HEADLINES)
     result = ladder.run(ladder.script("attention", ladder.left, *measure, *which))
@@ -143,10 +147,7 @@ def first(ladder: Ladder) -> None:
 
 def second(ladder: Ladder) -> None:
     """Tests and sanitizers; the model; counters; configurations."""
-    run_tests = "import sys; sys.path.insert(0, 'bench'); from pathlib import Path; from gpu import checks; " \
-                f"r, o = checks.run_tests(85, device={ladder.device!r}, log=Path({str(ladder.output)!r}) / 'tests.log'); " \
-                "print(checks.count(o)); print(*[t for t, x in o.items() if x in ('FAILED', 'ERROR')][:40], sep='\\n')"  # fmt: skip
-    steps = [Step("tests", commands.python("-c", run_tests), 95, FEW_THREADS)]
+    steps = [ladder.own("tests", 95, 85)]
     if program := commands.find("compute-sanitizer"):
         script = commands.python(HERE / "small_shapes.py", "--device", "cuda", "--backend", "cuda")
         for tool in ("memcheck", "racecheck"):
@@ -161,10 +162,7 @@ def second(ladder: Ladder) -> None:
     result = ladder.run(ladder.script("latency", 75, "latency.py", *options))
     ladder.say("\n" + "\n".join(result.output.splitlines()[-30:]))
     if ladder.device == "cuda":
-        profile = "import sys; sys.path.insert(0, 'bench'); import common; from pathlib import Path; from gpu import ncu; " \
-                  "result, rows = ncu.collect(25); print(result.output[-1500:] if not rows else ''); " \
-                  f"common.write_csv(Path({str(ladder.output)!r}) / 'profile.csv', rows); print(*rows, sep='\\n')"  # fmt: skip
-        result = ladder.run(Step("ncu", commands.python("-c", profile), 30))
+        result = ladder.run(ladder.own("counters", 30, 25))
         ladder.say("\n" + "\n".join(result.output.splitlines()[-12:]))
         seconds = min(ladder.left - 5, 60)
         command = commands.python(HERE / "tune.py", "--seconds", seconds, "--output", ladder.output)
@@ -180,7 +178,7 @@ def third(ladder: Ladder) -> None:
         ("token_operators", 35, "gpu/token_operators.py"),
         ("train_step", 20, "train_step.py"),
     ):
-        result = ladder.run(ladder.script(name, seconds * 1.2 + 10, script, "--seconds", seconds, *quick))
+        result = ladder.run(ladder.script(name, seconds * 1.2 + 25, script, "--seconds", seconds, *quick))
         ladder.say("\n" + "\n".join(result.output.splitlines()[-30:]))
     if ladder.device == "cpu":
         options: tuple[object, ...] = ("--tokens", "64", "--batch", "1", "--seconds", 5)
@@ -191,6 +189,33 @@ def third(ladder: Ladder) -> None:
     ladder.say("\n" + "\n".join(result.output.splitlines()[-60:]))
 
 
+def tests(arguments: argparse.Namespace) -> None:
+    """The operators' tests on the device."""
+    from gpu import checks
+
+    log = arguments.output / "tests.log"
+    _, outcomes = checks.run_tests(arguments.seconds, device=arguments.device, log=log)
+    print(checks.count(outcomes))
+    print(*[test for test, outcome in outcomes.items() if outcome in ("FAILED", "ERROR")][:40], sep="\n")
+
+
+def counters(arguments: argparse.Namespace) -> None:
+    """Hardware counters of the attention kernels."""
+    import common
+
+    from gpu import ncu
+
+    collected = ncu.collect(arguments.seconds)
+    if collected is None:
+        sys.exit("ncu is not installed")
+    result, rows = collected
+    if not rows:
+        sys.exit(result.output[-1500:])
+    common.write_csv(arguments.output / "profile.csv", rows)
+    print(*rows, sep="\n")
+
+
+OWN: dict[str, Callable[[argparse.Namespace], None]] = {"tests": tests, "counters": counters}
 CALLS: dict[int, Callable[[Ladder], None]] = {1: first, 2: second, 3: third}
 
 
@@ -228,12 +253,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--call", type=int, choices=sorted(CALLS), required=True, help="which of the three")
+    parser.add_argument("--call", type=int, choices=sorted(CALLS), help="which of the three")
+    parser.add_argument("--only", choices=sorted(OWN), help="one step instead")
     parser.add_argument("--seconds", type=float, default=150, help="for all of it (default: %(default)s)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default: %(default)s")
     parser.add_argument("--output", type=Path, required=True, help="folder of the results")
     arguments = parser.parse_args(argv)
+    if (arguments.call is None) == (arguments.only is None):
+        parser.error("expected either --call or --only")
     arguments.output.mkdir(parents=True, exist_ok=True)
+    if arguments.only:
+        OWN[arguments.only](arguments)
+        return
     ladder = Ladder(arguments.output.resolve(), arguments.device, time.monotonic() + arguments.seconds)
     try:
         CALLS[arguments.call](ladder)

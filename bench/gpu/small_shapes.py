@@ -23,9 +23,10 @@ import common
 import torch
 from torch import Tensor
 
+from gpu import timing
 from msvit_kernels import mixed_scale_embed, mixed_scale_layout, testing, unpack_to_grid, varlen_attention
 
-# Partial tiles, tiles of one row, an empty sequence; "long": keys that do not stay on the chip, and two passes backward.
+# Partial tiles, tiles of one row, an empty sequence; "long": keys that do not stay on the chip, two passes backward.
 LENGTHS = {"32": (0, 1, 17, 49), "64": (49, 0, 130, 196, 1), "128": (70, 520), "long": (600, 3, 130)}
 HEAD_DIM = {"long": 64}  # others are called by it
 PATCH, SCALE, PREFIX, DIM = 8, 2, 1, 32
@@ -176,9 +177,14 @@ def run(job: Job, dtype: torch.dtype, device: torch.device, lines: Path | None) 
             seconds = time.perf_counter() - begin
             row = {"job": job.name, "kernel": f"{job.backend} {job.kernels.get(name, '')}".strip(), "result": name,
                    "dtype": _name(dtype), "ok": not error, "error": error, "seconds": round(seconds, 3)}  # fmt: skip
-            with lines.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            append(lines, row)
     return right, wrong
+
+
+def append(lines: Path, row: Mapping[str, object]) -> None:
+    """One line at a time: several processes write to the file."""
+    with lines.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 def supported(job: Job, dtype: torch.dtype, device: torch.device) -> bool:
@@ -221,8 +227,11 @@ def main(argv: list[str] | None = None) -> int:
             label = f"{job.name} {_name(dtype)}"
             try:
                 right, wrong = run(job, dtype, device, arguments.json)
-            except NotImplementedError as error:
-                right, wrong = 0, [str(error)]
+            except Exception as error:  # the next job may still say something
+                right, wrong = 0, [timing.reason(error)]
+                if arguments.json is not None:
+                    append(arguments.json, {"job": job.name, "kernel": "", "result": "", "dtype": _name(dtype),
+                                            "ok": False, "error": wrong[0], "seconds": None})  # fmt: skip
             if not wrong:
                 print(f"ok {label}: {right} results", flush=True)
             for error in wrong:

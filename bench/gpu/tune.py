@@ -42,6 +42,8 @@ def candidates(kernel: str) -> list[Config]:
     """What is tried for "fwd", "dq" or "dkv"; the axis that is split over programs is that of keys for "dkv"."""
     found = []
     for split, other, warps, stages in itertools.product((64, 128), (32, 64, 128), (4, 8), (1, 2, 3)):
+        if split == 128 and stages == 1:
+            continue  # two passes and more over the other axis: nothing to gain without a pipeline
         blocks = (other, split) if kernel == "dkv" else (split, other)
         found.append({"BLOCK_M": blocks[0], "BLOCK_N": blocks[1], "num_warps": warps, "num_stages": stages})
     return found
