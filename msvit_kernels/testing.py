@@ -56,6 +56,11 @@ def backends_for(operator: str, device_type: str, dtype: torch.dtype, **details:
     ]
 
 
+def compiles(backend: str, device_type: str) -> bool:
+    """True if a new dtype, shape or flag may cost the backend a compilation of seconds: tests draw on fewer there."""
+    return backend == "triton" and device_type == "cuda"
+
+
 def offsets(lengths: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
     """int32 [len(lengths) + 1]: `cu_seqlens` of sequences of these lengths."""
     return torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0).to(device, torch.int32)

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 # Before numpy and torch load their thread pools: on few cores, pools that wait by spinning take time from the work.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Or torch warns of cuBLAS in every test with poisoned memory.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import cuda_emulator
 import pytest
@@ -18,6 +20,7 @@ if not torch.cuda.is_available():
         os.environ["MSVIT_CUDA_EMULATOR"] = cuda_emulator.build_or_explain()
 
 import msvit_kernels
+from msvit_kernels import testing
 
 
 def pytest_report_header() -> list[str]:
@@ -25,6 +28,47 @@ def pytest_report_header() -> list[str]:
     native = msvit_kernels.explain().splitlines()[2].strip()
     emulator = os.environ.get("MSVIT_CUDA_EMULATOR") or "none"
     return [f"msvit_kernels: {msvit_kernels.__file__}", native, f"CUDA emulator: {emulator}"]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what is not worth a compilation: see the mark `compiled_cases` in pyproject.toml."""
+    left_out = [item for item in items if not _is_kept(item)]
+    if left_out:
+        items[:] = [item for item in items if _is_kept(item)]
+        config.hook.pytest_deselected(items=left_out)
+
+
+def _is_kept(item: pytest.Item) -> bool:
+    mark = item.get_closest_marker("compiled_cases")
+    if mark is None or not isinstance(item, pytest.Function):
+        return True
+    parameters = item.callspec.params
+    # In this order, so that an error in the mark shows without a GPU.
+    return mark.kwargs["keep"](**parameters) or not testing.compiles(*parameters["target"][:2])
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """With pytest-xdist, why a test failed as soon as it did: a run that is stopped never comes to its tracebacks."""
+    if report.failed and hasattr(report, "node"):
+        crash = getattr(report.longrepr, "reprcrash", None)
+        why = crash.message if crash else str(report.longrepr)
+        print("".join(f"\n    {line}" for line in why.splitlines()[:4]), flush=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_logfinish() -> Iterator[None]:
+    """Ends a worker of pytest-xdist that lost the device: every later test of it would fail for that reason alone."""
+    yield
+    if "PYTEST_XDIST_WORKER" in os.environ and torch.cuda.is_initialized() and _device_is_lost():
+        os._exit(1)  # another worker takes its place, and this test is reported as the one that crashed
+
+
+def _device_is_lost() -> bool:
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 @pytest.fixture(autouse=True)

@@ -72,7 +72,8 @@ def test_matches_the_layout_by_hand(backend, device, scale_factor, num_prefix, p
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_drawn_masks(backend, device, data):
-    batch, height, width = (data.draw(st.integers(low, high)) for low, high in ((0, 4), (1, 9), (1, 9)))
+    side = 8 if testing.compiles(backend, device) else 9  # 64 regions, and no kernel for more
+    batch, height, width = (data.draw(st.integers(low, high)) for low, high in ((0, 4), (1, side), (1, side)))
     cells = data.draw(st.lists(st.booleans(), min_size=batch * height * width, max_size=batch * height * width))
     mask = torch.tensor(cells, dtype=torch.bool).view(batch, height, width)
     give_total = data.draw(st.booleans())

@@ -1,6 +1,7 @@
 """What must hold before a time means anything: the build, the tests on the device, the sanitizers."""
 
 import importlib.util
+import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ import common
 from gpu import commands
 from msvit_kernels import dispatch
 
+# Files of the tests that run on a GPU, what matters most first: they are handed out in this order.
+GPU_TESTS = ("varlen_attention", "mixed_scale_embed", "mixed_scale_layout", "unpack_to_grid", "gpu")
 UNVERIFIED = common.ROOT / "bench" / "results" / "UNVERIFIED.md"
 SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
 _OUTCOME = "PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS"
@@ -53,15 +56,36 @@ def parse_outcomes(output: str) -> dict[str, str]:
     return found
 
 
-def run_tests(limit: float) -> tuple[commands.Result, dict[str, str]]:
-    """The tests of the GPU backends, with the contents of index tensors checked before every kernel."""
-    # Ahead-of-time compilation for other architectures says nothing about this device, and takes minutes.
-    command = ["-m", "pytest", "-v", "tests", "-k", "cuda or triton", "--ignore", "tests/test_triton_aot.py"]
-    command += ["-p", "no:cacheprovider", "--timeout", str(int(max(limit, 30)))]
-    if importlib.util.find_spec("xdist"):
-        command += ["-n", "4"]
-    result = commands.run(commands.python(*command), limit, {"MSVIT_CHECK": "1"})
+def run_tests(limit: float, device: str = "cuda", log: Path | None = None) -> tuple[commands.Result, dict[str, str]]:
+    """The operators' tests of the GPU backends on the device, the contents of index tensors checked before kernels.
+
+    Args:
+        limit: seconds, after which the tests that are left do not run; the outcomes of the others are kept.
+        device: "cuda"; "cpu" takes the emulator and the interpreter, to rehearse.
+        log: file that gets a line as each test ends, so that outcomes outlive whoever runs this.
+    """
+    result = commands.run(pytest_command(limit, device), limit, {"MSVIT_CHECK": "1"}, log)
     return result, parse_outcomes(result.output)
+
+
+def pytest_command(limit: float, device: str) -> list[str]:
+    """What `run_tests` runs."""
+    backends = ("cuda", "triton", "reference") if device == "cuda" else ("cuda", "triton")
+    command = ["-m", "pytest", "-v", *(f"tests/test_{name}.py" for name in GPU_TESTS)]
+    command += ["-k", " or ".join(f"{backend}-{device}" for backend in backends), "--durations", "15"]
+    # Nothing is written into the working tree, and no plugin is loaded that needs time and is not used.
+    command += ["-p", "no:cacheprovider", "-p", "no:benchmark", "-o", "addopts=", "--tb", "short"]
+    # From a thread, as no signal is handled while a process waits for a kernel: that process ends, others go on.
+    command += ["--timeout", str(int(min(max(limit / 2, 30), 300))), "--timeout-method", "thread"]
+    if importlib.util.find_spec("xdist"):
+        # In their order, a few tests at a time: those that follow one another share what Triton compiles for them.
+        command += ["-n", str(workers(os.cpu_count() or 1)), "--dist", "load", "--maxschedchunk", "8"]
+    return commands.python(*command)
+
+
+def workers(cores: int) -> int:
+    """Processes: each has its own copy of torch on the device, and what compiles beside it wants a core, too."""
+    return max(1, min(12, cores - 2))
 
 
 def count(outcomes: dict[str, str]) -> str:
