@@ -61,7 +61,8 @@ class Answers {
 };
 
 inline int device_attribute(cudaDeviceAttr attribute, int device) {
-  static Answers<std::tuple<int, int> > answers;
+  using Question = std::tuple<int, int>;
+  static Answers<Question> answers;
   return answers.get({attribute, device}, [&] {
     int value = 0;
     check(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
@@ -78,7 +79,8 @@ inline int shared_memory_limit(int device) { return device_attribute(cudaDevAttr
 // launch.
 template <class Params>
 int resident_blocks(void (*kernel)(Params), int device, int threads, int shared_bytes) {
-  static Answers<std::tuple<const void*, int, int, int> > answers;
+  using Question = std::tuple<const void*, int, int, int>;
+  static Answers<Question> answers;
   const void* const address = reinterpret_cast<const void*>(kernel);
   return answers.get({address, device, threads, shared_bytes}, [&] {
     cudaFuncAttributes attributes{};

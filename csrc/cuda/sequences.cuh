@@ -39,8 +39,10 @@ __device__ __forceinline__ Sequence read_sequence(const int32_t* cu_seqlens, int
 }
 
 // log2 of the weight of a key; -inf at weight 0. What the hardware takes for 0 among the subnormals counts as 2^-149.
+// NaN stays NaN, which fmaxf would not let it.
 __device__ __forceinline__ float log2_weight(float weight) {
-  return weight > 0 ? fmaxf(log2f(weight), -149.f) : -INFINITY;
+  const float log = log2f(weight);
+  return weight <= 0 ? -INFINITY : log < -149.f ? -149.f : log;
 }
 
 // lse of a row in units of log2; +inf, so that exp2(score - it) is 0, in rows without a key and where not valid.

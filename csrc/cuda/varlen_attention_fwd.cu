@@ -114,10 +114,10 @@ class Queries {
       float factor[2];
       for (int half = 0; half < 2; ++half) {
         const float sum = quad_sum(sum_[f][half]);
-        factor[half] = sum > 0 ? 1 / sum : 0;
+        factor[half] = sum == 0 ? 0 : 1 / sum;  // NaN for NaN: the maximum passes it over, the sum does not
         const int row = lane / 4 + 8 * half;
         if (lane % 4 == 0 && row < rows)
-          lse[f * kRowsPerFragment + row] = sum > 0 ? (max_[f][half] + log2f(sum)) * kLn2 : -INFINITY;
+          lse[f * kRowsPerFragment + row] = sum == 0 ? -INFINITY : (max_[f][half] + log2f(sum)) * kLn2;
       }
       store_fragment<T, D>(out + f * kRowsPerFragment * stride, stride, acc_[f], factor, rows, head_dim);
     }

@@ -81,12 +81,13 @@ def _store_rows(ptr, tile, stride, mask_rows, HEAD_DIM: tl.constexpr, BLOCK_D: t
 
 @triton.jit
 def _log_weight(weight_ptr, rows, mask_n, HAS_WEIGHT: tl.constexpr):
-    """log of the weight of each key; -inf where it is 0 and beyond the sequence."""
+    """log of the weight of each key; -inf where it is 0 and beyond the sequence, NaN for NaN."""
     if HAS_WEIGHT:
         weight = tl.load(weight_ptr + rows, mask=mask_n, other=0.0)
-        # A subnormal weight may count as 0 for the hardware's log, but it is not 0.
-        log_weight = tl.maximum(tl.log(tl.where(weight > 0, weight, 1.0)), -103.0)
-        return tl.where(weight > 0, log_weight, float("-inf"))
+        # A subnormal weight may count as 0 for the hardware's log, but it is not 0. tl.maximum would lose NaN.
+        log_weight = tl.log(tl.where(weight <= 0, 1.0, weight))
+        log_weight = tl.where(log_weight < -103.0, -103.0, log_weight)
+        return tl.where(weight <= 0, float("-inf"), log_weight)
     return tl.where(mask_n, 0.0, float("-inf"))
 
 
