@@ -7,11 +7,16 @@ For each number of tokens N it times timm's ViT-S/16 on an image that has N patc
 entropy gate chooses the regions. "transformer" is the time of the blocks, "all" that of the whole call from uint8
 images to logits, gate included. GMACs count active tokens only, and so does the share of the peak.
 
-With --cuda-graph (GPU) dense and packed run as CUDA graphs too, and the dense model through torch.compile where
-speed-ups refer to it: with 196 and 576 tokens. A replay includes the copy of the images to where the graph reads them.
+With --compile packed and dense run through torch.compile too (static shapes), dense where speed-ups refer to it: with
+196 and 576 tokens. With --cuda-graph (GPU) they run that way and as CUDA graphs, compiled or not; a replay includes the
+copy of the images to where the graph reads them. What matters most compiles first: dense with 196 tokens and packed
+with 98, at the largest batch and at one image.
+
+    python bench/latency.py --tokens 98,196 --batch 256 --cuda-graph --seconds 100
 
 Every method takes its turn in each round, and rounds go on until the time is over. The masked model computes every
-candidate whatever N is, so that it is timed once for each image size and round, at one N after the other.
+candidate whatever N is, so that it is timed once for each image size and round, at one N after the other. The CSV is
+written again and again, so that a run that is cut off leaves what it has measured.
 """
 
 import argparse
@@ -19,7 +24,7 @@ import math
 import re
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,9 +38,10 @@ from rich import box  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: E402
 from rich.table import Table  # noqa: E402
-from vit_graphs import add_graphs  # noqa: E402
+from vit_graphs import FORMS, add_forms  # noqa: E402
 from vit_methods import (  # noqa: E402
     IMAGE_SIZES,
+    MODES,
     Method,
     Stopwatch,
     Zoo,
@@ -49,6 +55,9 @@ from msvit.data import load_images  # noqa: E402
 
 DEFAULT_TOKENS = "64..576"
 MAX_SAMPLES = 50
+METHODS = ("dense", *MODES, *FORMS)
+MAX_JOIN_SAMPLES, JOIN_SECONDS = 5, 0.5  # of a method that takes part from now on
+WRITE_SECONDS = 5  # between two versions of the CSV
 Key = tuple[str, int, int]  # method, tokens asked for, batch
 
 
@@ -65,7 +74,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--images", type=Path, help="folder of images (default: photographs of scikit-image)")
     parser.add_argument("--device", help="cpu or cuda; found by itself where not given")
     parser.add_argument("--dtype", choices=common.DTYPES, help="default: fp32 on a CPU, bf16 on a GPU")
-    parser.add_argument("--cuda-graph", action="store_true", help="graphs and the compiled dense model too (GPU)")
+    parser.add_argument("--compile", action="store_true", help="dense and packed through torch.compile too")
+    parser.add_argument("--cuda-graph", action="store_true", help="as --compile, and CUDA graphs of all (GPU)")
+    parser.add_argument("--methods", help=f"only these, with commas between: {', '.join(METHODS)}")
     parser.add_argument("--seconds", type=float, default=200, help="for everything (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="folder of the CSV and PNG (default: bench/results/<device>)")
     return parser.parse_args(argv)
@@ -81,6 +92,19 @@ def parse_batches(text: str) -> list[int]:
     if min(batches) < 1:
         raise ValueError(f"--batch: expected numbers from 1 upwards with commas between, got {text!r}")
     return sorted(set(batches))
+
+
+def parse_methods(text: str | None) -> tuple[str, ...]:
+    """Names from "packed graph,dense"; all where there is no text.
+
+    Raises:
+        ValueError: a name that no method has.
+    """
+    names = METHODS if text is None else tuple(part.strip() for part in text.split(","))
+    for name in names:
+        if name not in METHODS:
+            raise ValueError(f"--methods: expected some of {', '.join(METHODS)}, got {name!r}")
+    return names
 
 
 # ---- measuring
@@ -110,6 +134,11 @@ def image_source(
 class Sweep:
     """All methods at one batch size, timed in rounds.
 
+    Args:
+        rows: methods by number of tokens.
+        batch: images of a call.
+        zoo: that made the methods.
+
     Attributes:
         samples: (seconds of the blocks or None, seconds of the call) per image, by method and tokens asked for.
         seconds: that the last round took.
@@ -126,6 +155,21 @@ class Sweep:
     @property
     def calls_per_round(self) -> int:
         return len(self.others) + len(self.masked)
+
+    @property
+    def num_methods(self) -> int:
+        return len(self.others) + sum(map(len, self.masked))
+
+    def join(self, methods: list[Method]) -> None:
+        """Methods that take part from now on, with first samples, should there be no time for another round."""
+        for method in methods:
+            self._time(method, [])
+            end = time.perf_counter() + JOIN_SECONDS
+            for _ in range(MAX_JOIN_SAMPLES):
+                self._time(method, [method])
+                if time.perf_counter() > end:
+                    break
+        self.others += methods
 
     def run(self, advance: Callable[[], None], keep: bool = True, deadline: float = math.inf) -> None:
         """One round, which breaks off after the deadline. With `keep` False it only warms up."""
@@ -151,29 +195,31 @@ class Sweep:
             self.samples.setdefault(key, []).append((blocks and blocks / self.batch, whole / self.batch))
 
 
-def measure(sweeps: list[Sweep], deadline: float, console: Console) -> None:
-    """Rounds of all batch sizes, evenly, until the next would end after the deadline.
+def first_rounds(sweeps: list[Sweep], deadline: float, progress: Progress) -> None:
+    """A round of every batch size, of which the smallest is always complete, the others unless the deadline comes."""
+    task = progress.add_task("first round", total=sum(sweep.calls_per_round for sweep in sweeps))
+    small = min(sweeps, key=lambda sweep: sweep.batch)
+    small.run(lambda: None, keep=False)
+    for sweep in sweeps:
+        sweep.run(lambda: progress.advance(task), deadline=math.inf if sweep is small else deadline)
+    progress.remove_task(task)
 
-    The first round of the smallest batch is always complete, that of the others unless the deadline comes.
-    """
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
-        start = time.perf_counter()
-        first = sum(sweep.calls_per_round for sweep in sweeps)
-        task = progress.add_task("first round", total=first)
-        small = min(sweeps, key=lambda sweep: sweep.batch)
-        small.run(lambda: None, keep=False)
-        for sweep in sweeps:
-            sweep.run(lambda: progress.advance(task), deadline=math.inf if sweep is small else deadline)
-        progress.update(task, description="measuring", total=max(deadline - start, 1e-3))
-        while fitting := [s for s in sweeps if s.rounds < MAX_SAMPLES and time.perf_counter() + s.seconds < deadline]:
-            sweep = min(fitting, key=lambda s: (s.rounds, -s.batch))
-            sweep.run(lambda: progress.update(task, completed=time.perf_counter() - start))
+
+def more_rounds(sweeps: list[Sweep], deadline: float, progress: Progress, write: Callable[[], None]) -> None:
+    """Rounds of all batch sizes, evenly, until the next would end after the deadline."""
+    start = written = time.perf_counter()
+    task = progress.add_task("measuring", total=max(deadline - start, 1e-3))
+    while fitting := [s for s in sweeps if s.rounds < MAX_SAMPLES and time.perf_counter() + s.seconds < deadline]:
+        sweep = min(fitting, key=lambda s: (s.rounds, -s.batch))
+        sweep.run(lambda: progress.update(task, completed=time.perf_counter() - start))
+        if time.perf_counter() > written + WRITE_SECONDS:
+            write()
+            written = time.perf_counter()
+
+
+def seconds_of_rounds(sweeps: Iterable[Sweep], deadline: float) -> float:
+    """What compiling should leave: time for five rounds, or half of the time."""
+    return min((deadline - time.perf_counter()) / 2, 5 + 5 * sum(sweep.seconds for sweep in sweeps))
 
 
 # ---- results
@@ -239,7 +285,10 @@ def print_table(rows: list[dict[str, Any]], console: Console) -> None:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
     for name in ("batch", "N", "method"):
         table.add_column(name, no_wrap=True)
-    heads = ("tokens", "GMACs", "transformer", "p20-p80", "all", "p20-p80", "× masked", "× dense*", "of peak")
+    ratios = {"times_masked": "× masked", "times_dense": "× dense*", "times_compiled": "× compiled*"}
+    if all(row["times_compiled"] is None for row in rows):
+        del ratios["times_compiled"]
+    heads = ("tokens", "GMACs", "transformer", "p20-p80", "all", "p20-p80", *ratios.values(), "of peak")
     for name in heads:
         table.add_column(name, justify="right", no_wrap=True)
     group = None
@@ -247,9 +296,8 @@ def print_table(rows: list[dict[str, Any]], console: Console) -> None:
         if group not in (None, (row["batch"], row["wanted_tokens"])):
             table.add_section()
         new, group = group != (row["batch"], row["wanted_tokens"]), (row["batch"], row["wanted_tokens"])
-        table.add_row(
-            *(map(str, group) if new else ("", "")), *_cells(row), style="bold" if row["method"] == "packed" else ""
-        )
+        style = "bold" if row["method"].startswith("packed") else ""
+        table.add_row(*(map(str, group) if new else ("", "")), *_cells(row, ratios), style=style)
     console.print(table)
     console.print(
         "* dense ViT-S with 196 tokens where MSViT-S sees 224 px, with 576 where it sees 384 px. "
@@ -258,7 +306,7 @@ def print_table(rows: list[dict[str, Any]], console: Console) -> None:
     )
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
+def _cells(row: dict[str, Any], ratios: Iterable[str] = ("times_masked", "times_dense")) -> list[str]:
     cells = [row["method"], f"{row['tokens']:.1f}".removesuffix(".0"), f"{row['gmacs']:.2f}"]
     for part in ("transformer", "all"):
         low, middle, high = (row[f"{part}_p{q}_ms"] for q in common.QUANTILES)
@@ -267,8 +315,23 @@ def _cells(row: dict[str, Any]) -> list[str]:
             continue
         digits = 2 if middle < 10 else 1
         cells += [f"{middle:.{digits}f}", f"{low:.{digits}f}-{high:.{digits}f}"]
-    cells += ["" if row[name] is None else f"{row[name]:.2f}" for name in ("times_masked", "times_dense")]
+    cells += ["" if row[name] is None else f"{row[name]:.2f}" for name in ratios]
     return [*cells, f"{row['share_of_peak']:.0%}"]
+
+
+def output_path(arguments: argparse.Namespace, device: torch.device, dtype_name: str) -> Path:
+    """Of the CSV."""
+    name = f"latency_{dtype_name}"
+    if DEFAULT_TOKENS not in arguments.tokens.split(","):
+        name += "_" + re.sub(r"[^0-9]+", "-", arguments.tokens)
+    return (arguments.output or common.results_dir(device)) / f"{name}.csv"
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """All rows so far; whoever ends the run finds the old file or the new one, never a part of it."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    common.write_csv(unfinished, rows)
+    unfinished.replace(path)
 
 
 def run(arguments: argparse.Namespace, console: Console) -> None:
@@ -276,13 +339,19 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
 
     Raises:
         ValueError: an argument or folder that cannot be used.
-        common.RefusalError: the models disagree.
+        common.RefusalError: the models disagree, or there is nothing that could be timed.
     """
     tokens, batches = parse_tokens(arguments.tokens), parse_batches(arguments.batch)
-    device = common.find_device(arguments.device)
+    wanted, device = parse_methods(arguments.methods), common.find_device(arguments.device)
     if arguments.cuda_graph and device.type != "cuda":
         raise ValueError("--cuda-graph: expected a GPU, got a CPU")
     dtype_name = arguments.dtype or ("bf16" if device.type == "cuda" else "fp32")
+    forms = [
+        form
+        for form in FORMS
+        if form in wanted and (arguments.cuda_graph or (arguments.compile and form.endswith("compiled")))
+    ]
+    deadline = _START + arguments.seconds
     torch.manual_seed(0)
     images = image_source(arguments.images, max(batches + [2]), device, console)
     images(min(IMAGE_SIZES))  # bad folders are an error before anything is built
@@ -294,32 +363,55 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         for size in sorted({method.image_size for row in tables[batches[0]] for method in row[1:]}):
             zoo.check(size)
         roofline = common.Roofline.measure(device, common.DTYPES[dtype_name])
-    if arguments.cuda_graph:
-        notes += add_graphs(zoo, tables, _START + arguments.seconds)
+    plain = {batch: [[m for m in row if m.name in wanted] for row in rows] for batch, rows in tables.items()}
+    sweeps = {batch: Sweep(plain[batch], batch, zoo) for batch in batches}
+    extra = {"dtype": dtype_name, **common.facts(device)}
+    path = output_path(arguments, device, dtype_name)
+
+    def rows_so_far() -> list[dict[str, Any]]:
+        return make_rows([*sweeps.values()], tables, roofline.columns() | extra, roofline)
+
+    def write() -> None:
+        if rows := rows_so_far():
+            write_rows(path, rows)
+
+    def join(batch: int, methods: list[Method]) -> None:
+        if methods:
+            sweeps[batch].join(methods)
+            write()
+
+    with _progress(console) as progress:
+        first_rounds([*sweeps.values()], deadline, progress)
+        write()
+        if forms:
+            task = progress.add_task("compiling", total=None)
+            reserve = seconds_of_rounds(sweeps.values(), deadline)
+            notes += add_forms(zoo, tables, deadline, join, reserve=reserve, forms=forms)
+            progress.remove_task(task)
+        more_rounds([*sweeps.values()], deadline, progress, write)
     for note in notes:
         console.print(f"[yellow]{note}; left out[/]")
-    sweeps = [Sweep(tables[batch], batch, zoo) for batch in batches]
-    measure(sweeps, _START + arguments.seconds, console)
     roofline = roofline.best(common.Roofline.measure(device, common.DTYPES[dtype_name]))
-    extra = {"dtype": dtype_name, **roofline.columns(), **common.facts(device)}
-    rows = make_rows(sweeps, tables, extra, roofline)
+    rows = rows_so_far()
+    if not rows:
+        raise common.RefusalError("none of the methods was timed")
     print_table(rows, console)
-    left_out = sum(len(group) for table in tables.values() for group in table) - len(rows)
+    left_out = sum(sweep.num_methods for sweep in sweeps.values()) - len(rows)
     if left_out:
         console.print(f"[yellow]{left_out} rows are missing: {arguments.seconds:g} s were too short; use --seconds[/]")
-    _write(rows, arguments, device, dtype_name, console)
+    write()
+    plot_latency(rows, path.with_suffix(".png"))
+    console.print(f"wrote {path} and .png after {time.perf_counter() - _START:.0f} s")
 
 
-def _write(
-    rows: list[dict[str, Any]], arguments: argparse.Namespace, device: torch.device, dtype_name: str, console: Console
-) -> None:
-    folder = arguments.output or common.results_dir(device)
-    name = f"latency_{dtype_name}"
-    if DEFAULT_TOKENS not in arguments.tokens.split(","):
-        name += "_" + re.sub(r"[^0-9]+", "-", arguments.tokens)
-    common.write_csv(folder / f"{name}.csv", rows)
-    plot_latency(rows, folder / f"{name}.png")
-    console.print(f"wrote {folder / name}.csv and .png after {time.perf_counter() - _START:.0f} s")
+def _progress(console: Console) -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+    )
+    return Progress(*columns, console=console, transient=True)
 
 
 def main() -> None:

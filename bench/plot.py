@@ -9,15 +9,19 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-# Okabe and Ito's colours, which the colour-blind can tell apart.
+# Okabe and Ito's colours, which the colour-blind can tell apart, and a dark red. A compiled model is drawn once, as a
+# graph if it is one.
 STYLES = {
     "masked": ("MSViT-S masked", "#999999", "s"),
     "trimmed": ("MSViT-S trimmed", "#E69F00", "^"),
     "dense": ("ViT-S dense", "#0072B2", "o"),
     "packed": ("MSViT-S packed", "#D55E00", "D"),
+    "dense compiled": ("ViT-S compiled", "#009E73", "*"),
+    "packed compiled": ("MSViT-S packed, compiled", "#882255", "P"),
     "dense graph": ("ViT-S dense, CUDA graph", "#56B4E9", "o"),
     "dense compiled graph": ("ViT-S compiled, CUDA graph", "#009E73", "*"),
     "packed graph": ("MSViT-S packed, CUDA graph", "#CC79A7", "D"),
+    "packed compiled graph": ("MSViT-S packed, compiled, CUDA graph", "#882255", "P"),
 }
 
 
@@ -62,7 +66,10 @@ def _threads(row: dict[str, Any]) -> str:
 
 
 def _panel(axes: Axes, rows: list[dict[str, Any]]) -> None:
+    names = {row["method"] for row in rows}
     for method, (label, colour, marker) in STYLES.items():
+        if method.endswith("compiled") and f"{method} graph" in names:
+            continue
         mine = sorted((row for row in rows if row["method"] == method), key=lambda row: row["tokens"])
         # Two image sizes are two models: their points are not joined.
         sizes = {None if method.startswith("dense") else row["image_size"] for row in mine}

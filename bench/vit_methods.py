@@ -6,13 +6,14 @@ All share the weights of one randomly initialised timm ViT-S/16: a time does not
 import copy
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import common
 import timm
 import torch
+import torch._dynamo.config
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -24,6 +25,9 @@ PATCH, COARSE = 16, 32
 MODES = ("masked", "trimmed", "packed")
 # Image size in pixels, and the most tokens for which it is used: all fine.
 IMAGE_SIZES = {224: 196, 384: 576}
+# Every size, budget and batch compiles the same few lines of Python again, which torch by default does eight times.
+torch._dynamo.config.recompile_limit = 256
+CHECKED = 4  # images of a batch whose logits are held against fp64
 _TIMM_NAME = "vit_small_patch16_224"
 
 
@@ -63,27 +67,71 @@ class Zoo:
         self._dense: dict[int, nn.Module] = {}
         self._mixed: dict[int, msvit.MixedScaleVisionTransformer] = {}
 
-    def dense(self, tokens: int, compiled: bool = False) -> Method:
-        """The plain model at the square number nearest to `tokens`, as it is or through torch.compile."""
+    def dense(self, tokens: int) -> Method:
+        """The plain model at the square number nearest to `tokens`."""
         side = max(1, round(tokens**0.5))
         size = side * PATCH
-        if compiled:
-            model = self._plain(size)  # without the hooks, which would be compiled as well
-        else:
-            if size not in self._dense:
-                self._dense[size] = self._watch(self._plain(size))
-            model = self._dense[size]
+        if size not in self._dense:
+            self._dense[size] = self._watch(self._plain(size))
+        model = self._dense[size]
+        return Method("dense", tokens, side**2, size, msvit.macs(model, side**2) / 1e9, self._dense_call(model))
+
+    def compiled(self, method: Method, batch: int) -> Method:
+        """The dense or the packed model through torch.compile, static shapes, compiled and checked for a batch size.
+
+        Raises:
+            common.RefusalError: its logits differ from those of the same model uncompiled by more than rounding does.
+            Exception: whatever the compiler raises; what breaks the graph of the packed model is an error too.
+        """
+        make = {"dense": self._compiled_dense, "packed": self._compiled_packed}[method.name]
+        return replace(
+            method, name=f"{method.name} compiled", call=make(method, self.images(method.image_size)[:batch])
+        )
+
+    def _compiled_dense(self, method: Method, images: Tensor) -> Callable[[Tensor], Tensor]:
+        model = self._plain(method.image_size)  # without the hooks, which would be compiled as well
+        call = self._dense_call(model)
+        compiled = torch.compile(call, dynamic=False, fullgraph=True)
+        logits, few = compiled(images), images[:CHECKED]
+        oracle = self._dense_call(copy.deepcopy(model).double(), torch.float64)(few.double())
+        _require_same(f"compiled ViT-S at {method.image_size} px", logits[:CHECKED], call(few), oracle)
+        return compiled
+
+    def _compiled_packed(self, method: Method, images: Tensor) -> Callable[[Tensor], Tensor]:
+        # One model for each budget, or what is compiled for one would be compiled again for the next.
+        model = self._bare_mixed(method.image_size)
+        model.token_mode, model.policy = "packed", Budget(method.wanted)
+
+        def with_mask(images: Tensor) -> tuple[Tensor, Tensor]:
+            decision = model.decide(images)
+            return model.classify(images, decision), decision.fine_mask
+
+        compiled = torch.compile(with_mask, dynamic=False, fullgraph=True)
+        (logits, mask), few = compiled(images), images[:CHECKED]
+        name = f"compiled packed MSViT-S with {method.wanted} tokens"
+        # Of regions with nearly the same entropy rounding may choose another one: the scores are compared, and then
+        # the logits for the regions that were chosen.
+        scores, wanted = model.gate(images).double(), model.decide(images).fine_mask
+        gap = ((scores * wanted).sum() - (scores * mask).sum()).abs().item()
+        if int(mask.sum()) != int(wanted.sum()) or gap > 1e-5 * wanted.numel():
+            raise common.RefusalError(f"{name} is not timed: its regions score {gap:.3g} bits other than uncompiled")
+        eager = self._logits(model, "packed", few, mask[:CHECKED])
+        oracle = self._logits(copy.deepcopy(model).double(), "masked", few, mask[:CHECKED])
+        _require_same(name, logits[:CHECKED], eager, oracle)
+        return lambda images: compiled(images)[0]
+
+    def _dense_call(self, model: nn.Module, dtype: torch.dtype | None = None) -> Callable[[Tensor], Tensor]:
+        wide = torch.promote_types(dtype or self.dtype, torch.float32)
         mean, std = (
-            torch.tensor(self.base.pretrained_cfg[key], device=self.device).view(3, 1, 1) for key in ("mean", "std")
+            torch.tensor(self.base.pretrained_cfg[key], device=self.device, dtype=wide).view(3, 1, 1)
+            for key in ("mean", "std")
         )
 
         def call(images: Tensor) -> Tensor:
-            logits: Tensor = model(((images / 255 - mean) / std).to(self.dtype))
+            logits: Tensor = model(((images / 255 - mean) / std).to(dtype or self.dtype))
             return logits
 
-        name = "dense compiled" if compiled else "dense"
-        run = torch.compile(call, dynamic=False) if compiled else call
-        return Method(name, tokens, side**2, size, msvit.macs(model, side**2) / 1e9, run)
+        return call
 
     def mixed(self, mode: str, tokens: int, batch: int) -> Method:
         """The mixed-scale model under a budget, in one token mode."""
@@ -104,9 +152,11 @@ class Zoo:
     def mixed_model(self, size: int) -> msvit.MixedScaleVisionTransformer:
         """The mixed-scale model for images of `size` pixels, with the entropy gate."""
         if size not in self._mixed:
-            model = msvit.from_timm(self._plain(size), COARSE, gate="entropy").to(self.device).eval()
-            self._mixed[size] = self._watch(model)
+            self._mixed[size] = self._watch(self._bare_mixed(size))
         return self._mixed[size]
+
+    def _bare_mixed(self, size: int) -> msvit.MixedScaleVisionTransformer:
+        return msvit.from_timm(self._plain(size), COARSE, gate="entropy").to(self.device).eval()
 
     def check(self, size: int) -> None:
         """Refuses where packed, trimmed and masked logits differ by more than rounding does, on two images.
@@ -122,11 +172,7 @@ class Zoo:
         logits = {mode: self._logits(model, mode, images, mask) for mode in MODES}
         oracle = self._logits(copy.deepcopy(model).double(), "masked", images, mask)
         for mode in ("packed", "trimmed"):
-            try:
-                testing.assert_accurate(f"{mode} logits", logits[mode], logits["masked"], oracle)
-            except AssertionError as error:
-                message = f"{mode} MSViT-S at {size} px differs from masked, so it is not timed: {error}"
-                raise common.RefusalError(message) from error
+            _require_same(f"{mode} MSViT-S at {size} px", logits[mode], logits["masked"], oracle, "masked")
 
     @staticmethod
     @torch.inference_mode()
@@ -155,6 +201,13 @@ class Zoo:
         model.blocks[0].register_forward_pre_hook(lambda *_: self.stopwatch.mark("first_block"))
         model.blocks[-1].register_forward_hook(lambda *_: self.stopwatch.mark("last_block"))
         return model
+
+
+def _require_same(what: str, logits: Tensor, eager: Tensor, oracle: Tensor, other: str = "uncompiled") -> None:
+    try:
+        testing.assert_accurate("logits", logits, eager, oracle)
+    except AssertionError as error:
+        raise common.RefusalError(f"{what} differs from {other}, so it is not timed: {error}") from error
 
 
 class Stopwatch:

@@ -110,23 +110,34 @@ def test_a_failed_capture_ends_and_says_why(monkeypatch):
 
 def test_models_are_captured_and_compiled(monkeypatch, stand_ins):
     monkeypatch.setattr(timing, "capture", stand_in_capture)
-    monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic, fullgraph: function)
     monkeypatch.setattr(vit_methods, "_TIMM_NAME", "vit_tiny_patch16_224")
     pixels = torch.randint(0, 256, (1, 3, 224, 224), dtype=torch.uint8)
     images = functools.partial(vit_methods.resized, pixels)
     zoo = vit_methods.Zoo(images, CPU, torch.float32, vit_methods.Stopwatch(CPU))
     with torch.inference_mode():
         rows, _ = vit_methods.methods_for(zoo, [64], 1)
-    assert vit_graphs.add_graphs(zoo, {1: rows}, time.perf_counter() + 1000) == []
+    steps = []
+    add = functools.partial(vit_graphs.add_forms, zoo)
+    added = lambda batch, methods: steps.append([method.name for method in methods])  # noqa: E731
+    assert add({1: rows}, time.perf_counter() + 1000, added) == []
     names = [[method.name for method in each] for each in rows]
     assert names == [
-        ["dense", "masked", "trimmed", "packed", "dense graph", "packed graph"],
-        ["dense", "dense compiled", "dense graph", "dense compiled graph"],
+        ["dense", "masked", "trimmed", "packed", "dense graph", "packed graph", "packed compiled",
+         "packed compiled graph"],
+        ["dense", "dense graph", "dense compiled", "dense compiled graph"],
+    ]  # fmt: skip
+    assert steps == [
+        ["dense graph", "packed graph"],
+        ["dense graph"],
+        ["dense compiled", "dense compiled graph"],
+        ["packed compiled", "packed compiled graph"],
     ]
     # Nothing compiles once the time is over.
     again = [[method for method in each if method.name == "dense"] for each in rows]
-    (note,) = vit_graphs.add_graphs(zoo, {1: again}, time.perf_counter() - 1000)
+    (note,) = add({1: again}, time.perf_counter() - 1000)
     assert note == "dense compiled at 196 tokens and batch 1: no time to compile it"
+    assert add({1: again}, 0, forms=["dense graph"]) == []
     packed = rows[0][5]
     blocks, whole = zoo.stopwatch.time(packed.call, pixels)
     assert blocks is not None  # the stand-in runs the hooks

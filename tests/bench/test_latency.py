@@ -1,12 +1,18 @@
 """bench/latency.py: what --tokens means, the rows and pictures it leaves, and what it refuses."""
 
 import csv
+import functools
+import math
 import sys
 
 import common
 import latency
 import pytest
+import readme_gpu
+import timm
 import torch
+import vit_graphs
+import vit_methods
 from PIL import Image
 from vit_methods import image_size, parse_tokens
 
@@ -128,6 +134,102 @@ def test_images_of_a_batch_differ_in_length():
     assert len(counts.unique()) > 1
 
 
+@pytest.fixture
+def small_and_traced(monkeypatch):
+    """A small model. It is traced as a whole, and what was traced runs as it is: generating code takes minutes."""
+    small = functools.partial(timm.create_model, depth=2, embed_dim=64, num_heads=2)
+    monkeypatch.setattr(timm, "create_model", small)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+
+
+def read_rows(folder):
+    with (folder / "latency_fp32_98.csv").open(newline="") as file:
+        return {row["method"]: row for row in csv.DictReader(file)}
+
+
+def test_compiled_models(monkeypatch, tmp_path, small_and_traced):
+    written = []
+    write = latency.write_rows
+    monkeypatch.setattr(latency, "write_rows", lambda path, rows: (written.append(len(rows)), write(path, rows)))
+    names = ["packed", "dense compiled", "packed compiled"]
+    call(monkeypatch, "--tokens", 98, "--batch", 1, "--compile", "--methods", ",".join(names), "--output", tmp_path)
+    rows = read_rows(tmp_path)
+    assert sorted(rows) == sorted(names)
+    compiled = float(rows["dense compiled"]["all_p50_ms"])
+    for row in rows.values():
+        assert float(row["times_compiled"]) == pytest.approx(compiled / float(row["all_p50_ms"]), rel=1e-3)
+    assert rows["packed compiled"]["reference_tokens"] == rows["dense compiled"]["wanted_tokens"] == "196"
+    assert not rows["packed compiled"]["transformer_p50_ms"]
+    # What there is so far stands in the file before anything compiles, and after each model that did.
+    assert written[:3] == [1, 2, 3]
+    assert {path.name for path in tmp_path.iterdir()} == {"latency_fp32_98.csv", "latency_fp32_98.png"}
+
+
+def test_a_run_that_is_cut_off_leaves_its_rows(monkeypatch, tmp_path, small_and_traced):
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(latency, "more_rounds", stop)
+    with pytest.raises(KeyboardInterrupt):
+        call(monkeypatch, "--tokens", 98, "--batch", 1, "--methods", "dense,packed", "--output", tmp_path)
+    assert set(read_rows(tmp_path)) == {"dense", "packed"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (lambda logits, mask: (logits * 1.01, mask), "differs from uncompiled, so it is not timed: logits: error"),
+        (lambda logits, mask: (logits, ~mask), "is not timed: its regions score"),
+    ],
+    ids=["logits", "regions"],
+)
+def test_a_compiled_model_that_differs_is_left_out(monkeypatch, small_and_traced, wrong, words):
+    monkeypatch.setattr(torch, "compile", lambda function, **options: lambda images: wrong(*function(images)))
+    images = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
+    zoo = latency.Zoo(lambda size: images, images.device, torch.float32, latency.Stopwatch(images.device))
+    with torch.inference_mode():
+        table = [[zoo.mixed("packed", 98, 2)]]
+    (note,) = vit_graphs.add_forms(zoo, {2: table}, math.inf, forms=["packed compiled"])
+    assert note.startswith("packed compiled at 98 tokens and batch 2: RefusalError: compiled packed MSViT-S with 98")
+    assert words in note
+    assert [method.name for method in table[0]] == ["packed"]
+
+
+def test_refuses_to_write_nothing(monkeypatch, tmp_path, small_and_traced):
+    options = ["--compile", "--methods", "packed compiled", "--seconds", 0, "--output", tmp_path]
+    with pytest.raises(SystemExit) as caught:
+        call(monkeypatch, "--tokens", 98, "--batch", 1, *options)
+    assert caught.value.code == "refused: none of the methods was timed"
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_readme_shows_the_fastest_form():
+    def row(method, milliseconds, tokens="98", times=""):
+        wanted = {"method": method, "batch": "256", "wanted_tokens": tokens, "gmacs": "2"}
+        return wanted | {"all_p50_ms": str(milliseconds), "times_compiled": times}
+
+    rows = [row("packed", 9), row("packed graph", 7, times="2"), row("packed compiled", 8)]
+    rows += [row("dense", 20), row("dense graph", 18), row("packed compiled graph", 5, times="3")]
+    assert "| 98 | 2.00 |  |  | 18 |  |  | 5 | 6.0 |" in readme_gpu.latency_lines(rows)
+    sentence = "At batch 256 packed MSViT-S with 98 tokens (compiled graph) is 3.00x as fast as the compiled ViT-S/16"
+    assert readme_gpu.latency_lines(rows)[-1] == f"{sentence} with 196."
+
+
+def test_the_headline_compiles_first():
+    def row(*names, tokens):
+        return [vit_methods.Method(name, tokens, tokens, 224, 1.0, None) for name in names]
+
+    table = [row("dense", "packed", tokens=count) for count in (64, 98, 196, 576)]
+    order = vit_graphs._to_compile({1: table, 16: table, 256: table}, vit_graphs.FORMS)
+    found = [(batch, method.name, method.wanted) for batch, _, method in order]
+    pair = [("dense", 196), ("packed", 98)]
+    assert found[:6] == [(batch, *each) for batch in (256, 1, 16) for each in pair]
+    assert found[6:10] == [(256, "dense", 576), *((256, "packed", count) for count in (64, 196, 576))]
+    assert len(found) == 3 * (2 + 4)
+    only = vit_graphs._to_compile({1: table}, ["packed graph", "dense compiled graph"])
+    assert [(method.name, method.wanted) for _, _, method in only] == [("dense", 196), ("dense", 576)]
+
+
 def test_refuses_a_model_whose_packed_logits_differ(monkeypatch, tmp_path):
     embed = vit.TOKEN_MODES["packed"]
 
@@ -147,6 +249,7 @@ def test_refuses_a_model_whose_packed_logits_differ(monkeypatch, tmp_path):
     [
         (("--tokens", "no"), "error: --tokens: expected numbers"),
         (("--batch", "0"), "error: --batch: expected numbers"),
+        (("--methods", "dense,fast"), "error: --methods: expected some of dense, masked"),
         (("--images", "/nowhere"), "error: /nowhere: expected a folder of images"),
         (("--device", "tpu"), "error: --device: expected cpu or cuda"),
     ],
