@@ -19,8 +19,9 @@ TARGETS = [
     for backend in testing.backends_for("varlen_attention", device, dtype, head_dim=64)
     if backend != "reference"
 ]
-# One dtype of each backend for what does not depend on it: the first that it has.
+# One dtype of each backend for what does not depend on it: the first that it has, or the one that it compiles soonest.
 FIRST_DTYPES = {target.values[0][:2]: target.values[0] for target in reversed(TARGETS)}
+FIRST_DTYPES |= {key: (*key, torch.bfloat16) for key in FIRST_DTYPES if testing.compiles(*key)}
 FIRST_DTYPES |= {("reference", device): ("reference", device, torch.float32) for device in DEVICES}
 PROPERTY_TARGETS = [
     pytest.param(target, id="-".join(map(str, key))) for key, target in sorted(FIRST_DTYPES.items(), key=lambda x: x[0])
@@ -76,6 +77,18 @@ def rounding(dtype):
     return {"rtol": units, "atol": units}
 
 
+def few_lengths(target, lengths, weights):
+    """Every size of tile with weights and some without in bf16, that of an image in the other dtypes."""
+    if target[2] == torch.bfloat16:
+        return weights != "none" or max(lengths) > 32
+    return max(lengths) > 128
+
+
+def common_sizes(target, head_dim, max_seqlen):
+    """head_dim and bound of the lengths: where each pair is compiled, those that other tests have."""
+    return (64, 64) if testing.compiles(*target[:2]) else (head_dim, max_seqlen)
+
+
 def check_accuracy(inputs, backend):
     oracle = run(inputs, "reference", torch.float64)
     eager = run(inputs, "reference")
@@ -86,6 +99,7 @@ def check_accuracy(inputs, backend):
         testing.assert_accurate(name, actual, eager[name], oracle[name], summand)
 
 
+@pytest.mark.compiled_cases(keep=few_lengths)
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("weights", ["none", "binary", "fractional"])
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
@@ -94,6 +108,9 @@ def test_forward_and_backward_match_fp64(target, lengths, weights, poisoned_memo
     check_accuracy(make_inputs(lengths, 2, 64, dtype, device, weights), backend)
 
 
+@pytest.mark.compiled_cases(
+    keep=lambda target, head_dim: target[2] == torch.bfloat16 or (target[2] == torch.float32 and head_dim == 128)
+)
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("head_dim", [16, 24, 32, 40, 64, 72, 80, 128])
 def test_every_head_dim(target, head_dim, poisoned_memory):
@@ -101,11 +118,13 @@ def test_every_head_dim(target, head_dim, poisoned_memory):
     check_accuracy(make_inputs([50, 0, 17], 3, head_dim, dtype, device, "fractional"), backend)
 
 
+@pytest.mark.compiled_cases(keep=lambda target, lengths_k: target[2] != torch.float16)
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("lengths_k", [[7, 0, 70], [1, 1, 1], [130, 64, 0]], ids=str)
 def test_keys_with_offsets_of_their_own(target, lengths_k, poisoned_memory):
     backend, device, dtype = target
-    inputs = make_inputs([1, 33, 5], 2, 32, dtype, device, "fractional", lengths_k)
+    head_dim, _ = common_sizes(target, 32, 0)
+    inputs = make_inputs([1, 33, 5], 2, head_dim, dtype, device, "fractional", lengths_k)
     check_accuracy(inputs, backend)
 
 
@@ -120,6 +139,8 @@ def test_drawn_lengths(target, data, head_dim, weights):
     backend, device, dtype = target
     lengths = [0, 1, 49, 196, 450] if (backend, device) == ("cuda", "cpu") else [0, 1, 49, 196, 577, 1025]
     lengths = data.draw(st.lists(st.sampled_from(lengths), min_size=1, max_size=3))
+    if testing.compiles(backend, device):
+        head_dim, lengths = 64, [*lengths, 196]  # the kernels of the tests above
     check_accuracy(make_inputs(lengths, 1, head_dim, dtype, device, weights), backend)
 
 
@@ -232,7 +253,8 @@ def test_rows_further_apart_than_32_bits_count(target):
     backend, device, dtype = target
     if backend == "reference" or (dtype == torch.float32 and device == "cpu"):
         dtype = torch.bfloat16  # half the address space
-    lengths, num_heads, head_dim = [12, 7], 2, 64
+    lengths, num_heads = [12, 7], 2
+    head_dim, max_seqlen = common_sizes(target, 64, 12)
     shape = (sum(lengths), 3, num_heads, head_dim)
     strides = (2**27 + 8, num_heads * head_dim, head_dim, 1)
     try:
@@ -245,7 +267,7 @@ def test_rows_further_apart_than_32_bits_count(target):
     results = []
     for qkv in (far, near):
         leaves = [leaf(x) for x in qkv.unbind(1)]
-        out = varlen_attention(*leaves, testing.offsets(lengths, device), 12, backend=backend)
+        out = varlen_attention(*leaves, testing.offsets(lengths, device), max_seqlen, backend=backend)
         results.append([out.detach(), *torch.autograd.grad(out.float().square().sum(), leaves)])
     for x, y in zip(*results, strict=True):
         assert torch.equal(x, y)
@@ -318,7 +340,8 @@ def test_cpu_bits_do_not_depend_on_threads(dtype):
 @pytest.mark.parametrize("target", PROPERTY_TARGETS)
 def test_queries_without_active_keys_return_zero(target):
     backend, device, dtype = target
-    inputs = make_inputs([4, 5], 2, 16, dtype, device, "ones")
+    head_dim, _ = common_sizes(target, 16, 0)
+    inputs = make_inputs([4, 5], 2, head_dim, dtype, device, "ones")
     inputs[3]["key_weight"][4:] = 0
     results = run(inputs, backend)
     assert (results["out"][4:] == 0).all()
@@ -330,7 +353,8 @@ def test_queries_without_active_keys_return_zero(target):
 @pytest.mark.parametrize("target", PROPERTY_TARGETS)
 def test_inactive_key_with_a_huge_score_changes_nothing(target):
     backend, device, dtype = target
-    (q, k, v), cu_seqlens, max_seqlen, _, _, _ = make_inputs([8], 1, 16, dtype, device)
+    head_dim, max_seqlen = common_sizes(target, 16, 8)
+    (q, k, v), cu_seqlens, _, _, _, _ = make_inputs([8], 1, head_dim, dtype, device)
     q, k, v = q.clone(), k.clone(), v.clone()
     weight = torch.ones(8, device=device)
     weight[3] = 0
