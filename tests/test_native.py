@@ -1,6 +1,7 @@
 """The compiled CPU module: every instruction-set level is right, and a build that cannot work says why."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -115,3 +116,50 @@ def test_a_missing_compiler_is_one_clear_message(tmp_path):
     message = done.stderr.strip().splitlines()[-1]
     assert message.startswith("msvit: no C++ compiler found"), done.stderr
     assert "Traceback" not in done.stderr
+
+
+def find_cuda_compiler(folder: Path, gpu: bool, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs csrc/cuda/compiler.cmake where PATH has no nvcc, and nvidia-smi names a GPU or does not exist."""
+    tools = folder / "tools"
+    tools.mkdir()
+    for name in ("cmake", "ninja"):
+        found = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+        if found is None:
+            pytest.skip(f"needs {name}")
+        script(tools / name, f'exec "{found}" "$@"')
+    if gpu:
+        script(tools / "nvidia-smi", "echo 'GPU 0: any'")
+    (folder / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.24)\nproject(probe LANGUAGES NONE)\n"
+        f'include("{ROOT}/csrc/cuda/compiler.cmake")\nmessage(STATUS "found ${{CMAKE_CUDA_COMPILER}}")\n'
+    )
+    return subprocess.run(
+        [tools / "cmake", "-S", folder, "-B", folder / "build", "-G", "Ninja"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PATH": str(tools)} | environment,
+    )
+
+
+def script(path: Path, line: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{line}\n")
+    path.chmod(0o755)
+
+
+@pytest.mark.skipif(not (ROOT / "csrc").exists(), reason="the tests run without the source tree")
+@pytest.mark.parametrize("variable", ["CUDA_HOME", "CUDA_PATH"])
+def test_nvcc_is_found_off_path(variable, tmp_path):
+    script(tmp_path / "bin" / "nvcc", "exit 0")
+    done = find_cuda_compiler(tmp_path, gpu=True, **{variable: str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+    assert f"found {tmp_path}/bin/nvcc" in done.stdout
+
+
+@pytest.mark.skipif(not (ROOT / "csrc").exists(), reason="the tests run without the source tree")
+@pytest.mark.parametrize("gpu", [False, True])
+def test_a_gpu_without_nvcc_is_an_error(gpu, tmp_path):
+    done = find_cuda_compiler(tmp_path, gpu, CUDACXX=str(tmp_path / "none"))
+    assert ("This machine has a GPU but no working nvcc" in done.stderr) == gpu, done.stdout + done.stderr
+    assert (done.returncode != 0) == gpu

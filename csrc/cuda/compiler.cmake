@@ -1,0 +1,19 @@
+# Finds nvcc, also off PATH: sets CMAKE_CUDA_COMPILER where there is one. An error where there is a GPU but no nvcc, since a
+# build without its kernels would go unnoticed until it is slow.
+if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
+  # PATH comes first, then these in their order.
+  find_program(MSVIT_NVCC nvcc PATHS ENV CUDA_HOME ENV CUDA_PATH /usr/local/cuda PATH_SUFFIXES bin NO_CMAKE_SYSTEM_PATH)
+  mark_as_advanced(MSVIT_NVCC)
+  if(MSVIT_NVCC)
+    set(CMAKE_CUDA_COMPILER "${MSVIT_NVCC}")
+  endif()
+endif()
+include(CheckLanguage)
+check_language(CUDA)
+if(NOT CMAKE_CUDA_COMPILER)
+  execute_process(COMMAND nvidia-smi -L OUTPUT_VARIABLE gpus RESULT_VARIABLE status ERROR_QUIET)
+  if(status EQUAL 0 AND gpus MATCHES "GPU 0")
+    message(FATAL_ERROR "This machine has a GPU but no working nvcc: not on PATH, in CUDA_HOME, CUDA_PATH or /usr/local/cuda. "
+      "Install the CUDA toolkit or set CUDACXX to its nvcc; MSVIT_BUILD_CUDA=0 leaves the CUDA kernels out.")
+  endif()
+endif()
