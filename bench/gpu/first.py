@@ -28,7 +28,8 @@ sys.path.insert(0, str(HERE.parent))
 from gpu import commands  # noqa: E402  nothing here needs torch: what cannot import it still says so
 
 FACTS = """
-import importlib, time, torch
+import importlib, shutil, time, torch
+print(*(shutil.which(name) for name in ("gcc", "nvcc", "ncu", "compute-sanitizer", "ninja")))
 packages = "timm", "triton", "numpy", "cudnn", "hypothesis", "xdist", "pytest_timeout"
 for name in (*packages, "msvit_kernels._C", "msvit_kernels._cuda"):
     begin = time.perf_counter()
@@ -158,8 +159,8 @@ def second(ladder: Ladder) -> None:
     if ladder.device == "cpu":
         options: tuple[object, ...] = ("--tokens", "64", "--batch", "1", "--seconds", 5)
     else:
-        options = ("--tokens", "98,196", "--batch", "256", "--cuda-graph", "--dtype", "bf16", "--seconds", 50)
-    result = ladder.run(ladder.script("latency", 75, "latency.py", *options))
+        options = ("--tokens", "98,196", "--batch", "256", "--cuda-graph", "--dtype", "bf16", "--seconds", 70)
+    result = ladder.run(ladder.script("latency", 100, "latency.py", *options))
     ladder.say("\n" + "\n".join(result.output.splitlines()[-30:]))
     if ladder.device == "cuda":
         result = ladder.run(ladder.own("counters", 30, 25))
