@@ -289,7 +289,9 @@ def parse_tokens(text: str) -> list[int]:
 
 def resized(images: Tensor, size: int) -> Tensor:
     """uint8 images scaled to `size` pixels."""
-    return F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+    # On a GPU torch cannot resize integers.
+    scaled = F.interpolate(images.cpu(), (size, size), mode="bilinear", antialias=True)
+    return scaled.to(images.device)
 
 
 def methods_for(zoo: Zoo, tokens: Sequence[int], batch: int) -> tuple[list[list[Method]], list[str]]:

@@ -243,9 +243,12 @@ def test_any_finite_softmax_scale(target, scale):
         return [out.detach(), *torch.autograd.grad(out, leaves, dout.to(dtype))]
 
     oracle, eager = gradients(torch.float64, "reference"), gradients(dtype, "reference")
+    # Each exponential has the rounding of a score in it.
+    largest_score = abs(scale) * max(float((a @ b.T).abs().max()) for a, b in zip(*(
+        x[:, 0].float().split([70, 300, 5]) for x in (q, k)), strict=True))  # fmt: skip
     for name, actual, expected, exact in zip("oqkv", gradients(dtype, backend), eager, oracle, strict=True):
         # A sharp softmax cancels in dq and dk what is the size of scale times a product of head_dim terms.
-        testing.assert_accurate(name, actual, expected, exact, max(1, abs(scale)) * 8)
+        testing.assert_accurate(name, actual, expected, exact, max(8 * max(1, abs(scale)), largest_score))
 
 
 @pytest.mark.parametrize("target", PROPERTY_TARGETS)

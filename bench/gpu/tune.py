@@ -8,7 +8,6 @@ Nothing is timed that has not matched what the configuration in use computes.
 """
 
 import argparse
-import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -40,10 +39,11 @@ Config = dict[str, int]
 
 def candidates(kernel: str) -> list[Config]:
     """What is tried for "fwd", "dq" or "dkv"; the axis that is split over programs is that of keys for "dkv"."""
+    tiles = [(64, other, 4, stages) for other in (32, 64) for stages in (1, 2, 3, 4)]
+    tiles += [(128, other, 4, stages) for other in (32, 64) for stages in (2, 3)]
+    tiles += [(128, other, 8, stages) for other in (32, 64, 128) for stages in (2, 3)]
     found = []
-    for split, other, warps, stages in itertools.product((64, 128), (32, 64, 128), (4, 8), (1, 2, 3)):
-        if split == 128 and stages == 1:
-            continue  # two passes and more over the other axis: nothing to gain without a pipeline
+    for split, other, warps, stages in tiles:
         blocks = (other, split) if kernel == "dkv" else (split, other)
         found.append({"BLOCK_M": blocks[0], "BLOCK_N": blocks[1], "num_warps": warps, "num_stages": stages})
     return found
@@ -129,12 +129,12 @@ def results_of(kernel: str, returned: Sequence[Tensor]) -> Sequence[Tensor]:
     return {"fwd": returned, "dq": returned[:1], "dkv": returned[1:3]}[kernel]
 
 
-def time_one(kernel: str, config: Config, calls: Sequence[Callable[[], Any]], seconds: float) -> list[float]:
-    """Seconds of one launch, several samples."""
+def time_one(kernel: str, config: Config, calls: Sequence[Callable[[], Any]], seconds: float, pool: Any) -> list[float]:
+    """Seconds of one launch, several samples; results go to the memory of `pool`, which the next graph takes over."""
     device = torch.device("cuda")
     with forced(kernel, config):
         calls[0]()
-        graph, _ = timing.capture([call for _ in range(max(1, 8 // len(calls))) for call in calls])
+        graph, _ = timing.capture([call for _ in range(max(1, 8 // len(calls))) for call in calls], pool)
     launches = max(1, 8 // len(calls)) * len(calls)
     samples = common.interleave({"": graph.replay}, device, seconds, sample_seconds=1e-3)[""]
     return [sample / launches for sample in samples]
@@ -145,6 +145,7 @@ def measure(workload: Workload, deadline: float, facts: dict[str, Any]) -> list[
     device = torch.device("cuda")
     sets = rotations(workload.bytes(False, 2), timing.cache_bytes(device))
     buffers = [Buffers(workload, DTYPE, device, seed) for seed in range(sets)]
+    pool = torch.cuda.graph_pool_handle()
     rows: list[dict[str, Any]] = []
     expected: dict[tuple[str, bool], list[Tensor]] = {}
     calls: dict[tuple[str, bool], list[Callable[[], Sequence[Tensor]]]] = {}
@@ -167,7 +168,7 @@ def measure(workload: Workload, deadline: float, facts: dict[str, Any]) -> list[
             if not worst < 0.05:
                 print(f"left out: {workload.name} {kernel} {config}: differs by {worst:.3g}", flush=True)
                 continue
-            samples = time_one(kernel, config, calls[key], 0.004)
+            samples = time_one(kernel, config, calls[key], 0.004, pool)
         except Exception as error:
             if timing.is_fatal(error):
                 raise
@@ -230,6 +231,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             found = measure(by_name[name], deadline, facts)
             print_best(found)
             rows += found
+            torch.cuda.empty_cache()
             if arguments.output is not None:
                 common.write_csv(arguments.output / "tune.csv", rows)
 

@@ -6,10 +6,11 @@
 
 One program of the forward and of the dq kernel computes BLOCK_M queries of one head of one sequence, in one pass over
 the keys; one of the dkv kernel BLOCK_N keys, in one pass over the queries. Programs beyond the end of their sequence
-leave at once. The dq kernel runs first and leaves delta for the other. Weights enter as log(w), added to the scores:
-a key of weight 0 is then one at -inf, out of the running maximum and out of every sum, while P~, without the weight,
-still gives its gradient. Products run in the dtype of the inputs, all sums in fp32. No atomics: same inputs, same
-bits. Offsets are clamped to the tensors, so that wrong ones cannot lead outside.
+leave at once. The dq kernel runs first and leaves delta for the other. Scores are in units of log2. Weights enter as
+log2(w), taken once before the launch and added to the scores: a key of weight 0 is then one at -inf, out of the running
+maximum and out of every sum, while P~, without the weight, still gives its gradient. Products run in the dtype of the
+inputs, all sums in fp32. No atomics: same inputs, same bits. Offsets are clamped to the tensors, so that wrong ones
+cannot lead outside.
 """
 
 import math
@@ -22,6 +23,7 @@ from torch import Tensor
 from msvit_kernels.triton.common import INTERPRETER_ARCH, arch_of, device_unsupported, dtype_unsupported, launch
 from msvit_kernels.triton.numerics import dot, rounded
 
+LOG2E, LN2 = tl.constexpr(1 / math.log(2)), tl.constexpr(math.log(2))
 # No integer is worth another compilation when it happens to be 1 or a multiple of 16: STRIDE_UNIT tells what matters.
 _UNSPECIALIZED = ["num_heads", "num_blocks", "total_q", "total_k"]
 _UNSPECIALIZED += [f"stride_{tensor}{axis}" for tensor in "dqkv" for axis in "th"]
@@ -38,12 +40,16 @@ def launch_config(kernel: str, head_dim: int, max_seqlen: int, dtype: torch.dtyp
         return {"BLOCK_M": block, "BLOCK_N": block}
     block_d = triton.next_power_of_2(head_dim)
     # Before sm_90 products take their operands from registers, which wide tiles do not leave free.
-    split, other, num_warps = 64, 64 if arch >= 90 else 32, 4
+    split, other, num_warps, num_stages = 64, 64 if arch >= 90 else 32, 4, 2
     if dtype == torch.float32:
         # Without tensor cores all of the head_dim is held in registers, for both operands.
         split, other, num_warps = 32, 32, 4 if block_d <= 32 else 8
         if kernel == "dkv" and block_d == 128:
             other = 16
+    elif arch >= 90 and block_d <= 64:
+        # Measured on an H100 (docs/cuda.md): small tiles leave room for more programs, which hide each other's waits.
+        other = 64 if kernel == "fwd" and max_seqlen > 256 else 32
+        num_stages = 1 if kernel == "dkv" else 3
     elif kernel == "fwd" and max_seqlen > 128:
         # Half as many passes over the keys of an image of 129 tokens and more.
         split, other, num_warps = 128, 64, 8
@@ -53,7 +59,7 @@ def launch_config(kernel: str, head_dim: int, max_seqlen: int, dtype: torch.dtyp
         num_warps = 8
     split = min(split, max(16, triton.next_power_of_2(max_seqlen)))
     blocks = (other, split) if kernel == "dkv" else (split, other)
-    return {"BLOCK_M": blocks[0], "BLOCK_N": blocks[1], "num_warps": num_warps, "num_stages": 2}
+    return {"BLOCK_M": blocks[0], "BLOCK_N": blocks[1], "num_warps": num_warps, "num_stages": num_stages}
 
 
 @triton.jit
@@ -80,20 +86,16 @@ def _store_rows(ptr, tile, stride, mask_rows, HEAD_DIM: tl.constexpr, BLOCK_D: t
 
 
 @triton.jit
-def _log_weight(weight_ptr, rows, mask_n, HAS_WEIGHT: tl.constexpr):
-    """log of the weight of each key; -inf where it is 0 and beyond the sequence, NaN for NaN."""
+def _load_log_weight(log_weight_ptr, rows, mask_n, HAS_WEIGHT: tl.constexpr):
+    """log2 of the weight of each key; -inf where it is 0 and beyond the sequence, NaN for NaN."""
     if HAS_WEIGHT:
-        weight = tl.load(weight_ptr + rows, mask=mask_n, other=0.0)
-        # A subnormal weight may count as 0 for the hardware's log, but it is not 0. tl.maximum would lose NaN.
-        log_weight = tl.log(tl.where(weight <= 0, 1.0, weight))
-        log_weight = tl.where(log_weight < -103.0, -103.0, log_weight)
-        return tl.where(weight <= 0, float("-inf"), log_weight)
+        return tl.load(log_weight_ptr + rows, mask=mask_n, other=float("-inf"))
     return tl.where(mask_n, 0.0, float("-inf"))
 
 
 @triton.jit(do_not_specialize=_UNSPECIALIZED)
 def _fwd_kernel(
-    q_ptr, k_ptr, v_ptr, cu_seqlens_q_ptr, cu_seqlens_k_ptr, weight_ptr,
+    q_ptr, k_ptr, v_ptr, cu_seqlens_q_ptr, cu_seqlens_k_ptr, log_weight_ptr,
     out_ptr, lse_ptr,
     num_heads, num_blocks, total_q, total_k, scale,
     stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh,
@@ -116,6 +118,7 @@ def _fwd_kernel(
     k_ptr += start_k * stride_kt + pid_h * (stride_kh * STRIDE_UNIT)
     v_ptr += start_k * stride_vt + pid_h * (stride_vh * STRIDE_UNIT)
 
+    scale *= LOG2E
     row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     row_sum = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -123,12 +126,12 @@ def _fwd_kernel(
         offs_n = start_n + tl.arange(0, BLOCK_N)
         mask_n = offs_n < len_k
         k = _load_rows(k_ptr, stride_kt, mask_n, HEAD_DIM, BLOCK_D, BLOCK_N)
-        log_weight = _log_weight(weight_ptr, start_k + offs_n, mask_n, HAS_WEIGHT)
+        log_weight = _load_log_weight(log_weight_ptr, start_k + offs_n, mask_n, HAS_WEIGHT)
         scores = dot(q, tl.trans(k)) * scale + log_weight[None, :]
         new_max = tl.maximum(row_max, tl.max(scores, 1))
         finite_max = tl.where(new_max == float("-inf"), 0.0, new_max)
-        p = tl.exp(scores - finite_max[:, None])
-        alpha = tl.exp(row_max - finite_max)
+        p = tl.exp2(scores - finite_max[:, None])
+        alpha = tl.exp2(row_max - finite_max)
         row_sum = row_sum * alpha + tl.sum(p, 1)
         v = _load_rows(v_ptr, stride_vt, mask_n, HEAD_DIM, BLOCK_D, BLOCK_N)
         acc = dot(rounded(p, v.dtype), v, acc * alpha[:, None])
@@ -140,21 +143,21 @@ def _fwd_kernel(
     row_sum = tl.where(no_key, 1.0, row_sum)
     out_ptr += (row * num_heads + pid_h) * HEAD_DIM
     _store_rows(out_ptr, acc / row_sum[:, None], num_heads * HEAD_DIM, mask_m, HEAD_DIM, BLOCK_D, BLOCK_M)
-    lse = tl.where(no_key, float("-inf"), row_max + tl.log(row_sum))
+    lse = tl.where(no_key, float("-inf"), (row_max + tl.log2(row_sum)) * LN2)
     lse_ptr += pid_h * total_q + row
     tl.store(lse_ptr + tl.arange(0, BLOCK_M), lse, mask=mask_m)
 
 
 @triton.jit
 def _load_lse(lse_ptr, mask_m, BLOCK_M: tl.constexpr):
-    """lse; +inf, so that exp(scores - lse) is 0, in rows without a key and beyond the sequence."""
-    lse = tl.load(lse_ptr + tl.arange(0, BLOCK_M), mask=mask_m, other=float("inf"))
+    """lse in units of log2; +inf, so that exp2(scores - lse) is 0, in rows without a key and beyond the sequence."""
+    lse = tl.load(lse_ptr + tl.arange(0, BLOCK_M), mask=mask_m, other=float("inf")) * LOG2E
     return tl.where(lse == float("-inf"), float("inf"), lse)
 
 
 @triton.jit(do_not_specialize=_UNSPECIALIZED)
 def _bwd_dq_kernel(
-    dout_ptr, dlse_ptr, q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, cu_seqlens_q_ptr, cu_seqlens_k_ptr, weight_ptr,
+    dout_ptr, dlse_ptr, q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, cu_seqlens_q_ptr, cu_seqlens_k_ptr, log_weight_ptr,
     dq_ptr, delta_ptr,
     num_heads, num_blocks, total_q, total_k, scale,
     stride_dt, stride_dh, stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh,
@@ -194,9 +197,9 @@ def _bwd_dq_kernel(
         mask_n = offs_n < len_k
         k = _load_rows(k_ptr, stride_kt, mask_n, HEAD_DIM, BLOCK_D, BLOCK_N)
         v = _load_rows(v_ptr, stride_vt, mask_n, HEAD_DIM, BLOCK_D, BLOCK_N)
-        log_weight = _log_weight(weight_ptr, start_k + offs_n, mask_n, HAS_WEIGHT)
-        scores = dot(q, tl.trans(k)) * scale + log_weight[None, :]
-        p = tl.exp(scores - lse[:, None])
+        log_weight = _load_log_weight(log_weight_ptr, start_k + offs_n, mask_n, HAS_WEIGHT)
+        scores = dot(q, tl.trans(k)) * (scale * LOG2E) + log_weight[None, :]
+        p = tl.exp2(scores - lse[:, None])
         ds = p * (dot(dout, tl.trans(v)) - delta[:, None])
         dq = dot(rounded(ds, k.dtype), k, dq)
         k_ptr += BLOCK_N * stride_kt.to(tl.int64)
@@ -206,7 +209,7 @@ def _bwd_dq_kernel(
 
 @triton.jit(do_not_specialize=_UNSPECIALIZED)
 def _bwd_dkv_kernel(
-    dout_ptr, q_ptr, k_ptr, v_ptr, lse_ptr, delta_ptr, cu_seqlens_q_ptr, cu_seqlens_k_ptr, weight_ptr,
+    dout_ptr, q_ptr, k_ptr, v_ptr, lse_ptr, delta_ptr, cu_seqlens_q_ptr, cu_seqlens_k_ptr, log_weight_ptr,
     dk_ptr, dv_ptr, dweight_ptr,
     num_heads, num_blocks, total_q, total_k, scale,
     stride_dt, stride_dh, stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh,
@@ -229,7 +232,7 @@ def _bwd_dkv_kernel(
     v_ptr += row * (stride_vt * STRIDE_UNIT) + pid_h * (stride_vh * STRIDE_UNIT)
     k = _load_rows(k_ptr, stride_kt * STRIDE_UNIT, mask_n, HEAD_DIM, BLOCK_D, BLOCK_N)
     v = _load_rows(v_ptr, stride_vt * STRIDE_UNIT, mask_n, HEAD_DIM, BLOCK_D, BLOCK_N)
-    log_weight = _log_weight(weight_ptr, row + offs_n, mask_n, HAS_WEIGHT)
+    log_weight = _load_log_weight(log_weight_ptr, row + offs_n, mask_n, HAS_WEIGHT)
     q_ptr += start_q * stride_qt + pid_h * (stride_qh * STRIDE_UNIT)
     dout_ptr += start_q * stride_dt + pid_h * (stride_dh * STRIDE_UNIT)
     lse_ptr += pid_h * total_q + start_q
@@ -238,7 +241,7 @@ def _bwd_dkv_kernel(
     # Tiles are [BLOCK_N, BLOCK_M], keys by queries, so that none has to be transposed for the products into dk and dv.
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-    dweight = tl.zeros([BLOCK_N], tl.float32)
+    dweight = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)  # summed over queries in the end, not in every step
     for start_m in range(0, len_q, BLOCK_M):
         offs_m = start_m + tl.arange(0, BLOCK_M)
         mask_m = offs_m < len_q
@@ -246,13 +249,13 @@ def _bwd_dkv_kernel(
         dout = _load_rows(dout_ptr, stride_dt, mask_m, HEAD_DIM, BLOCK_D, BLOCK_M)
         lse = _load_lse(lse_ptr + start_m, mask_m, BLOCK_M)
         delta = tl.load(delta_ptr + offs_m, mask=mask_m, other=0.0)
-        scores = dot(k, tl.trans(q)) * scale - lse[None, :]
-        p = tl.exp(scores + log_weight[:, None])
+        scores = dot(k, tl.trans(q)) * (scale * LOG2E) - lse[None, :]
+        p = tl.exp2(scores + log_weight[:, None])
         dv = dot(rounded(p, dout.dtype), dout, dv)
         dp = dot(v, tl.trans(dout)) - delta[None, :]
         dk = dot(rounded(p * dp, q.dtype), q, dk)
         if NEEDS_DWEIGHT:
-            dweight += tl.sum(tl.exp(scores) * dp, 1)
+            dweight += tl.exp2(scores) * dp
         q_ptr += BLOCK_M * stride_qt.to(tl.int64)
         dout_ptr += BLOCK_M * stride_dt.to(tl.int64)
 
@@ -261,7 +264,7 @@ def _bwd_dkv_kernel(
     _store_rows(dv_ptr + packed, dv, num_heads * HEAD_DIM, mask_n, HEAD_DIM, BLOCK_D, BLOCK_N)
     if NEEDS_DWEIGHT:
         dweight_ptr += pid_h * total_k + row
-        tl.store(dweight_ptr + offs_n, dweight, mask=mask_n)
+        tl.store(dweight_ptr + offs_n, tl.sum(dweight, 1), mask=mask_n)
 
 
 def varlen_attention_fwd(
@@ -285,7 +288,7 @@ def varlen_attention_fwd(
         _fwd_kernel,
         _grid(num_blocks, num_heads, cu_seqlens_q, q),
         q,
-        (q, k, v, cu_seqlens_q, cu_seqlens_k, key_weight, out, lse)
+        (q, k, v, cu_seqlens_q, cu_seqlens_k, _log2(key_weight), out, lse)
         + (num_heads, num_blocks, total_q, k.shape[0], softmax_scale, *strides),
         HAS_WEIGHT=key_weight is not None,
         STRIDE_UNIT=unit,
@@ -320,6 +323,7 @@ def varlen_attention_bwd(
     delta = torch.empty_like(lse)
     dweight = torch.empty(num_heads, total_k, dtype=torch.float32, device=q.device) if needs_dweight else None
     unit, strides = _strides(dout, q, k, v)
+    log_weight = _log2(key_weight)
     flags = {"HAS_WEIGHT": key_weight is not None, "STRIDE_UNIT": unit}
     flags |= {"HEAD_DIM": head_dim, "BLOCK_D": triton.next_power_of_2(head_dim)}
 
@@ -329,7 +333,7 @@ def varlen_attention_bwd(
         _bwd_dq_kernel,
         _grid(num_blocks, num_heads, cu_seqlens_q, q),
         q,
-        (dout, dlse, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, key_weight, dq, delta)
+        (dout, dlse, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, log_weight, dq, delta)
         + (num_heads, num_blocks, total_q, total_k, softmax_scale, *strides),
         HAS_DLSE=dlse is not None,
         **flags,
@@ -341,13 +345,17 @@ def varlen_attention_bwd(
         _bwd_dkv_kernel,
         _grid(num_blocks, num_heads, cu_seqlens_k, k),
         q,
-        (dout, q, k, v, lse, delta, cu_seqlens_q, cu_seqlens_k, key_weight, dk, dv, dweight)
+        (dout, q, k, v, lse, delta, cu_seqlens_q, cu_seqlens_k, log_weight, dk, dv, dweight)
         + (num_heads, num_blocks, total_q, total_k, softmax_scale, *strides),
         NEEDS_DWEIGHT=needs_dweight,
         **flags,
         **config,
     )
     return dq, dk, dv, None if dweight is None else dweight.sum(0)
+
+
+def _log2(weight: Tensor | None) -> Tensor | None:
+    return None if weight is None else weight.log2()
 
 
 def _strides(*tensors: Tensor) -> tuple[int, list[int]]:
