@@ -94,14 +94,23 @@ class Schedule {
     const int64_t position = round % 2 ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
     const int64_t index = static_cast<int64_t>(round) * gridDim.x + position;
     if (index >= num_items_) return false;
-    const int64_t per_sequence = static_cast<int64_t>(num_heads_) * parts_;
-    const int rank = static_cast<int>(index / per_sequence);
-    const int64_t rest = index % per_sequence;
-    result = {sorted_ ? order_[rank] : rank, static_cast<int>(rest / parts_), static_cast<int>(rest % parts_)};
+    int rank;
+    if (num_items_ <= 0x7fffffff) {  // a division of 64 bits takes a thousand clocks
+      const uint32_t per_sequence = num_heads_ * parts_;
+      const uint32_t rest = static_cast<uint32_t>(index) % per_sequence, parts = parts_;
+      rank = static_cast<uint32_t>(index) / per_sequence;
+      result.head = rest / parts;
+      result.part = rest % parts;
+    } else {
+      const int64_t per_sequence = static_cast<int64_t>(num_heads_) * parts_;
+      rank = static_cast<int>(index / per_sequence);
+      const int64_t rest = index % per_sequence;
+      result.head = static_cast<int>(rest / parts_);
+      result.part = static_cast<int>(rest % parts_);
+    }
+    result.sequence = sorted_ ? order_[rank] : rank;
     return true;
   }
-
-  __device__ int rounds() const { return static_cast<int>((num_items_ + gridDim.x - 1) / gridDim.x); }
 
  private:
   __device__ void sort(int* first, const int32_t* cu_seqlens, int batch, int max_length) {
