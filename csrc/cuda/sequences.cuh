@@ -46,10 +46,12 @@ __device__ __forceinline__ float log2_weight(float weight) {
 }
 
 // lse of a row in units of log2; +inf, so that exp2(score - it) is 0, in rows without a key and where not valid.
+__device__ __forceinline__ float log2_lse(float lse, bool valid) {
+  const float value = lse * kLog2E;
+  return !valid || value == -INFINITY ? INFINITY : value;
+}
 __device__ __forceinline__ float log2_lse(const float* lse, bool valid) {
-  if (!valid) return INFINITY;
-  const float value = __ldg(lse) * kLog2E;
-  return value == -INFINITY ? INFINITY : value;
+  return log2_lse(valid ? __ldg(lse) : 0, valid);
 }
 
 // One head of the tokens from `token` on.
