@@ -37,24 +37,36 @@ __device__ __forceinline__ void reduce_keys(const AttentionBackward& call, const
   if (valid <= 0) return;
   float sums[kBlocks][kColumns / 8][4] = {};
   const int num_tiles = item.num_tiles();
+  // At a distance of 16 rows the permutation of a tile is the same.
+  uint32_t left = is_dk ? ds : p, right = is_dk ? q : dout;
+  const uint32_t left_end = left + num_tiles * kRowsPerFragment * Tile<Traits::CHUNK>::kRowBytes;
+  const auto add_tiles = [&](auto blocks) {
+    constexpr int kCount = decltype(blocks)::value;
 #pragma unroll 1  // two at once would spill in the widest kernels
-  for (int tile = 0; tile < num_tiles; ++tile) {
-    uint32_t a[kBlocks][4];
+    for (; left != left_end;) {
+      uint32_t a[kCount][4];
 #pragma unroll
-    for (int block = 0; block < kBlocks; ++block)
-      if (16 * block < valid)
-        load_a_from_columns<Traits::CHUNK>(a[block], is_dk ? ds : p, 16 * tile, half * kBlocks + block);
+      for (int block = 0; block < kCount; ++block)
+        load_a_from_columns<Traits::CHUNK>(a[block], left, 0, half * kBlocks + block);
+      uint32_t b[kSteps][4];
 #pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
-      uint32_t b[4];
-      load_b_from_rows<Traits::D>(b, is_dk ? q : dout, 16 * tile, slice * kSteps + step);
+      for (int step = 0; step < kSteps; ++step) load_b_from_rows<Traits::D>(b[step], right, 0, slice * kSteps + step);
 #pragma unroll
-      for (int block = 0; block < kBlocks; ++block) {
-        if (16 * block >= valid) continue;
-        mma<T>(sums[block][2 * step], a[block], b[0], b[1]);
-        mma<T>(sums[block][2 * step + 1], a[block], b[2], b[3]);
+      for (int step = 0; step < kSteps; ++step) {
+#pragma unroll
+        for (int block = 0; block < kCount; ++block) {
+          mma<T>(sums[block][2 * step], a[block], b[step][0], b[step][1]);
+          mma<T>(sums[block][2 * step + 1], a[block], b[step][2], b[step][3]);
+        }
       }
+      left += kRowsPerFragment * Tile<Traits::CHUNK>::kRowBytes;
+      right += kRowsPerFragment * Tile<Traits::D>::kRowBytes;
     }
+  };
+  if (kBlocks == 1 || valid <= kRowsPerFragment) {
+    add_tiles(std::integral_constant<int, 1>{});
+  } else {
+    add_tiles(std::integral_constant<int, kBlocks>{});
   }
   const Attention& in = call.in;
   const int64_t stride = static_cast<int64_t>(in.num_heads) * in.head_dim;
