@@ -16,6 +16,12 @@ struct OnePassParams {
   int buffers;  // pairs of such tiles: 1, or 2 to load the next item ahead
 };
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int kWidthOfThreeBlocks = 32, kMostHeld = 1;  // ptxas keeps more in registers for these
+#else
+constexpr int kWidthOfThreeBlocks = 64, kMostHeld = 3;
+#endif
+
 template <class T_, int D_, int WARPS_, int FRAGMENTS_, int CHUNK_ = 32>
 struct OnePassTraits {
   using T = T_;
@@ -27,7 +33,9 @@ struct OnePassTraits {
   // Beside them there are dq, and sums of dk and dv.
   static constexpr bool kQueriesInRegisters = FRAGMENTS * D + 4 * D / WARPS <= 192;
   // As many as leave a thread the registers it wants.
-  static constexpr int kMinBlocks = WARPS == 8 ? 1 : FRAGMENTS == 1 && D <= 64 ? 3 : 2;
+  static constexpr int kMinBlocks = WARPS == 8 ? 1 : FRAGMENTS == 1 && D <= kWidthOfThreeBlocks ? 3 : 2;
+  // Rows of statistics a thread works on at a time, as many as there are registers for.
+  static constexpr int kHeld = kMinBlocks == 3 || FRAGMENTS * D > 192 ? 1 : kMostHeld;
 };
 
 // One head of one sequence. Sequences without queries or keys have one empty chunk, so that zeros are written.
@@ -91,8 +99,16 @@ class OnePassLoader {
   // Lanes that share a row of delta, 16 bytes each.
   static constexpr int kLanes = D <= 32 ? 4 : D <= 64 ? 8 : 16;
   static constexpr int kRowsAtOnce = THREADS / kLanes;
+  static constexpr int kHeld = Traits::kHeld;
 
  public:
+  // What statistics of so many rows are computed from.
+  struct StatisticsInput {
+    uint4 dout[kHeld], out[kHeld];
+    float scalar[kHeld];  // lse in lane 0 of a row, dlse in lane 1
+  };
+  static constexpr int kStatisticsRows = kHeld * kRowsAtOnce;
+
   __device__ OnePassLoader(const OnePassParams& params, unsigned char* memory, const OnePassMemory<Traits>& at)
       : params_(params), memory_(memory), base_(shared_address(memory)), at_(at) {}
 
@@ -117,12 +133,17 @@ class OnePassLoader {
                                 in.head_dim);
     copy_rows_async<D, THREADS>(v(slot), rows_of(in.v, row, item.head), in.v.token_stride, Traits::CHUNK, valid,
                                 in.head_dim);
-    const int own = threadIdx.x;
-    if (own < Traits::CHUNK) {
-      float value = own < valid ? 0 : -INFINITY;
-      if (in.key_weight != nullptr && own < valid) value = log2_weight(__ldg(in.key_weight + row + own));
-      bias(slot)[own] = value;
-    }
+  }
+
+  // The weight of this thread's key of a chunk, 0 where it has none, and the place of its logarithm.
+  __device__ __forceinline__ float load_weight(const OnePassItem& item, int chunk) {
+    const float* weight = params_.call.in.key_weight;
+    const int own = chunk * Traits::CHUNK + threadIdx.x;
+    if (threadIdx.x >= Traits::CHUNK || own >= item.keys.length) return 0;
+    return weight == nullptr ? 1 : __ldg(weight + item.keys.start + own);
+  }
+  __device__ __forceinline__ void store_bias(int slot, float weight) {
+    if (threadIdx.x < Traits::CHUNK) bias(slot)[threadIdx.x] = log2_weight(weight);
   }
 
   // Queries and output gradients of rows [begin, end), multiples of 16.
@@ -139,29 +160,57 @@ class OnePassLoader {
                                 end - begin, valid, in.head_dim);
   }
 
-  // lse and delta of the same rows, straight from global memory, which is why they can be asked for ahead of time.
+  // lse and delta of rows [begin, end), straight from global memory, which is why they can be asked for ahead of time.
   __device__ __forceinline__ void compute_statistics(const OnePassItem& item, int buffer, int begin, int end) {
-    using T = typename Traits::T;
+#pragma unroll 1
+    for (; begin < end; begin += kStatisticsRows) {
+      StatisticsInput input;
+      load_statistics(input, item, begin, end);
+      store_statistics(input, item, buffer, begin, end);
+    }
+  }
+
+  // The same in two halves for up to kStatisticsRows rows: there should be work to do between them.
+  __device__ __forceinline__ void load_statistics(StatisticsInput& input, const OnePassItem& item, int begin, int end) {
     const Attention& in = params_.call.in;
     const AttentionBackward& call = params_.call;
-    const int lane = threadIdx.x % kLanes;
-    for (int base = begin; base < end; base += kRowsAtOnce) {
-      const int row = base + threadIdx.x / kLanes;
-      const bool valid = row < min(end, item.queries.length);
-      const int64_t token = item.queries.start + row;
-      float sum = 0;
-      if (valid && lane * 8 < in.head_dim) {
-        const uint4 x = __ldg(reinterpret_cast<const uint4*>(rows_of(call.dout, token, item.head) + lane * 8));
-        const uint4 y = __ldg(
-            reinterpret_cast<const uint4*>(call.out + (token * in.num_heads + item.head) * in.head_dim + lane * 8));
-        sum = dot<T>(x.x, y.x) + dot<T>(x.y, y.y) + dot<T>(x.z, y.z) + dot<T>(x.w, y.w);
+    const int lane = threadIdx.x % kLanes, first = begin + threadIdx.x / kLanes;
+    const int valid = min(end, item.queries.length) - first;
+    const int columns = lane * 8 < in.head_dim ? valid : 0;
+    const float* scalars = lane == 0 ? call.lse : lane == 1 ? call.dlse : nullptr;
+    const int64_t token = item.queries.start + first;
+    const int64_t out_stride = static_cast<int64_t>(in.num_heads) * in.head_dim;
+    const uint16_t* dout = rows_of(call.dout, token, item.head) + lane * 8;
+    const uint16_t* out = call.out + token * out_stride + item.head * in.head_dim + lane * 8;
+    if (scalars != nullptr) scalars += item.head * in.total_q + token;
+#pragma unroll
+    for (int step = 0; step < kHeld; ++step) {
+      const int row = step * kRowsAtOnce;
+      input.dout[step] = input.out[step] = make_uint4(0, 0, 0, 0);
+      input.scalar[step] = 0;
+      if (row < columns) {
+        input.dout[step] = __ldg(reinterpret_cast<const uint4*>(dout + row * call.dout.token_stride));
+        input.out[step] = __ldg(reinterpret_cast<const uint4*>(out + row * out_stride));
       }
+      if (row < valid && scalars != nullptr) input.scalar[step] = __ldg(scalars + row);
+    }
+  }
+
+  __device__ __forceinline__ void store_statistics(const StatisticsInput& input, const OnePassItem& item, int buffer,
+                                                   int begin, int end) {
+    using T = typename Traits::T;
+    const int lane = threadIdx.x % kLanes, first = begin + threadIdx.x / kLanes;
+#pragma unroll
+    for (int step = 0; step < kHeld; ++step) {
+      if (begin + step * kRowsAtOnce >= end) break;
+      const uint4 &x = input.dout[step], &y = input.out[step];
+      float sum = dot<T>(x.x, y.x) + dot<T>(x.y, y.y) + dot<T>(x.z, y.z) + dot<T>(x.w, y.w);
+      if (lane == 1) sum -= input.scalar[step];
 #pragma unroll
       for (int distance = 1; distance < kLanes; distance *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, distance);
+      const int row = first + step * kRowsAtOnce;
       if (lane == 0 && row < end) {
-        const int64_t statistics = item.head * in.total_q + token;
-        if (valid && call.dlse != nullptr) sum -= __ldg(call.dlse + statistics);
-        lse(buffer)[row] = log2_lse(call.lse + statistics, valid);
+        lse(buffer)[row] = log2_lse(input.scalar[step], row < item.queries.length);
         delta(buffer)[row] = sum;
       }
     }

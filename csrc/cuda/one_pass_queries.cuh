@@ -13,6 +13,7 @@ class OnePassQueries {
   using T = typename Traits::T;
   static constexpr int D = Traits::D, FRAGMENTS = Traits::FRAGMENTS;
   static constexpr bool HELD = Traits::kQueriesInRegisters;
+  static constexpr float kLeastDivisor = -60;  // log2 of a weight: P would underflow where P~ does not
 
  public:
   __device__ __forceinline__ void start(uint32_t q, uint32_t dout, const float* lse, const float* delta, int begin,
@@ -64,32 +65,50 @@ class OnePassQueries {
           mma<T>(dp[f][1], a, b_v[2], b_v[3]);
         }
       }
+      const int column = 16 * group + 2 * (lane % 4);
+      const float2 log_weights[2] = {*reinterpret_cast<const float2*>(bias + column),
+                                     *reinterpret_cast<const float2*>(bias + column + 8)};
+      // Where P / w is P~, for weights that are not near 0, that saves half of the exponentials.
+      bool divides = false;
+      float sums[4] = {};
+      if (dweight != nullptr) {
+        divides = __ballot_sync(0xffffffffu, fminf(fminf(log_weights[0].x, log_weights[0].y),
+                                                   fminf(log_weights[1].x, log_weights[1].y)) >= kLeastDivisor) ==
+                  0xffffffffu;
+        if (!divides) {
+#pragma unroll
+          for (int f = 0; f < ACTIVE; ++f)
+#pragma unroll
+            for (int block = 0; block < 2; ++block)
+#pragma unroll
+              for (int i = 0; i < 4; ++i)
+                sums[2 * block + i % 2] +=
+                    exp2_approx(s[f][block][i] * scale - lse_[f][i / 2]) * (dp[f][block][i] - delta_[f][i / 2]);
+        }
+      }
       // From here on s holds P and dp holds dS.
 #pragma unroll
       for (int block = 0; block < 2; ++block) {
-        const int column = 16 * group + 8 * block + 2 * (lane % 4);
-        const float2 log_weight = *reinterpret_cast<const float2*>(bias + column);
-        float sums[2] = {};
 #pragma unroll
         for (int f = 0; f < ACTIVE; ++f) {
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
-            const float exponent = s[f][block][i] * scale - lse_[f][i / 2];
-            const float g = dp[f][block][i] - delta_[f][i / 2];
-            s[f][block][i] = exp2_approx(exponent + (i % 2 ? log_weight.y : log_weight.x));
-            dp[f][block][i] = s[f][block][i] * g;
-            if (dweight != nullptr) sums[i % 2] += exp2_approx(exponent) * g;
+            const float log_weight = i % 2 ? log_weights[block].y : log_weights[block].x;
+            s[f][block][i] = exp2_approx(s[f][block][i] * scale - lse_[f][i / 2] + log_weight);
+            dp[f][block][i] = s[f][block][i] * (dp[f][block][i] - delta_[f][i / 2]);
           }
         }
-        if (dweight != nullptr) {
+      }
+      if (dweight != nullptr) {
+        if (divides) {
 #pragma unroll
-          for (int i = 0; i < 2; ++i) {
+          for (int i = 0; i < 4; ++i) {
 #pragma unroll
-            for (int distance = 4; distance < kWarpSize; distance *= 2)
-              sums[i] += __shfl_xor_sync(0xffffffffu, sums[i], distance);
+            for (int f = 0; f < ACTIVE; ++f) sums[i] += dp[f][i / 2][i % 2] + dp[f][i / 2][i % 2 + 2];
+            sums[i] *= exp2_approx(-(i % 2 ? log_weights[i / 2].y : log_weights[i / 2].x));
           }
-          if (lane < 4) *reinterpret_cast<float2*>(dweight + column) = make_float2(sums[0], sums[1]);
         }
+        store_column_sums(dweight + 16 * group, sums);
       }
       uint32_t a[ACTIVE][4];
 #pragma unroll
@@ -124,6 +143,18 @@ class OnePassQueries {
     } else {
       load_a_from_rows<D>(a, tile, first_row(f), step);
     }
+  }
+
+  // Sums over the eight lanes that share columns 2 (lane % 4), the next, and those 8 further, of 16. In each exchange a
+  // lane gives away half of what it has.
+  __device__ __forceinline__ void store_column_sums(float* target, const float (&sums)[4]) {
+    const int lane = threadIdx.x % kWarpSize;
+    const bool second = lane & 4, odd = lane & 8;
+    const float even_sum = (second ? sums[2] : sums[0]) + __shfl_xor_sync(0xffffffffu, second ? sums[0] : sums[2], 4);
+    const float odd_sum = (second ? sums[3] : sums[1]) + __shfl_xor_sync(0xffffffffu, second ? sums[1] : sums[3], 4);
+    float sum = (odd ? odd_sum : even_sum) + __shfl_xor_sync(0xffffffffu, odd ? even_sum : odd_sum, 8);
+    sum += __shfl_xor_sync(0xffffffffu, sum, 16);
+    if (lane < 16) target[2 * (lane % 4) + (second ? 8 : 0) + (odd ? 1 : 0)] = sum;
   }
 
   // Operand a to rows of fragment f and columns of a group of 16 keys.

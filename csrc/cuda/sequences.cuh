@@ -46,10 +46,12 @@ __device__ __forceinline__ float log2_weight(float weight) {
 }
 
 // lse of a row in units of log2; +inf, so that exp2(score - it) is 0, in rows without a key and where not valid.
+__device__ __forceinline__ float log2_lse(float lse, bool valid) {
+  const float value = lse * kLog2E;
+  return !valid || value == -INFINITY ? INFINITY : value;
+}
 __device__ __forceinline__ float log2_lse(const float* lse, bool valid) {
-  if (!valid) return INFINITY;
-  const float value = __ldg(lse) * kLog2E;
-  return value == -INFINITY ? INFINITY : value;
+  return log2_lse(valid ? __ldg(lse) : 0, valid);
 }
 
 // One head of the tokens from `token` on.
@@ -94,14 +96,23 @@ class Schedule {
     const int64_t position = round % 2 ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
     const int64_t index = static_cast<int64_t>(round) * gridDim.x + position;
     if (index >= num_items_) return false;
-    const int64_t per_sequence = static_cast<int64_t>(num_heads_) * parts_;
-    const int rank = static_cast<int>(index / per_sequence);
-    const int64_t rest = index % per_sequence;
-    result = {sorted_ ? order_[rank] : rank, static_cast<int>(rest / parts_), static_cast<int>(rest % parts_)};
+    int rank;
+    if (num_items_ <= 0x7fffffff) {  // a division of 64 bits takes a thousand clocks
+      const uint32_t per_sequence = num_heads_ * parts_;
+      const uint32_t rest = static_cast<uint32_t>(index) % per_sequence, parts = parts_;
+      rank = static_cast<uint32_t>(index) / per_sequence;
+      result.head = rest / parts;
+      result.part = rest % parts;
+    } else {
+      const int64_t per_sequence = static_cast<int64_t>(num_heads_) * parts_;
+      rank = static_cast<int>(index / per_sequence);
+      const int64_t rest = index % per_sequence;
+      result.head = static_cast<int>(rest / parts_);
+      result.part = static_cast<int>(rest % parts_);
+    }
+    result.sequence = sorted_ ? order_[rank] : rank;
     return true;
   }
-
-  __device__ int rounds() const { return static_cast<int>((num_items_ + gridDim.x - 1) / gridDim.x); }
 
  private:
   __device__ void sort(int* first, const int32_t* cu_seqlens, int batch, int max_length) {

@@ -32,11 +32,24 @@ template <int D, int THREADS>
 __device__ __forceinline__ void copy_rows_async(uint32_t tile, const uint16_t* rows, int64_t stride, int num_rows,
                                                 int valid_rows, int head_dim) {
   constexpr int kChunks = Tile<D>::kChunks;
+  if constexpr (THREADS % kChunks == 0) {
+    // A thread stays in one column of chunks, and at a distance of so many rows the permutation is the same.
+    constexpr int kStep = THREADS / kChunks;
+    static_assert(kStep % ((Tile<D>::kMask + 1) << Tile<D>::kShift) == 0);
+    const int first = threadIdx.x / kChunks, chunk = threadIdx.x % kChunks;
+    const int valid = chunk * 8 < head_dim ? valid_rows : 0;
+    uint32_t target = tile + Tile<D>::offset(first, chunk);
+    const uint16_t* source = rows + first * stride + chunk * 8;
+#pragma unroll 1
+    for (int row = first; row < num_rows; row += kStep, target += kStep * Tile<D>::kRowBytes, source += kStep * stride)
+      copy_async_16(target, source, row < valid);
+  } else {
 #pragma unroll 1  // the addresses of several rows in flight would take the registers of the products
-  for (int i = threadIdx.x; i < num_rows * kChunks; i += THREADS) {
-    const int row = i / kChunks, chunk = i % kChunks;
-    const bool valid = row < valid_rows && chunk * 8 < head_dim;
-    copy_async_16(tile + Tile<D>::offset(row, chunk), valid ? rows + row * stride + chunk * 8 : rows, valid);
+    for (int i = threadIdx.x; i < num_rows * kChunks; i += THREADS) {
+      const int row = i / kChunks, chunk = i % kChunks;
+      const bool valid = row < valid_rows && chunk * 8 < head_dim;
+      copy_async_16(tile + Tile<D>::offset(row, chunk), valid ? rows + row * stride + chunk * 8 : rows, valid);
+    }
   }
 }
 
@@ -89,18 +102,27 @@ __device__ __forceinline__ void load_operand(uint32_t (&a)[D / 16][4], const uin
                                              int valid_rows, int head_dim) {
   const int lane = threadIdx.x % kWarpSize;
   const int odd = lane % 2, column = 8 * odd + 4 * (lane % 4 / 2);
+  // All loads before the first shuffle, which would wait for those before it.
+  uint2 words[2][D / 16];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int row = lane / 4 + 8 * half;
     const uint16_t* source = rows + row * stride + column;
 #pragma unroll
     for (int step = 0; step < D / 16; ++step) {
-      uint2 words = make_uint2(0, 0);
+      words[half][step] = make_uint2(0, 0);
       if (row < valid_rows && 16 * step + 8 * odd < head_dim)
-        words = __ldg(reinterpret_cast<const uint2*>(source + 16 * step));
-      const uint32_t swapped = __shfl_xor_sync(0xffffffffu, odd ? words.x : words.y, 1);
-      a[step][half] = odd ? swapped : words.x;
-      a[step][2 + half] = odd ? words.y : swapped;
+        words[half][step] = __ldg(reinterpret_cast<const uint2*>(source + 16 * step));
+    }
+  }
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+#pragma unroll
+    for (int step = 0; step < D / 16; ++step) {
+      const uint2 own = words[half][step];
+      const uint32_t swapped = __shfl_xor_sync(0xffffffffu, odd ? own.x : own.y, 1);
+      a[step][half] = odd ? swapped : own.x;
+      a[step][2 + half] = odd ? own.y : swapped;
     }
   }
 }

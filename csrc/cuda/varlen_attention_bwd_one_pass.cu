@@ -37,24 +37,36 @@ __device__ __forceinline__ void reduce_keys(const AttentionBackward& call, const
   if (valid <= 0) return;
   float sums[kBlocks][kColumns / 8][4] = {};
   const int num_tiles = item.num_tiles();
+  // At a distance of 16 rows the permutation of a tile is the same.
+  uint32_t left = is_dk ? ds : p, right = is_dk ? q : dout;
+  const uint32_t left_end = left + num_tiles * kRowsPerFragment * Tile<Traits::CHUNK>::kRowBytes;
+  const auto add_tiles = [&](auto blocks) {
+    constexpr int kCount = decltype(blocks)::value;
 #pragma unroll 1  // two at once would spill in the widest kernels
-  for (int tile = 0; tile < num_tiles; ++tile) {
-    uint32_t a[kBlocks][4];
+    for (; left != left_end;) {
+      uint32_t a[kCount][4];
 #pragma unroll
-    for (int block = 0; block < kBlocks; ++block)
-      if (16 * block < valid)
-        load_a_from_columns<Traits::CHUNK>(a[block], is_dk ? ds : p, 16 * tile, half * kBlocks + block);
+      for (int block = 0; block < kCount; ++block)
+        load_a_from_columns<Traits::CHUNK>(a[block], left, 0, half * kBlocks + block);
+      uint32_t b[kSteps][4];
 #pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
-      uint32_t b[4];
-      load_b_from_rows<Traits::D>(b, is_dk ? q : dout, 16 * tile, slice * kSteps + step);
+      for (int step = 0; step < kSteps; ++step) load_b_from_rows<Traits::D>(b[step], right, 0, slice * kSteps + step);
 #pragma unroll
-      for (int block = 0; block < kBlocks; ++block) {
-        if (16 * block >= valid) continue;
-        mma<T>(sums[block][2 * step], a[block], b[0], b[1]);
-        mma<T>(sums[block][2 * step + 1], a[block], b[2], b[3]);
+      for (int step = 0; step < kSteps; ++step) {
+#pragma unroll
+        for (int block = 0; block < kCount; ++block) {
+          mma<T>(sums[block][2 * step], a[block], b[step][0], b[step][1]);
+          mma<T>(sums[block][2 * step + 1], a[block], b[step][2], b[step][3]);
+        }
       }
+      left += kRowsPerFragment * Tile<Traits::CHUNK>::kRowBytes;
+      right += kRowsPerFragment * Tile<Traits::D>::kRowBytes;
     }
+  };
+  if (kBlocks == 1 || valid <= kRowsPerFragment) {
+    add_tiles(std::integral_constant<int, 1>{});
+  } else {
+    add_tiles(std::integral_constant<int, kBlocks>{});
   }
   const Attention& in = call.in;
   const int64_t stride = static_cast<int64_t>(in.num_heads) * in.head_dim;
@@ -82,29 +94,45 @@ __global__ __launch_bounds__(Traits::THREADS,
   const int warp = threadIdx.x / kWarpSize;
   const float scale = in.softmax_scale * kLog2E;
 
-  // In shared memory, since registers are scarce. Thread 0 writes one while the three before it are in use.
+  // In shared memory, since registers are scarce. One is written while the three before it are in use.
   OnePassItem* items = reinterpret_cast<OnePassItem*>(memory + at.items);
   if (threadIdx.x == 0)
     for (int round = 0; round < kItems - 1; ++round) items[round] = read_item(schedule, round, in);
   __syncthreads();
-  // Keys are loaded two chunks ahead: chunk `ahead_chunk` of the item of `ahead_round`.
-  int ahead_round = 0, ahead_chunk = 0;
+  // Keys are loaded two chunks ahead, and their weights three.
+  struct Place {
+    int round = 0, chunk = 0;
+  } ahead;
+  const auto item_at = [&](const Place& place) -> const OnePassItem& { return items[place.round % kItems]; };
+  const auto step = [&](Place& place) {
+    if (item_at(place).exists && ++place.chunk == item_at(place).template num_chunks<Traits>())
+      place.chunk = 0, ++place.round;
+  };
   const auto load_ahead = [&](int slot) {
-    if (ahead_chunk == items[ahead_round % kItems].template num_chunks<Traits>()) ahead_chunk = 0, ++ahead_round;
-    const OnePassItem& item = items[ahead_round % kItems];
-    if (item.exists) loader.load_keys(item, ahead_chunk++, slot);
+    if (item_at(ahead).exists) loader.load_keys(item_at(ahead), ahead.chunk, slot);
   };
   // The slot of the chunk in use; numbers of the groups of copies that bring it and the one after it.
   int slot = 0, group_now = 0, group_next = 0;
   const auto end_of = [](const OnePassItem& item) { return item.num_tiles() * kRowsPerFragment; };
 
   if (items[0].exists) {
-    load_ahead(0);
+    Place place;
+    float weights[kRing];
+#pragma unroll
+    for (int i = 0; i < kRing; ++i) {
+      weights[i] = loader.load_weight(item_at(place), place.chunk);
+      step(place);
+    }
     group_now = loader.groups();
+    load_ahead(0);
     loader.commit();
-    load_ahead(1);
+    step(ahead);
     group_next = loader.groups();
+    load_ahead(1);
     loader.commit();
+    step(ahead);
+#pragma unroll
+    for (int i = 0; i < kRing; ++i) loader.store_bias(i, weights[i]);
   }
   int newest = 0;  // groups that may still be on their way when the next item begins
   for (int round = 0, buffer = 0; items[round % kItems].exists; ++round, buffer = (buffer + 1) % params.buffers) {
@@ -153,14 +181,26 @@ __global__ __launch_bounds__(Traits::THREADS,
         if (active == 2) attend(std::integral_constant<int, 2>{});
       if constexpr (Traits::FRAGMENTS >= 3)
         if (active == 3) attend(std::integral_constant<int, 3>{});
-      if (prefetch) loader.compute_statistics(next, 1 - buffer, begin, end);
+      // By the warp with the fewest queries.
+      if (chunk == 0 && threadIdx.x == Traits::THREADS - kWarpSize)
+        items[(round + 3) % kItems] = read_item(schedule, round + 3, in);
       __syncthreads();
 
+      // Asked for here, stored behind the products; the bias of this chunk is no longer needed.
+      step(ahead);
+      const float weight = loader.load_weight(item_at(ahead), ahead.chunk);
+      typename OnePassLoader<Traits>::StatisticsInput statistics;
+      if (prefetch) loader.load_statistics(statistics, next, begin, end);
       reduce_keys<Traits>(call, current, chunk, loader.q(buffer), loader.dout(buffer), p, ds);
       if (dweight != nullptr && threadIdx.x < min(valid, Traits::CHUNK)) {
         float sum = 0;
         for (int other = 0; other * per_warp < num_tiles; ++other) sum += dweight[other * Traits::CHUNK + threadIdx.x];
         call.dweight[current.head * in.total_k + current.keys.start + chunk * Traits::CHUNK + threadIdx.x] = sum;
+      }
+      loader.store_bias(slot, weight);
+      if (prefetch) {
+        loader.store_statistics(statistics, next, 1 - buffer, begin, end);
+        loader.compute_statistics(next, 1 - buffer, begin + loader.kStatisticsRows, end);
       }
       slot = (slot + 1) % kRing;
     }
@@ -168,7 +208,6 @@ __global__ __launch_bounds__(Traits::THREADS,
     queries.store(call.dq + current.queries.start * stride + current.head * in.head_dim, stride, in.softmax_scale,
                   current.queries.length, in.head_dim);
     newest = num_chunks > 1 ? 1 : 0;
-    if (threadIdx.x == 0) items[(round + 3) % kItems] = read_item(schedule, round + 3, in);
   }
 }
 

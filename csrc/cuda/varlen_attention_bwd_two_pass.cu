@@ -57,10 +57,8 @@ __global__ __launch_bounds__(kThreads, D <= 64 ? 3 : 2) void dq_kernel(const __g
   const int lane = threadIdx.x % kWarpSize;
   const float scale = in.softmax_scale * kLog2E;
 
-  const int rounds = schedule.rounds();
-  for (int round = 0; round < rounds; ++round) {
-    WorkItem item;
-    if (!schedule.item(round, item)) break;
+  WorkItem item;
+  for (int round = 0; schedule.item(round, item); ++round) {
     const Sequence queries = read_sequence(in.cu_seqlens_q, item.sequence, in.total_q, in.max_seqlen_q);
     if (item.part * kRows >= queries.length) continue;
     const Sequence sequence = read_sequence(in.cu_seqlens_k, item.sequence, in.total_k, in.max_seqlen_k);
@@ -180,10 +178,8 @@ __global__ __launch_bounds__(kThreads, D == 32 ? 3 : 2) void dkv_kernel(const __
   const int lane = threadIdx.x % kWarpSize, warp_row = threadIdx.x / kWarpSize * kRowsPerFragment;
   const float scale = in.softmax_scale * kLog2E;
 
-  const int rounds = schedule.rounds();
-  for (int round = 0; round < rounds; ++round) {
-    WorkItem item;
-    if (!schedule.item(round, item)) break;
+  WorkItem item;
+  for (int round = 0; schedule.item(round, item); ++round) {
     const Sequence keys = read_sequence(in.cu_seqlens_k, item.sequence, in.total_k, in.max_seqlen_k);
     const int first = item.part * kRows;
     if (first >= keys.length) continue;

@@ -196,15 +196,13 @@ __global__ __launch_bounds__(kThreads,
   typename Traits::Keys keys(memory, in.max_seqlen_k, in.head_dim);
   const int warp = threadIdx.x / kWarpSize;
 
-  const int rounds = schedule.rounds();
-  for (int round = 0; round < rounds; ++round) {
-    WorkItem item;
-    if (!schedule.item(round, item)) break;
+  WorkItem item;
+  for (int round = 0; schedule.item(round, item); ++round) {
     const Sequence queries = read_sequence(in.cu_seqlens_q, item.sequence, in.total_q, in.max_seqlen_q);
+    const Sequence sequence = read_sequence(in.cu_seqlens_k, item.sequence, in.total_k, in.max_seqlen_k);
     const int begin = item.part * params.rows_per_part;
     const int end = min(begin + params.rows_per_part, queries.length);
     if (begin >= end) continue;
-    const Sequence sequence = read_sequence(in.cu_seqlens_k, item.sequence, in.total_k, in.max_seqlen_k);
     if (round > 0) __syncthreads();  // all warps are done with the keys of the item before
     typename Traits::Numbers numbers;
     if constexpr (WEIGHTED) numbers = {in.key_weight + sequence.start, sequence.length};
