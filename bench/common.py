@@ -112,13 +112,15 @@ def results_dir(device: torch.device) -> Path:
 
 
 def commit() -> str:
-    """Of the tree that is measured, with "-dirty" where tracked files differ from it.
+    """Of the tree that is measured, with "-dirty" where tracked files differ from it; "unknown" outside of git.
 
-    Outside of git, as in a copy on another machine, what MSVIT_COMMIT says, or "unknown".
+    MSVIT_COMMIT wins: in a copy on another machine git is missing, or knows an older commit.
     """
+    if named := os.environ.get("MSVIT_COMMIT"):
+        return named
     revision = _output("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD")
     if not revision:
-        return os.environ.get("MSVIT_COMMIT", "unknown")
+        return "unknown"
     # Results are what benches write: they do not change what is measured.
     pathspec = [".", ":!bench/results", ":!docs"]
     changed = _output("git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no", "--", *pathspec)

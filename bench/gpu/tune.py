@@ -46,6 +46,10 @@ def candidates(kernel: str) -> list[Config]:
     for split, other, warps, stages in tiles:
         blocks = (other, split) if kernel == "dkv" else (split, other)
         found.append({"BLOCK_M": blocks[0], "BLOCK_N": blocks[1], "num_warps": warps, "num_stages": stages})
+    # With fewer registers one more program fits beside the others.
+    smallest = {"fwd": (96, 112), "dq": (96, 112), "dkv": (128, 168)}[kernel]
+    usual = [each for each in found if min(each["BLOCK_M"], each["BLOCK_N"]) == 32 and each["num_warps"] == 4]
+    found += [each | {"maxnreg": most} for each in usual[:3] for most in smallest]
     return found
 
 
@@ -129,14 +133,16 @@ def results_of(kernel: str, returned: Sequence[Tensor]) -> Sequence[Tensor]:
     return {"fwd": returned, "dq": returned[:1], "dkv": returned[1:3]}[kernel]
 
 
-def time_one(kernel: str, config: Config, calls: Sequence[Callable[[], Any]], seconds: float, pool: Any) -> list[float]:
-    """Seconds of one launch, several samples; results go to the memory of `pool`, which the next graph takes over."""
+def time_one(kernel: str, config: Config, calls: Sequence[Callable[[], Any]], seconds: float) -> list[float]:
+    """Seconds of one launch, several samples."""
     device = torch.device("cuda")
     with forced(kernel, config):
         calls[0]()
-        graph, _ = timing.capture([call for _ in range(max(1, 8 // len(calls))) for call in calls], pool)
+        graph, _ = timing.capture([call for _ in range(max(1, 8 // len(calls))) for call in calls])
     launches = max(1, 8 // len(calls)) * len(calls)
     samples = common.interleave({"": graph.replay}, device, seconds, sample_seconds=1e-3)[""]
+    del graph
+    torch.cuda.empty_cache()  # of its results, which no other graph could use
     return [sample / launches for sample in samples]
 
 
@@ -145,7 +151,6 @@ def measure(workload: Workload, deadline: float, facts: dict[str, Any]) -> list[
     device = torch.device("cuda")
     sets = rotations(workload.bytes(False, 2), timing.cache_bytes(device))
     buffers = [Buffers(workload, DTYPE, device, seed) for seed in range(sets)]
-    pool = torch.cuda.graph_pool_handle()
     rows: list[dict[str, Any]] = []
     expected: dict[tuple[str, bool], list[Tensor]] = {}
     calls: dict[tuple[str, bool], list[Callable[[], Sequence[Tensor]]]] = {}
@@ -168,13 +173,14 @@ def measure(workload: Workload, deadline: float, facts: dict[str, Any]) -> list[
             if not worst < 0.05:
                 print(f"left out: {workload.name} {kernel} {config}: differs by {worst:.3g}", flush=True)
                 continue
-            samples = time_one(kernel, config, calls[key], 0.004, pool)
+            samples = time_one(kernel, config, calls[key], 0.004)
         except Exception as error:
             if timing.is_fatal(error):
                 raise
             print(f"left out: {workload.name} {kernel} {config}: {timing.reason(error)}", flush=True)
             continue
-        row = {"bench": "gpu_tune", "workload": workload.name, "kernel": kernel, "weighted": weighted, **config}
+        row = {"bench": "gpu_tune", "workload": workload.name, "kernel": kernel, "weighted": weighted}
+        row |= {"maxnreg": None} | config
         row |= {"usual": config == usual, "p50_us": common.quantiles(samples)["p50"] * 1e6, "samples": len(samples)}
         rows.append(row | facts)
     return rows
@@ -201,6 +207,7 @@ def print_best(rows: Sequence[dict[str, Any]]) -> None:
         shown = group[:3] + [row for row in group[3:] if row["usual"]]
         text = "; ".join(
             f"{row['p50_us']:.1f} us {row['BLOCK_M']}x{row['BLOCK_N']} w{row['num_warps']} s{row['num_stages']}"
+            + (f" r{row['maxnreg']}" if row.get("maxnreg") else "")
             + " (in use)" * row["usual"]
             for row in shown
         )
@@ -231,7 +238,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             found = measure(by_name[name], deadline, facts)
             print_best(found)
             rows += found
-            torch.cuda.empty_cache()
             if arguments.output is not None:
                 common.write_csv(arguments.output / "tune.csv", rows)
 

@@ -6,11 +6,11 @@
 
 One program of the forward and of the dq kernel computes BLOCK_M queries of one head of one sequence, in one pass over
 the keys; one of the dkv kernel BLOCK_N keys, in one pass over the queries. Programs beyond the end of their sequence
-leave at once. The dq kernel runs first and leaves delta for the other. Scores are in units of log2. Weights enter as
-log2(w), taken once before the launch and added to the scores: a key of weight 0 is then one at -inf, out of the running
-maximum and out of every sum, while P~, without the weight, still gives its gradient. Products run in the dtype of the
-inputs, all sums in fp32. No atomics: same inputs, same bits. Offsets are clamped to the tensors, so that wrong ones
-cannot lead outside.
+leave at once. What a step needs of weights, lse and delta is loaded in the step before. The dq kernel runs first and
+leaves delta for the other. Scores are in units of log2. Weights enter as log2(w), taken once before the launch and
+added to the scores: a key of weight 0 is then one at -inf, out of the running maximum and out of every sum, while P~,
+without the weight, still gives its gradient. Products run in the dtype of the inputs, all sums in fp32. No atomics:
+same inputs, same bits. Offsets are clamped to the tensors, so that wrong ones cannot lead outside.
 """
 
 import math
@@ -86,11 +86,11 @@ def _store_rows(ptr, tile, stride, mask_rows, HEAD_DIM: tl.constexpr, BLOCK_D: t
 
 
 @triton.jit
-def _load_log_weight(log_weight_ptr, rows, mask_n, HAS_WEIGHT: tl.constexpr):
+def _load_log_weight(log_weight_ptr, start_k, offs_n, len_k, HAS_WEIGHT: tl.constexpr):
     """log2 of the weight of each key; -inf where it is 0 and beyond the sequence, NaN for NaN."""
     if HAS_WEIGHT:
-        return tl.load(log_weight_ptr + rows, mask=mask_n, other=float("-inf"))
-    return tl.where(mask_n, 0.0, float("-inf"))
+        return tl.load(log_weight_ptr + start_k + offs_n, mask=offs_n < len_k, other=float("-inf"))
+    return tl.where(offs_n < len_k, 0.0, float("-inf"))
 
 
 @triton.jit(do_not_specialize=_UNSPECIALIZED)
@@ -122,11 +122,13 @@ def _fwd_kernel(
     row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     row_sum = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    next_log_weight = _load_log_weight(log_weight_ptr, start_k, tl.arange(0, BLOCK_N), len_k, HAS_WEIGHT)
     for start_n in range(0, len_k, BLOCK_N):
         offs_n = start_n + tl.arange(0, BLOCK_N)
         mask_n = offs_n < len_k
         k = _load_rows(k_ptr, stride_kt, mask_n, HEAD_DIM, BLOCK_D, BLOCK_N)
-        log_weight = _load_log_weight(log_weight_ptr, start_k + offs_n, mask_n, HAS_WEIGHT)
+        log_weight = next_log_weight
+        next_log_weight = _load_log_weight(log_weight_ptr, start_k, offs_n + BLOCK_N, len_k, HAS_WEIGHT)
         scores = dot(q, tl.trans(k)) * scale + log_weight[None, :]
         new_max = tl.maximum(row_max, tl.max(scores, 1))
         finite_max = tl.where(new_max == float("-inf"), 0.0, new_max)
@@ -149,10 +151,15 @@ def _fwd_kernel(
 
 
 @triton.jit
-def _load_lse(lse_ptr, mask_m, BLOCK_M: tl.constexpr):
+def _load_lse(lse_ptr, offs_m, len_q):
     """lse in units of log2; +inf, so that exp2(scores - lse) is 0, in rows without a key and beyond the sequence."""
-    lse = tl.load(lse_ptr + tl.arange(0, BLOCK_M), mask=mask_m, other=float("inf")) * LOG2E
+    lse = tl.load(lse_ptr + offs_m, mask=offs_m < len_q, other=float("inf")) * LOG2E
     return tl.where(lse == float("-inf"), float("inf"), lse)
+
+
+@triton.jit
+def _load_statistics(lse_ptr, delta_ptr, offs_m, len_q):
+    return _load_lse(lse_ptr, offs_m, len_q), tl.load(delta_ptr + offs_m, mask=offs_m < len_q, other=0.0)
 
 
 @triton.jit(do_not_specialize=_UNSPECIALIZED)
@@ -183,7 +190,7 @@ def _bwd_dq_kernel(
     dout = _load_rows(dout_ptr, stride_dt * STRIDE_UNIT, mask_m, HEAD_DIM, BLOCK_D, BLOCK_M)
     out = _load_rows(out_ptr + packed, num_heads * HEAD_DIM, mask_m, HEAD_DIM, BLOCK_D, BLOCK_M)
     per_row = pid_h * total_q + row
-    lse = _load_lse(lse_ptr + per_row, mask_m, BLOCK_M)
+    lse = _load_lse(lse_ptr + per_row, offs_m, len_q - start_m)
     delta = tl.sum(dout.to(tl.float32) * out.to(tl.float32), 1)
     if HAS_DLSE:
         delta -= tl.load(dlse_ptr + per_row + offs_m, mask=mask_m, other=0.0)
@@ -192,12 +199,14 @@ def _bwd_dq_kernel(
     v_ptr += start_k * stride_vt + pid_h * (stride_vh * STRIDE_UNIT)
 
     dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    next_log_weight = _load_log_weight(log_weight_ptr, start_k, tl.arange(0, BLOCK_N), len_k, HAS_WEIGHT)
     for start_n in range(0, len_k, BLOCK_N):
         offs_n = start_n + tl.arange(0, BLOCK_N)
         mask_n = offs_n < len_k
         k = _load_rows(k_ptr, stride_kt, mask_n, HEAD_DIM, BLOCK_D, BLOCK_N)
         v = _load_rows(v_ptr, stride_vt, mask_n, HEAD_DIM, BLOCK_D, BLOCK_N)
-        log_weight = _load_log_weight(log_weight_ptr, start_k + offs_n, mask_n, HAS_WEIGHT)
+        log_weight = next_log_weight
+        next_log_weight = _load_log_weight(log_weight_ptr, start_k, offs_n + BLOCK_N, len_k, HAS_WEIGHT)
         scores = dot(q, tl.trans(k)) * (scale * LOG2E) + log_weight[None, :]
         p = tl.exp2(scores - lse[:, None])
         ds = p * (dot(dout, tl.trans(v)) - delta[:, None])
@@ -232,7 +241,7 @@ def _bwd_dkv_kernel(
     v_ptr += row * (stride_vt * STRIDE_UNIT) + pid_h * (stride_vh * STRIDE_UNIT)
     k = _load_rows(k_ptr, stride_kt * STRIDE_UNIT, mask_n, HEAD_DIM, BLOCK_D, BLOCK_N)
     v = _load_rows(v_ptr, stride_vt * STRIDE_UNIT, mask_n, HEAD_DIM, BLOCK_D, BLOCK_N)
-    log_weight = _load_log_weight(log_weight_ptr, row + offs_n, mask_n, HAS_WEIGHT)
+    log_weight = _load_log_weight(log_weight_ptr, start_k, start_n + offs_n, len_k, HAS_WEIGHT)
     q_ptr += start_q * stride_qt + pid_h * (stride_qh * STRIDE_UNIT)
     dout_ptr += start_q * stride_dt + pid_h * (stride_dh * STRIDE_UNIT)
     lse_ptr += pid_h * total_q + start_q
@@ -242,13 +251,14 @@ def _bwd_dkv_kernel(
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dweight = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)  # summed over queries in the end, not in every step
+    next_lse, next_delta = _load_statistics(lse_ptr, delta_ptr, tl.arange(0, BLOCK_M), len_q)
     for start_m in range(0, len_q, BLOCK_M):
         offs_m = start_m + tl.arange(0, BLOCK_M)
         mask_m = offs_m < len_q
+        lse, delta = next_lse, next_delta
+        next_lse, next_delta = _load_statistics(lse_ptr, delta_ptr, offs_m + BLOCK_M, len_q)
         q = _load_rows(q_ptr, stride_qt, mask_m, HEAD_DIM, BLOCK_D, BLOCK_M)
         dout = _load_rows(dout_ptr, stride_dt, mask_m, HEAD_DIM, BLOCK_D, BLOCK_M)
-        lse = _load_lse(lse_ptr + start_m, mask_m, BLOCK_M)
-        delta = tl.load(delta_ptr + offs_m, mask=mask_m, other=0.0)
         scores = dot(k, tl.trans(q)) * (scale * LOG2E) - lse[None, :]
         p = tl.exp2(scores + log_weight[:, None])
         dv = dot(rounded(p, dout.dtype), dout, dv)
