@@ -145,10 +145,10 @@ def attention(report: Report, seconds: float) -> None:
 
 
 def lost_by(result: commands.Result) -> str | None:
-    """The backend of ours that was being prepared when attention.py lost the device or waited in vain for it."""
+    """The backend or peer that was being prepared when attention.py lost the device or waited in vain for it."""
     if result.code != LOST_DEVICE and "Timeout (" not in result.output:
         return None
-    prepared = re.findall(r"^preparing: (\S+)", result.output, re.MULTILINE)
+    prepared = re.findall(r"^preparing: (.+)$", result.output, re.MULTILINE)
     return prepared[-1] if prepared else None
 
 

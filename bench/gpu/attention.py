@@ -165,6 +165,9 @@ class Part:
         for peer in peers.PEERS:
             if self.methods and peer.name not in self.methods:
                 continue
+            if peer.name in self.without:
+                self.note(f"{peer.name}: it has stopped an earlier run")
+                continue
             prepared = self._prepare_peer(peer, buffers, oracle, with_compiled)
             if prepared:
                 ready[peer.name] = prepared
@@ -231,6 +234,7 @@ class Part:
             self.note(f"{peer.name}, {label}: it would have to be compiled anew")
             return None
         start = time.perf_counter()
+        print(f"preparing: {peer.name}", flush=True)
         try:
             first = peer.prepare(buffers[0])
             oracle.judge_peer(first)
@@ -321,7 +325,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="small shapes: a smoke test")
     parser.add_argument("--device", help="cpu or cuda; found by itself where not given")
     parser.add_argument("--output", type=Path, help="folder of the CSV; none is written where not given")
-    parser.add_argument("--without", default="", help="backends to leave out, with commas between")
+    parser.add_argument("--without", default="", help="backends and peers to leave out, with commas between")
     return parser
 
 

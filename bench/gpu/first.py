@@ -13,6 +13,7 @@ emulator and the interpreter, if their variables are set (docs/cuda.md): the reh
 
 import argparse
 import json
+import re
 import shutil
 import sys
 import time
@@ -55,6 +56,7 @@ KERNEL_CHECKS = (
     ("triton-attention-64", "fp32"),
     ("triton-embed-uint8,triton-embed-float32", "fp32"),
 )
+LOST_DEVICE = 3  # exit code of gpu/attention.py
 FEW_THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # of steps side by side
 HEADLINES = "256 x 64..196;512 x 49;256 x 196;57 x 576;32 x 1024;64 x 144..576"
 
@@ -139,11 +141,9 @@ def first(ladder: Ladder) -> None:
     ladder.at_once(steps)
     for line in kernel_lines(lines):
         ladder.say(line)
-    methods = "cuda,triton,varlen_attn flash,cudnn thd" if ladder.device == "cuda" else "cpu"
-    measure = ("gpu/attention.py", "--methods", methods, "--seconds", min(ladder.left - 15, 70))
     which = ("--quick",) if ladder.device == "cpu" else ("--workloads", HEADLINES)
-    result = ladder.run(ladder.script("attention", ladder.left, *measure, *which))
-    ladder.say("\n" + "\n".join(result.output.splitlines()[-60:]))
+    methods = "cpu" if ladder.device == "cpu" else "cuda,triton,varlen_attn flash,sdpa padded cudnn,cudnn thd"
+    attention(ladder, min(ladder.left - 15, 60), "--methods", methods, *which)
 
 
 def second(ladder: Ladder) -> None:
@@ -174,20 +174,20 @@ def second(ladder: Ladder) -> None:
 def third(ladder: Ladder) -> None:
     """The README's tables."""
     quick = ("--quick",) if ladder.device == "cpu" else ()
-    for name, seconds, script in (
-        ("attention", 75, "gpu/attention.py"),
-        ("token_operators", 35, "gpu/token_operators.py"),
-        ("train_step", 20, "train_step.py"),
+    whole = ladder.left
+    attention(ladder, 0.31 * whole, *quick)
+    tokens = ("--tokens", "64", "--batch", "1")
+    if ladder.device == "cuda":
+        tokens = ("--tokens", "64..576,98", "--batch", "1,256", "--cuda-graph", "--dtype", "bf16")
+    result = ladder.run(ladder.script("latency", 0.42 * whole, "latency.py", *tokens, "--seconds", 0.38 * whole))
+    ladder.say("\n" + "\n".join(result.output.splitlines()[-80:]))
+    for name, share, script in (
+        ("token_operators", 0.12, "gpu/token_operators.py"),
+        ("train_step", 0.08, "train_step.py"),
     ):
-        result = ladder.run(ladder.script(name, seconds * 1.2 + 25, script, "--seconds", seconds, *quick))
+        step = ladder.script(name, ladder.left, script, "--seconds", share * whole, *quick)
+        result = ladder.run(step)
         ladder.say("\n" + "\n".join(result.output.splitlines()[-30:]))
-    if ladder.device == "cpu":
-        options: tuple[object, ...] = ("--tokens", "64", "--batch", "1", "--seconds", 5)
-    else:
-        options = ("--tokens", "64..576,98", "--batch", "1,16,256", "--cuda-graph", "--dtype", "bf16")
-        options += ("--seconds", max(ladder.left - 15, 10))
-    result = ladder.run(ladder.script("latency", ladder.left, "latency.py", *options))
-    ladder.say("\n" + "\n".join(result.output.splitlines()[-60:]))
 
 
 def tests(arguments: argparse.Namespace) -> None:
@@ -218,6 +218,21 @@ def counters(arguments: argparse.Namespace) -> None:
 
 OWN: dict[str, Callable[[argparse.Namespace], None]] = {"tests": tests, "counters": counters}
 CALLS: dict[int, Callable[[Ladder], None]] = {1: first, 2: second, 3: third}
+
+
+def attention(ladder: Ladder, seconds: float, *options: object) -> None:
+    """Times of attention; once more without the backend or peer that has lost the device."""
+    until = time.monotonic() + seconds
+    without: list[str] = []
+    for _ in range(2):
+        arguments = ["--seconds", until - time.monotonic(), *options, "--without", ",".join(without)]
+        limit = until - time.monotonic() + 15
+        result = ladder.run(ladder.script("attention", limit, "gpu/attention.py", *arguments))
+        ladder.say("\n" + "\n".join(line for line in result.output.splitlines() if "preparing:" not in line))
+        prepared = re.findall(r"^preparing: (.+)$", result.output, re.MULTILINE)
+        if result.code != LOST_DEVICE or not prepared:
+            return
+        without.append(prepared[-1])
 
 
 def show_facts(ladder: Ladder) -> None:

@@ -29,37 +29,52 @@ _UNSPECIALIZED = ["num_heads", "num_blocks", "total_q", "total_k"]
 _UNSPECIALIZED += [f"stride_{tensor}{axis}" for tensor in "dqkv" for axis in "th"]
 
 
-def launch_config(kernel: str, head_dim: int, max_seqlen: int, dtype: torch.dtype, arch: int) -> dict[str, int]:
+def launch_config(
+    kernel: str, head_dim: int, max_seqlen: int, dtype: torch.dtype, arch: int, aligned: bool = True
+) -> dict[str, int]:
     """Tile sizes and warps of `kernel` ("fwd", "dq" or "dkv") on compute capability `arch`.
 
-    `max_seqlen` bounds the axis that is split over programs: queries, or keys for "dkv".
+    `max_seqlen` bounds the axis that is split over programs: queries, or keys for "dkv". `aligned`: rows begin at
+    multiples of 16 bytes; others are loaded element by element, which takes registers.
     """
     if arch == INTERPRETER_ARCH:
         # Every operation costs it the same, whatever the tile.
         block = 64 if max_seqlen <= 64 else 128 if max_seqlen <= 256 else 256
         return {"BLOCK_M": block, "BLOCK_N": block}
     block_d = triton.next_power_of_2(head_dim)
+    if dtype != torch.float32 and 90 <= arch < 100 and block_d <= 64 and max_seqlen > 16:
+        return _hopper_config(kernel, max_seqlen, aligned)
     # Before sm_90 products take their operands from registers, which wide tiles do not leave free.
-    split, other, num_warps, num_stages = 64, 64 if arch >= 90 else 32, 4, 2
+    split, other, num_warps = 64, 64 if arch >= 90 else 32, 4
     if dtype == torch.float32:
         # Without tensor cores all of the head_dim is held in registers, for both operands.
         split, other, num_warps = 32, 32, 4 if block_d <= 32 else 8
         if kernel == "dkv" and block_d == 128:
             other = 16
-    elif arch >= 90 and block_d <= 64:
-        # Measured on an H100 (docs/cuda.md): small tiles leave room for more programs, which hide each other's waits.
-        other = 64 if kernel == "fwd" and max_seqlen > 256 else 32
-        num_stages = 1 if kernel == "dkv" else 3
     elif kernel == "fwd" and max_seqlen > 128:
         # Half as many passes over the keys of an image of 129 tokens and more.
         split, other, num_warps = 128, 64, 8
     elif kernel != "fwd" and block_d == 128:
-        other, num_warps = 64, 8
-    elif kernel == "dkv" and arch < 90:
-        num_warps = 8
+        other, num_warps = 32 if kernel == "dkv" else 64, 8
+    elif kernel == "dkv":
+        other, num_warps = 32, 4 if arch >= 90 or max_seqlen <= 32 else 8
     split = min(split, max(16, triton.next_power_of_2(max_seqlen)))
     blocks = (other, split) if kernel == "dkv" else (split, other)
-    return {"BLOCK_M": blocks[0], "BLOCK_N": blocks[1], "num_warps": num_warps, "num_stages": num_stages}
+    return {"BLOCK_M": blocks[0], "BLOCK_N": blocks[1], "num_warps": num_warps, "num_stages": 2}
+
+
+def _hopper_config(kernel: str, max_seqlen: int, aligned: bool) -> dict[str, int]:
+    """What bench/gpu/tune.py found fastest on an H100 in 16 bits (bench/results/cuda-nvidia-h100-80gb-hbm3/tune.csv).
+
+    Small tiles, and fewer registers than ptxas would take, so that more programs hide each other's waits: that is worth
+    more than the 48 bytes that the dkv kernel spills. Forward, tiles of 64 keys once there are more than 256 of them.
+    """
+    if kernel == "fwd" and max_seqlen > 256:
+        return {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3}
+    split, most = min(64, triton.next_power_of_2(max_seqlen)), {"fwd": 96, "dq": 112, "dkv": 168}[kernel]
+    blocks = (32, split) if kernel == "dkv" else (split, 32)
+    config = {"BLOCK_M": blocks[0], "BLOCK_N": blocks[1], "num_warps": 4, "num_stages": 3}
+    return config | ({"maxnreg": most} if aligned else {})
 
 
 @triton.jit
@@ -291,9 +306,9 @@ def varlen_attention_fwd(
     total_q, num_heads, head_dim = q.shape
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(num_heads, total_q, dtype=torch.float32, device=q.device)
-    config = launch_config("fwd", head_dim, max_seqlen_q, q.dtype, arch_of(q))
-    num_blocks = triton.cdiv(max_seqlen_q, config["BLOCK_M"])
     unit, strides = _strides(q, k, v)
+    config = launch_config("fwd", head_dim, max_seqlen_q, q.dtype, arch_of(q), unit > 1)
+    num_blocks = triton.cdiv(max_seqlen_q, config["BLOCK_M"])
     launch(
         _fwd_kernel,
         _grid(num_blocks, num_heads, cu_seqlens_q, q),
@@ -337,7 +352,7 @@ def varlen_attention_bwd(
     flags = {"HAS_WEIGHT": key_weight is not None, "STRIDE_UNIT": unit}
     flags |= {"HEAD_DIM": head_dim, "BLOCK_D": triton.next_power_of_2(head_dim)}
 
-    config = launch_config("dq", head_dim, max_seqlen_q, q.dtype, arch_of(q))
+    config = launch_config("dq", head_dim, max_seqlen_q, q.dtype, arch_of(q), unit > 1)
     num_blocks = triton.cdiv(max_seqlen_q, config["BLOCK_M"])
     launch(
         _bwd_dq_kernel,
@@ -349,7 +364,7 @@ def varlen_attention_bwd(
         **flags,
         **config,
     )
-    config = launch_config("dkv", head_dim, max_seqlen_k, q.dtype, arch_of(q))
+    config = launch_config("dkv", head_dim, max_seqlen_k, q.dtype, arch_of(q), unit > 1)
     num_blocks = triton.cdiv(max_seqlen_k, config["BLOCK_N"])
     launch(
         _bwd_dkv_kernel,
