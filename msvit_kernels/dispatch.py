@@ -13,8 +13,8 @@ import torch
 BACKENDS = ("cpu", "cuda", "triton", "reference")
 OPERATORS = ("varlen_attention", "mixed_scale_layout", "mixed_scale_embed", "unpack_to_grid")
 
-# On a GPU the CUDA attention kernels come first up to this max_seqlen and Triton's beyond, in each direction: measured on
-# an H100 in bf16 at head_dim 64 (bench/gpu/attention.py; docs/cuda.md has the times).
+# On a GPU the CUDA attention kernels come first up to this max_seqlen, in each direction, and Triton's beyond: measured
+# on an H100 in bf16 at head_dim 64 (docs/cuda.md).
 LONGEST_FOR_CUDA = {"varlen_attention_fwd": 0, "varlen_attention_bwd": 64}
 
 # What `explain` asks each backend: the inputs of a ViT-S in the dtype that suits the device.

@@ -99,6 +99,17 @@ def test_drawn_masks(target, data):
     check_accuracy(inputs, backend, mean=MEAN, std=STD)
 
 
+@pytest.mark.parametrize("target", [target for target in TARGETS if target.values[0][0] == "triton"])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_many_tokens_are_gathered_and_multiplied(target, with_bias, monkeypatch, poisoned_memory):
+    kernels = pytest.importorskip("msvit_kernels.triton.mixed_scale_embed")
+    monkeypatch.setattr(kernels, "FUSED_TOKENS", 0)
+    backend, device, dtype = target
+    for _, mask in testing.fine_masks(2, 2, 3):
+        inputs = make_inputs(mask, 8, 2, 1, 40, dtype, torch.uint8, device, bias=with_bias)
+        check_accuracy(inputs, backend, mean=MEAN, std=STD)
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_same_inputs_give_the_same_bits(target):
     backend, device, dtype = target

@@ -17,6 +17,7 @@ could give the gradient of a key weight, and none is asked for it.
 
 import importlib
 import importlib.util
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -254,6 +255,8 @@ def _nested(x: Buffers) -> Prepared:
 def _cudnn_thd(x: Buffers) -> Prepared:
     if importlib.util.find_spec("cudnn") is None:
         raise UnavailableError("nvidia-cudnn-frontend is not installed")
+    if os.environ.get("MSVIT_CUDNN_THD") != "1":
+        raise UnavailableError("its forward plan has lost an H100 (cuDNN 9.19); MSVIT_CUDNN_THD=1 tries it again")
     from gpu.cudnn_thd import prepare
 
     forward, backward = prepare(x)

@@ -70,8 +70,6 @@ def embed_case(shape: tuple[int, int, int], images: str, backward: bool, device:
     calls |= {"torch conv": embed.Inputs.conv, "torch gather": embed.Inputs.gather}
     if device.type == "cuda":
         calls["torch gather compiled"] = compiled
-        if not backward:
-            calls["gather kernel, product"] = gather_and_product
     results = _oracles(partial(embed._results, first, "reference", backward), dtype)
 
     def check(name: str, call: Call) -> None:
@@ -90,20 +88,6 @@ def embed_case(shape: tuple[int, int, int], images: str, backward: bool, device:
         {name: [partial(maker, call, x) for x in sets] for name, call in calls.items()},
         check, float(moved), 6.0 * embed.PATCH**2 * dim * first.patches, ("torch gather compiled",),
     )  # fmt: skip
-
-
-def gather_and_product(x: embed.Inputs) -> Tensor:
-    """The alternative to one fused kernel: our kernel cuts out the active patches, cuBLAS multiplies them."""
-    from msvit_kernels.triton import mixed_scale_embed as kernels
-
-    layout, prefix = x.layout, embed.PREFIX
-    mean, std = (embed.MEAN, embed.STD) if x.raw else (None, None)
-    sizes = kernels._sizes(x.images, layout.total_tokens, embed.PATCH, embed.SCALE, prefix)
-    normalisation = kernels._normalisation(x.images, mean, std)
-    index = layout.batch_index, layout.token_index
-    patches = kernels._gather(x.images, *index, x.weight, sizes, embed.PATCH, embed.SCALE, normalisation)
-    added = torch.cat([x.table[:prefix], x.table[prefix:] + x.bias]).index_select(0, layout.token_index)
-    return torch.addmm(added, patches, x.weight.flatten(1).t())
 
 
 def unpack_case(shape: tuple[int, int, int], backward: bool, device: torch.device) -> Case:

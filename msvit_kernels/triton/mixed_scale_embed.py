@@ -2,12 +2,13 @@
 
     row_t = table[token_index_t] + [t is a patch] * (weight . patch_t + bias)
 
-The forward is a matrix product whose left operand is gathered: one program computes BLOCK_M rows x BLOCK_N channels,
-in one pass over the 3 * p * p pixels of its patches, which it reads, averages, normalises and rounds to the dtype of
-`weight` on the way. The backward writes the patches of the active tokens once, [total_tokens, 3 * p * p], and leaves
-the product for dweight to torch.mm; the image gradient is a product of torch.mm, spread over the pixels by one program
-per BLOCK pixels; in the table gradient one program sums a candidate over BLOCK_B images. Sums are in fp32 and in a
-fixed order: same inputs, same bits. Indices are clamped, so that wrong ones cannot lead outside.
+The forward is a matrix product whose left operand is gathered: one program computes BLOCK_M rows x BLOCK_N channels, in
+one pass over the 3 * p * p pixels of its patches, which it reads, averages, normalises and rounds to the dtype of
+`weight` on the way. In 16 bits, from FUSED_TOKENS tokens on, the patches of the active tokens are written once instead,
+[total_tokens, 3 * p * p], and multiplied by cuBLAS. The backward writes them too, and leaves the product for dweight to
+torch.mm; the image gradient is a product of torch.mm, spread over the pixels by one program per BLOCK pixels; in the
+table gradient one program sums a candidate over BLOCK_B images. Sums are in fp32 and in a fixed order: same inputs,
+same bits. Indices are clamped, so that wrong ones cannot lead outside.
 """
 
 from collections.abc import Sequence
@@ -28,6 +29,10 @@ from msvit_kernels.triton.common import (
 from msvit_kernels.triton.numerics import dot, rounded
 from msvit_kernels.triton.patches import load_patches, patch_origin
 
+# One launch for fewer tokens than that. For 25,000 of a ViT-S in bf16 an H100 took 194 us in one kernel and 108 in two
+# steps (bench/results/cuda-nvidia-h100-80gb-hbm3/token_operators.csv): the kernel converts each pixel once per BLOCK_N
+# channels, and its matrix product is no match for cuBLAS.
+FUSED_TOKENS = 4096
 _UNSPECIALIZED = ["total_tokens", "batch", "num_prefix", "num_coarse", "num_fine", "num_blocks", "num_candidates"]
 
 
@@ -212,6 +217,11 @@ def mixed_scale_embed_fwd(
     std: Sequence[float] | None,
 ) -> Tensor:
     total_tokens, dim = token_index.shape[0], weight.shape[0]
+    if weight.dtype != torch.float32 and total_tokens >= FUSED_TOKENS:
+        sizes = _sizes(images, total_tokens, patch_size, scale_factor, num_prefix)
+        normalisation = _normalisation(images, mean, std)
+        patches = _gather(images, batch_index, token_index, weight, sizes, patch_size, scale_factor, normalisation)
+        return torch.addmm(_added_rows(token_index, bias, table, num_prefix), patches, weight.flatten(1).T)
     out = torch.empty(total_tokens, dim, dtype=weight.dtype, device=images.device)
     config = launch_config(dim, patch_size, weight.dtype, arch_of(images))
     num_blocks = triton.cdiv(dim, config["BLOCK_N"])
@@ -228,6 +238,13 @@ def mixed_scale_embed_fwd(
         **config,
     )
     return out
+
+
+def _added_rows(token_index: Tensor, bias: Tensor | None, table: Tensor, num_prefix: int) -> Tensor:
+    """[total_tokens, dim] what is added to the products: rows of the table, with the bias but for prefix tokens."""
+    if bias is not None:
+        table = torch.cat([table[:num_prefix], table[num_prefix:] + bias])
+    return table.index_select(0, token_index.clamp(0, table.shape[0] - 1))
 
 
 def mixed_scale_embed_bwd(
