@@ -5,15 +5,20 @@
 Parts share the time of --seconds; what one leaves, the next ones have. A part that fails is reported and stops nothing;
 the exit code is the number of failed parts. CSV rows, pictures and report.md go to bench/results/<device>. On a machine
 without a GPU it tries the same paths on small shapes, says what it skipped, and writes only where --output says.
+
+    python bench/gpu_report.py --tables DIR
+
+measures nothing: it makes DIR/report.md from the CSV rows there, on any machine.
 """
 
 import argparse
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))  # the package may have to be built first
@@ -22,7 +27,7 @@ import common  # noqa: E402
 import torch  # noqa: E402
 from gpu import checks, commands, ncu, summary  # noqa: E402
 from gpu.attention import LOST_DEVICE  # noqa: E402
-from gpu.targets import all_targets  # noqa: E402
+from gpu.targets import all_targets, commits, read  # noqa: E402
 from rich import box  # noqa: E402
 from rich.table import Table  # noqa: E402
 
@@ -245,11 +250,7 @@ def write_report(report: Report, outcomes: list[Outcome], verified: list[tuple[s
     """report.md and report.log."""
     if report.output is None:
         return
-    facts = common.facts(report.device)
-    lines = [f"# GPU report: {facts['machine']}", ""]
-    lines += [f"torch {facts['torch']}, triton {facts['triton']}, CUDA {torch.version.cuda}, timm {facts['timm']}, "
-              f"commit {facts['commit']}, {facts['date']}. Written by `python bench/gpu_report.py`; what is measured "
-              "and how: [docs/gpu.md](../../../docs/gpu.md).", "", "## Parts", ""]  # fmt: skip
+    lines = [*heading(common.facts(report.device)), "", "## Parts", ""]
     rows = [[each.part, each.status, f"{each.seconds:.0f} s", each.why] for each in outcomes]
     lines += summary.markdown_table(("part", "", "time", ""), rows, 4)
     lines += ["", *summary.report_lines(report.output, with_targets=report.on_gpu)]
@@ -260,6 +261,31 @@ def write_report(report: Report, outcomes: list[Outcome], verified: list[tuple[s
     report.output.mkdir(parents=True, exist_ok=True)
     (report.output / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (report.output / "report.log").write_text("\n".join(report.log), encoding="utf-8")
+
+
+def write_tables(folder: Path) -> None:
+    """report.md from the CSV rows of a folder.
+
+    Raises:
+        ValueError: the folder has none.
+    """
+    rows = [row for path in folder.glob("*.csv") for row in read(path)]
+    if not rows:
+        raise ValueError(f"--tables: expected a folder with CSV rows, got {str(folder)!r}")
+    newest = max(rows, key=lambda row: row["date"])
+    lines = [*heading(newest | {"commit": commits(rows)}), "", *summary.report_lines(folder, with_targets=True)]
+    (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def heading(facts: Mapping[str, Any]) -> list[str]:
+    """On what and with what the report was made."""
+    return [
+        f"# GPU report: {facts['machine']}",
+        "",
+        f"torch {facts['torch']}, triton {facts['triton']}, timm {facts['timm']}, commit {facts['commit']}, "
+        f"{facts['date']}. Written by `python bench/gpu_report.py`; what is measured and how: "
+        "[docs/gpu.md](../../../docs/gpu.md).",
+    ]
 
 
 def print_end(report: Report, outcomes: list[Outcome], verified: list[tuple[str, str]]) -> None:
@@ -289,6 +315,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small shapes: a smoke test")
     parser.add_argument("--device", help="cpu or cuda; found by itself where not given")
     parser.add_argument("--output", type=Path, help="folder of the results (default on a GPU: bench/results/<device>)")
+    parser.add_argument("--tables", type=Path, metavar="DIR", help="only make DIR/report.md from the CSV rows there")
     return parser.parse_args(argv)
 
 
@@ -299,6 +326,9 @@ def main(argv: list[str] | None = None) -> int:
     if unknown := [name for name in names if name not in PARTS]:
         sys.exit(f"error: --parts: expected some of {', '.join(PARTS)}, got {unknown[0]!r}")
     try:
+        if arguments.tables:
+            write_tables(arguments.tables)
+            return 0
         device = common.find_device(arguments.device)
     except ValueError as error:
         sys.exit(f"error: {error}")

@@ -20,6 +20,7 @@ from msvit_kernels import testing, varlen_attention
 
 SECTIONS = ("SpeedOfLight", "Occupancy", "WarpStateStats", "ComputeWorkloadAnalysis", "MemoryWorkloadAnalysis",
             "LaunchStats")  # fmt: skip
+METRICS = "dram__bytes_read.sum,dram__bytes_write.sum"  # in none of the sections
 # Of the columns that ncu writes: name in our table, pattern.
 COLUMNS = {
     "time_us": r"gpu__time_duration\.sum",
@@ -43,9 +44,10 @@ def collect(limit: float) -> tuple[commands.Result, list[dict[str, Any]]] | None
     sections = [word for section in SECTIONS for word in ("--section", section)]
     # The card's clocks are left as they are.
     command = [program, "--clock-control", "none", "--target-processes", "all", "--profile-from-start", "off"]
-    command += [*sections, "--page", "raw", "--csv", *commands.python(Path(__file__))]
+    command += [*sections, "--metrics", METRICS, "--page", "raw", "--csv", *commands.python(Path(__file__))]
     result = commands.run(command, limit)
-    return result, parse(result.output)
+    facts = common.facts(common.find_device(None))
+    return result, [row | facts for row in parse(result.output)]
 
 
 def parse(output: str) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from gpu.targets import Row, Target, all_targets, read
+from gpu.targets import Row, Target, all_targets, commits, latency_rows, read
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], numbers_from: int = 1) -> list[str]:
@@ -56,6 +56,8 @@ def operator_lines(rows: Sequence[Row]) -> list[str]:
 def latency_lines(rows: Sequence[Row]) -> list[str]:
     """Milliseconds per image of every method, one table for each batch size."""
     lines: list[str] = []
+    if len(dict.fromkeys(row["commit"] for row in rows)) > 1:
+        lines += [f"Runs of {commits(rows)} share these tables. The host's part of a time differs between runs."]
     for batch in dict.fromkeys(row["batch"] for row in rows):
         mine = [row for row in rows if row["batch"] == batch]
         methods = list(dict.fromkeys(row["method"] for row in mine))
@@ -83,8 +85,35 @@ def profile_lines(rows: Sequence[Row]) -> list[str]:
     columns = (("time_us", ".1f"), ("dram_read_mb", ".1f"), ("dram_write_mb", ".1f"), ("dram_share", ".0f"),
                ("occupancy", ".0f"), ("tensor_share", ".0f"), ("registers", ".0f"))  # fmt: skip
     heads = ("kernel", "µs", "read MB", "written MB", "DRAM %", "occupancy %", "tensor pipe %", "registers", "stalls")
-    cells = ([row["kernel"], *(_text(row, name, spec) for name, spec in columns), row["stalls"]] for row in rows)
-    return markdown_table(heads, cells)
+    cells = ([f"`{row['kernel']}`", *(_text(row, name, spec) for name, spec in columns), row["stalls"]] for row in rows)
+    return [
+        f"One launch of each kernel with a cold cache, of commit {commits(rows)}.",
+        "",
+        *markdown_table(heads, cells),
+    ]
+
+
+def tune_lines(rows: Sequence[Row]) -> list[str]:
+    """The three fastest configurations of each Triton kernel and workload, and the one that was in use."""
+    cells = []
+    for key in dict.fromkeys((row["workload"], row["kernel"], row["weighted"]) for row in rows):
+        group = [row for row in rows if (row["workload"], row["kernel"], row["weighted"]) == key]
+        group.sort(key=lambda row: float(row["p50_us"]))
+        used = next((row for row in group if row["usual"] == "True"), None)
+        kernel = key[1] + ", key weight" * (key[2] == "True")
+        fastest = [_configuration(row) for row in group[:3]]
+        cells.append([key[0], kernel, *fastest, *[""] * (3 - len(fastest)), _configuration(used) if used else ""])
+    return [
+        "Each cell: µs in a CUDA graph, BLOCK_M x BLOCK_N, warps (w), stages (s), and the limit of registers (r).",
+        "",
+        *markdown_table(("workload", "kernel", "fastest", "second", "third", "in use then"), cells, 2),
+    ]
+
+
+def _configuration(row: Row) -> str:
+    bound = f" r{row['maxnreg']}" if row.get("maxnreg") else ""
+    tile = f"{row['BLOCK_M']}x{row['BLOCK_N']} w{row['num_warps']} s{row['num_stages']}"
+    return f"**{float(row['p50_us']):.1f}** {tile}{bound}"
 
 
 def target_lines(targets: Sequence[Target]) -> list[str]:
@@ -95,18 +124,26 @@ def target_lines(targets: Sequence[Target]) -> list[str]:
 def report_lines(folder: Path, with_targets: bool) -> list[str]:
     """All tables that the CSV files of a folder allow; the targets are those of a GPU."""
     parts = (
-        ("Attention", "attention.csv", attention_lines),
-        ("Other operators", "token_operators.csv", operator_lines),
-        ("Latency of ViT-S", "latency_bf16.csv", latency_lines),
-        ("Training step", "train_step.csv", step_lines),
-        ("Hardware counters, attention at the headline shape", "profile.csv", profile_lines),
+        ("Attention", read(folder / "attention.csv"), attention_lines),
+        ("Other operators", read(folder / "token_operators.csv"), operator_lines),
+        ("Latency of ViT-S", latency_rows(folder), latency_lines),
+        ("Training step", read(folder / "train_step.csv"), step_lines),
+        ("Hardware counters, attention at the headline shape", read(folder / "profile.csv"), profile_lines),
+        ("Configurations of the Triton attention", read(folder / "tune.csv"), tune_lines),
     )
-    lines = ["## Targets", "", *target_lines(all_targets(folder))] if with_targets else []
-    for title, name, make in parts:
-        rows = read(folder / name)
+    lines = ["## Targets", "", *target_lines(all_targets(folder)), ""] if with_targets else []
+    lines += ["## Files", "", *file_lines(folder)]
+    for title, rows, make in parts:
         if rows:
             lines += ["", f"## {title}", "", *make(rows)]
     return lines
+
+
+def file_lines(folder: Path) -> list[str]:
+    """Of which commit and from when the rows of each CSV file are."""
+    files = [(path.name, read(path)) for path in sorted(folder.glob("*.csv"))]
+    cells = ([name, commits(rows), max(row["date"] for row in rows), str(len(rows))] for name, rows in files if rows)
+    return markdown_table(("file", "commit", "date", "rows"), cells, 3)
 
 
 def _text(row: Row | None, column: str, spec: str) -> str:

@@ -45,6 +45,18 @@ def read(path: Path) -> list[Row]:
         return list(csv.DictReader(file))
 
 
+def latency_rows(folder: Path) -> list[Row]:
+    """Rows of every latency_bf16*.csv; the newest if a method was timed again with the same tokens and batch."""
+    rows = [row for path in sorted(folder.glob("latency_bf16*.csv")) for row in read(path)]
+    rows.sort(key=lambda row: row["date"])
+    return list({(row["method"], row["wanted_tokens"], row["batch"]): row for row in rows}.values())
+
+
+def commits(rows: Sequence[Row]) -> str:
+    """Every commit that rows come from, in the order of their dates."""
+    return ", ".join(dict.fromkeys(row["commit"] for row in sorted(rows, key=lambda row: row["date"])))
+
+
 def all_targets(folder: Path) -> list[Target]:
     """Every target, judged by the CSV rows of a folder."""
     attention = read(folder / "attention.csv")
@@ -65,7 +77,7 @@ def all_targets(folder: Path) -> list[Target]:
             targets.append(
                 Target(f"attention {direction}, {workload}, against the best peer", 1, "x", False, times, _by(best))
             )
-    latency = read(folder / "latency_bf16.csv")
+    latency = latency_rows(folder)
     for method in ("packed compiled graph", "packed graph"):
         packed = find(latency, method=method, wanted_tokens="98", batch="256")
         if packed:

@@ -51,19 +51,28 @@ def test_readme_shows_what_a_gpu_measured(tmp_path):
     rows = [latency_row("packed", 98, 256, 0.05), latency_row("packed graph", 98, 256, 0.04, times_compiled=2.0)]
     rows += [latency_row("masked", 98, 256, 0.3), latency_row("packed", 98, 1, 1.5)]
     common.write_csv(folder / "latency_bf16.csv", rows)
-    attention_rows = [
-        made(workload=HEADLINE, direction="fwd", method="cuda", graph_p50_us=30, floor_us=24, date="2031"),
-        made(workload=HEADLINE, direction="fwd", method="cuda + key weight", graph_p50_us=20, floor_us=24),
-        made(workload=HEADLINE, direction="fwd", method="varlen_attn", ours=False, graph_p50_us=60, floor_us=24),
-        made(workload=HEADLINE, direction="fwd", method="sdpa padded flash", ours=False, exact=False, graph_p50_us=1),
+    older = [
+        latency_row("packed graph", 98, 256, 0.01, date="2029", commit="old"),  # measured again since
+        latency_row("packed compiled", 98, 1, 1.25, date="2029", commit="older"),
     ]
-    common.write_csv(folder / "attention.csv", [each | rows[0] | each for each in attention_rows])
-    text = "\n".join(readme_gpu.section(folder.parent))
-    assert "GPU X (torch 3" in text
-    assert "| 98 | 1.96 |  | 1.5 |  | 0.3 |  | 0.04 | 6.0 |" in text
+    common.write_csv(folder / "latency_bf16_98-196.csv", older)
+    fwd = {"workload": HEADLINE, "direction": "fwd", "share_of_copy": 0.8, "share_of_matmul": 0.2}
+    attention_rows = [
+        made(method="cuda", graph_p50_us=30, **fwd),
+        made(method="cuda + key weight", graph_p50_us=20, **fwd),
+        made(method="varlen_attn", ours=False, graph_p50_us=60, **fwd),
+        made(method="sdpa padded flash", ours=False, exact=False, graph_p50_us=1, **fwd),
+    ]
+    common.write_csv(folder / "attention.csv", [rows[0] | {"date": "2031"} | each for each in attention_rows])
+    text = " ".join(readme_gpu.section(folder.parent))
+    assert "GPU X (torch 3, triton 4, commits older, abc), bf16" in text
+    assert "was timed only for packed at batch 1 with 98 tokens." in text
+    assert "Eager, one image takes 1.5 to 1.5 ms" in text
+    assert "| 98 | 1.96 |  | 1.25 |  | 0.3 |  | 0.04 | 6.0 |" in text
     assert "2.00x as fast as the compiled ViT-S/16" in text
-    assert f"| {HEADLINE} | fwd | 30.0 | 24.0 | varlen_attn | 60.0 | 2.00x |" in text
+    assert f"| {HEADLINE} | fwd | cuda | 30.0 | 80% copy | varlen_attn | 60.0 | 2.00x |" in text
     assert "bench/results/cuda-gpu-x/report.md" in text
+    assert "training step has not been measured on a GPU yet" in text
 
 
 def test_readme_says_that_no_gpu_was_measured(tmp_path):

@@ -226,10 +226,9 @@ def test_targets(tmp_path):
             ),
         ],
     )
-    common.write_csv(
-        tmp_path / "latency_bf16.csv",
-        [{"method": "packed graph", "wanted_tokens": 98, "batch": 256, "times_compiled": 2.0}],
-    )
+    latency = {"method": "packed graph", "wanted_tokens": 98, "batch": 256}
+    common.write_csv(tmp_path / "latency_bf16.csv", [latency | {"times_compiled": 2.0, "date": "2031"}])
+    common.write_csv(tmp_path / "latency_bf16_98-196.csv", [latency | {"times_compiled": 3.0, "date": "2030"}])
     found = {each.what: each for each in targets.all_targets(tmp_path)}
     forward = found[f"attention fwd, {HEADLINE}: share of the copy ceiling"]
     assert (forward.measured, forward.met) == (0.8, True)
@@ -342,6 +341,17 @@ def test_counters_are_read():
     assert ncu.parse("==ERROR== no permission") == []
 
 
+def test_counters_carry_their_facts(monkeypatch):
+    output = '"ID","Kernel Name","dram__bytes_read.sum"\n"","","Mbyte"\n"0","f(int)","7"'
+    asked = []
+    monkeypatch.setattr(commands, "find", lambda name: name)
+    monkeypatch.setattr(commands, "run", lambda command, limit: asked.extend(command) or commands.Result(0, output, 1))
+    _, (row,) = ncu.collect(1)
+    assert (row["kernel"], row["dram_read_mb"]) == ("f", 7)
+    assert row.keys() >= {"machine", "torch", "commit", "date"}
+    assert "dram__bytes_read.sum,dram__bytes_write.sum" in asked
+
+
 # ---- the command
 
 
@@ -373,6 +383,35 @@ def test_without_a_gpu_nothing_fails(capsys):
     printed = capsys.readouterr().out
     assert printed.count("skipped after") == 5
     assert "no GPU on this machine" in printed
+
+
+def test_report_of_rows_that_are_there(tmp_path):
+    facts = {"machine": "GPU X", "torch": "3", "triton": "4", "timm": "1"}
+    config = {"workload": HEADLINE, "kernel": "fwd", "weighted": True, "BLOCK_N": 32, "num_warps": 4, "num_stages": 3}
+    rows = [
+        config | facts | {"BLOCK_M": size, "p50_us": time, "usual": size == 16, "commit": "new", "date": "2031"}
+        for size, time in ((16, 9), (32, 3), (64, 1.25), (128, 2))
+    ]
+    common.write_csv(tmp_path / "tune.csv", rows)
+    counters = dict.fromkeys(ncu.COLUMNS, 1) | {"kernel": "f<int>", "stalls": "wait 2.00"}
+    common.write_csv(tmp_path / "profile.csv", [counters | facts | {"machine": "-", "commit": "old", "date": "2030"}])
+    assert gpu_report.main(["--tables", str(tmp_path)]) == 0
+    text = (tmp_path / "report.md").read_text()
+    assert text.startswith("# GPU report: GPU X\n\ntorch 3, triton 4, timm 1, commit old, new, 2031.")
+    assert (
+        text.index("## Targets")
+        < text.index("| tune.csv | new | 2031 | 4 |")
+        < text.index("of commit old.\n\n| kernel")
+    )
+    assert "| `f<int>` | 1.0 | 1.0 |" in text
+    cells = "**1.2** 64x32 w4 s3 | **2.0** 128x32 w4 s3 | **3.0** 32x32 w4 s3 | **9.0** 16x32 w4 s3 |"
+    assert f"| {HEADLINE} | fwd, key weight | {cells}" in text
+    assert {path.name for path in tmp_path.iterdir()} == {"tune.csv", "profile.csv", "report.md"}
+
+
+def test_report_of_no_rows(tmp_path):
+    with pytest.raises(SystemExit, match="error: --tables: expected a folder with CSV rows"):
+        gpu_report.main(["--tables", str(tmp_path)])
 
 
 def test_time_that_is_over(capsys):
