@@ -13,8 +13,8 @@ import torch
 BACKENDS = ("cpu", "cuda", "triton", "reference")
 OPERATORS = ("varlen_attention", "mixed_scale_layout", "mixed_scale_embed", "unpack_to_grid")
 
-# On a GPU the CUDA attention kernels come first up to this max_seqlen, in each direction, and Triton's beyond: measured
-# on an H100 in bf16 at head_dim 64 (docs/cuda.md).
+# On Hopper CUDA's attention kernels come first up to this max_seqlen, in each direction, and Triton's beyond. Measured on
+# an H100 in bf16 at head_dim 64 (docs/cuda.md); other GPUs have not been measured and take the order of the table.
 LONGEST_FOR_CUDA = {"varlen_attention_fwd": 0, "varlen_attention_bwd": 64}
 
 # What `explain` asks each backend: the inputs of a ViT-S in the dtype that suits the device.
@@ -95,19 +95,24 @@ def resolve_function(
 
 
 def attention_function(
-    name: str, backend: str | None, max_seqlen: int, device_type: str, dtype: torch.dtype, head_dim: int
+    name: str, backend: str | None, max_seqlen: int, device: torch.device, dtype: torch.dtype, head_dim: int
 ) -> Callable[..., Any]:
-    """Raw function `name` of `varlen_attention`, whose backend on a GPU depends on the length of the sequences."""
-    is_long = device_type == "cuda" and max_seqlen > LONGEST_FOR_CUDA[name]
+    """Raw function `name` of `varlen_attention`, whose backend on Hopper depends on the length of the sequences."""
+    is_long = device.type == "cuda" and max_seqlen > LONGEST_FOR_CUDA[name] and _is_hopper(device)
     return resolve_function(
         "varlen_attention",
         name,
         backend,
-        device_type,
+        device.type,
         dtype,
         preferred="triton" if is_long else None,
         head_dim=head_dim,
     )
+
+
+@functools.cache
+def _is_hopper(device: torch.device) -> bool:
+    return torch.version.cuda is not None and torch.cuda.get_device_capability(device)[0] == 9
 
 
 @functools.cache
@@ -148,9 +153,10 @@ def _explain_operator(operator: str, device_type: str, dtype: torch.dtype) -> li
     reasons = {name: unsupported_reason(operator, name, device_type, dtype, **details) for name in BACKENDS}
     taken = next((name for name, reason in reasons.items() if reason is None), "none")
     missing = [f"    {name}: {reason}" for name, reason in reasons.items() if reason is not None]
-    if operator == "varlen_attention" and taken == "cuda" and reasons["triton"] is None and device_type == "cuda":
-        longest = " and ".join(f"{tokens} ({name[-3:]})" for name, tokens in LONGEST_FOR_CUDA.items())
-        taken = f"cuda, and triton where max_seqlen is above {longest}"
+    by_length = operator == "varlen_attention" and device_type == "cuda" and reasons["triton"] is None
+    if by_length and taken == "cuda" and _is_hopper(torch.device("cuda")):
+        longest = LONGEST_FOR_CUDA["varlen_attention_bwd"]
+        taken = f"triton; cuda backward up to a max_seqlen of {longest}"
     return [f"  {operator}: takes {taken}", *missing]
 
 

@@ -88,9 +88,10 @@ def varlen_attention_unrecorded(
             validation.check_offsets("cu_seqlens_k", cu_seqlens_k, k.shape[0], max_seqlen_k)
         if key_weight is not None:
             validation.check_key_weight(key_weight)
-    forward = dispatch.attention_function(
-        "varlen_attention_fwd", backend, max(max_seqlen_q, max_seqlen_k), q.device.type, q.dtype, q.shape[2]
-    )
+    # A bound may be far above what there is; it chooses kernels and sizes their grids.
+    max_seqlen_q, max_seqlen_k = min(max_seqlen_q, q.shape[0]), min(max_seqlen_k, k.shape[0])
+    longest = max(max_seqlen_q, max_seqlen_k)
+    forward = dispatch.attention_function("varlen_attention_fwd", backend, longest, q.device, q.dtype, q.shape[2])
     result: tuple[Tensor, Tensor] = forward(
         q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, key_weight, softmax_scale
     )
@@ -121,14 +122,25 @@ def _varlen_attention_backward(ctx: Any, dout: Tensor | None, dlse: Tensor | Non
 
 
 def _varlen_attention_bwd(
-    dout: Tensor, dlse: Tensor | None, q: Tensor, *arguments: Any
+    dout: Tensor,
+    dlse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    *arguments: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *arguments, backend = arguments  # type: ignore[assignment]
-    max_seqlen = max(arguments[6:8])
-    backward = dispatch.attention_function(
-        "varlen_attention_bwd", backend, max_seqlen, q.device.type, q.dtype, q.shape[2]
-    )
-    dq, dk, dv, dweight = backward(dout, dlse, q, *arguments)
+    max_seqlen_q, max_seqlen_k = min(max_seqlen_q, q.shape[0]), min(max_seqlen_k, k.shape[0])
+    longest = max(max_seqlen_q, max_seqlen_k)
+    backward = dispatch.attention_function("varlen_attention_bwd", backend, longest, q.device, q.dtype, q.shape[2])
+    tensors = q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k
+    dq, dk, dv, dweight = backward(dout, dlse, *tensors, max_seqlen_q, max_seqlen_k, *arguments)
     return dq, dk, dv, _none_as_empty(dweight, like=q)
 
 

@@ -74,7 +74,8 @@ def varlen_attention(
         key_weight: float32 [total_tokens_k] (float64 with float64 inputs), finite, >= 0; None for all ones.
         softmax_scale: factor of the scores; head_dim ** -0.5 when None.
         return_lse: return also the logarithm of the softmax denominator.
-        backend: "cuda", "triton", "cpu", "reference", or None for the first that supports the inputs.
+        backend: "cuda", "triton", "cpu", "reference", or None for the first that supports the inputs; on Hopper GPUs
+            for the one that was faster at that `max_seqlen`.
 
     Returns:
         out [total_tokens, num_heads, head_dim], dtype of q, contiguous; with `return_lse` also lse, float32

@@ -51,14 +51,20 @@ def test_attention_on_a_gpu_is_chosen_by_length(monkeypatch, fresh_choices, name
     refusals = {"cpu": "runs on CPUs"}
     monkeypatch.setattr(dispatch, "unsupported_reason", lambda operator, backend, *_, **__: refusals.get(backend))
     monkeypatch.setattr(dispatch, "function", lambda operator, backend, name: taken[backend])
+    hopper = [True]
+    monkeypatch.setattr(dispatch, "_is_hopper", lambda device: hopper[0])
 
     def chosen(max_seqlen, backend=None, device_type="cuda"):
-        return dispatch.attention_function(name, backend, max_seqlen, device_type, torch.bfloat16, 64)()
+        device = torch.device(device_type)
+        return dispatch.attention_function(name, backend, max_seqlen, device, torch.bfloat16, 64)()
 
     longest = dispatch.LONGEST_FOR_CUDA[name]
     assert [chosen(longest), chosen(longest + 1)] == ["cuda", "triton"]
     assert chosen(longest + 1, backend="cuda") == "cuda"  # whoever names a backend gets it
     assert chosen(longest + 1, device_type="cpu") == "cuda"  # the emulator, in the order of the table
+    hopper[0] = False
+    assert chosen(longest + 1) == "cuda"
+    hopper[0] = True
     refusals["triton"] = "is missing"
     fresh_choices()
     assert chosen(longest + 1) == "cuda"

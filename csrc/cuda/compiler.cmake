@@ -11,9 +11,9 @@ endif()
 include(CheckLanguage)
 check_language(CUDA)
 if(NOT CMAKE_CUDA_COMPILER)
-  execute_process(COMMAND nvidia-smi -L OUTPUT_VARIABLE gpus RESULT_VARIABLE status ERROR_QUIET)
+  execute_process(COMMAND nvidia-smi -L OUTPUT_VARIABLE gpus RESULT_VARIABLE status ERROR_QUIET TIMEOUT 20)
   if(status EQUAL 0 AND gpus MATCHES "GPU 0")
-    message(FATAL_ERROR "This machine has a GPU but no working nvcc: not on PATH, in CUDA_HOME, CUDA_PATH or /usr/local/cuda. "
+    message(FATAL_ERROR "This machine has a GPU but no working nvcc in CUDACXX, on PATH, in CUDA_HOME, CUDA_PATH or /usr/local/cuda. "
       "Install the CUDA toolkit or set CUDACXX to its nvcc; MSVIT_BUILD_CUDA=0 leaves the CUDA kernels out.")
   endif()
 endif()

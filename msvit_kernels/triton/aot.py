@@ -140,13 +140,15 @@ def cases(quick: bool) -> Iterator[Case]:
 def _attention_cases(dtype: torch.dtype, head_dim: int, quick: bool) -> None:
     """One head_dim, in the tiles of every class of lengths; flags one by one on the tiles of the longest."""
     whole_tiles = head_dim in (16, 32, 64, 128)
-    for max_seqlen in (1, 32, 128, 196) if whole_tiles and not quick else (196,):
+    for max_seqlen in (1, 32, 128, 196, 577) if whole_tiles and not quick else (196,):
         _attention(dtype, head_dim, max_seqlen, weighted=True, needs_dweight=True, aligned=True, dlse=False)
     if whole_tiles:
-        _attention(dtype, head_dim, 196, weighted=False, needs_dweight=False, aligned=True, dlse=False)
+        for max_seqlen in (196,) if quick else (196, 577):
+            _attention(dtype, head_dim, max_seqlen, weighted=False, needs_dweight=False, aligned=True, dlse=False)
     if head_dim == 64 and not quick:
         _attention(dtype, head_dim, 196, weighted=True, needs_dweight=False, aligned=True, dlse=True)
-        _attention(dtype, head_dim, 196, weighted=True, needs_dweight=True, aligned=False, dlse=False)
+        for max_seqlen in (32, 196, 577):
+            _attention(dtype, head_dim, max_seqlen, weighted=True, needs_dweight=True, aligned=False, dlse=False)
 
 
 def _spill_bound(operator: str, kernel: str, dtype: torch.dtype, options: dict[str, Any]) -> int:

@@ -307,7 +307,8 @@ def varlen_attention_fwd(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(num_heads, total_q, dtype=torch.float32, device=q.device)
     unit, strides = _strides(q, k, v)
-    config = launch_config("fwd", head_dim, max_seqlen_q, q.dtype, arch_of(q), unit > 1)
+    aligned = _aligned(unit, q, k, v)
+    config = launch_config("fwd", head_dim, max_seqlen_q, q.dtype, arch_of(q), aligned)
     num_blocks = triton.cdiv(max_seqlen_q, config["BLOCK_M"])
     launch(
         _fwd_kernel,
@@ -348,11 +349,12 @@ def varlen_attention_bwd(
     delta = torch.empty_like(lse)
     dweight = torch.empty(num_heads, total_k, dtype=torch.float32, device=q.device) if needs_dweight else None
     unit, strides = _strides(dout, q, k, v)
+    aligned = _aligned(unit, dout, q, k, v)
     log_weight = _log2(key_weight)
     flags = {"HAS_WEIGHT": key_weight is not None, "STRIDE_UNIT": unit}
     flags |= {"HEAD_DIM": head_dim, "BLOCK_D": triton.next_power_of_2(head_dim)}
 
-    config = launch_config("dq", head_dim, max_seqlen_q, q.dtype, arch_of(q), unit > 1)
+    config = launch_config("dq", head_dim, max_seqlen_q, q.dtype, arch_of(q), aligned)
     num_blocks = triton.cdiv(max_seqlen_q, config["BLOCK_M"])
     launch(
         _bwd_dq_kernel,
@@ -364,7 +366,7 @@ def varlen_attention_bwd(
         **flags,
         **config,
     )
-    config = launch_config("dkv", head_dim, max_seqlen_k, q.dtype, arch_of(q), unit > 1)
+    config = launch_config("dkv", head_dim, max_seqlen_k, q.dtype, arch_of(q), aligned)
     num_blocks = triton.cdiv(max_seqlen_k, config["BLOCK_N"])
     launch(
         _bwd_dkv_kernel,
@@ -388,6 +390,11 @@ def _strides(*tensors: Tensor) -> tuple[int, list[int]]:
     strides = [stride for tensor in tensors for stride in tensor.stride()[:2]]
     unit = 1 if any(stride % 8 for stride in strides) else 8
     return unit, [stride // unit for stride in strides]
+
+
+def _aligned(unit: int, *tensors: Tensor) -> bool:
+    """Whether all rows begin at multiples of 16 bytes, or of more for fp32."""
+    return unit > 1 and all(tensor.data_ptr() % 16 == 0 for tensor in tensors)
 
 
 def _grid(num_blocks: int, num_heads: int, cu_seqlens: Tensor, rows: Tensor) -> tuple[int]:
