@@ -13,8 +13,9 @@ import torch
 BACKENDS = ("cpu", "cuda", "triton", "reference")
 OPERATORS = ("varlen_attention", "mixed_scale_layout", "mixed_scale_embed", "unpack_to_grid")
 
-# On Hopper CUDA's attention kernels come first up to this max_seqlen, in each direction, and Triton's beyond, as measured
-# on an H100 in bf16 at head_dim 64 (docs/cuda.md). Other GPUs have not been measured and take the order of the table.
+# On Hopper CUDA's attention kernels come first up to this max_seqlen, in each direction, and Triton's beyond, as
+# measured on an H100 in bf16 at head_dim 64 (docs/cuda.md). Other GPUs have not been measured and take the order of
+# the table.
 LONGEST_FOR_CUDA = {"varlen_attention_fwd": 0, "varlen_attention_bwd": 64}
 
 # What `explain` asks each backend: the inputs of a ViT-S in the dtype that suits the device.

@@ -35,7 +35,8 @@ MAX_TENSOR_COLUMNS = 512
 # Spilled bytes per thread. Attention in 16 bits up to head_dim 64, the product of the embedding in 16 bits: none; on
 # sm_90 up to twelve values, where an H100 is faster with more programs side by side (launch_config); on sm_100 up to
 # four, which ptxas keeps in memory across the loop (and not within it) to stay at 128 registers.
-# Elsewhere (head_dim above 64; fp32, which has no tensor cores here) ptxas may leave a handful of values in memory.
+# Elsewhere (head_dim above 64; fp32, which has no tensor cores here; rows that are loaded element by element) ptxas may
+# leave a handful of values in memory.
 SPILLS_HOT = {80: 0, 90: 48, 100: 16}
 SPILLS_ELSEWHERE = 64
 HEAD_DIMS = (16, 32, 40, 64, 80, 128)
@@ -152,7 +153,7 @@ def _attention_cases(dtype: torch.dtype, head_dim: int, quick: bool) -> None:
 
 
 def _spill_bound(operator: str, kernel: str, dtype: torch.dtype, options: dict[str, Any]) -> int:
-    hot = operator == "varlen_attention" and options["HEAD_DIM"] <= 64
+    hot = operator == "varlen_attention" and options["HEAD_DIM"] <= 64 and options["STRIDE_UNIT"] == 8
     hot = hot or (operator == "mixed_scale_embed" and kernel == "_fwd_kernel")
     return SPILLS_HOT[common.compile_arch] if hot and dtype != torch.float32 else SPILLS_ELSEWHERE
 
