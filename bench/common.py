@@ -298,14 +298,19 @@ def quantiles(samples: Sequence[float]) -> dict[str, float]:
 
 
 def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """One line for each row under a header; a value that a row lacks stays empty."""
+    """One line for each row under a header; a value that a row lacks stays empty.
+
+    Whoever ends the run finds the old file or the new one, never a part of it.
+    """
     rows = list(rows)
     columns = list(dict.fromkeys(name for row in rows for name in row))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    with unfinished.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows({name: _plain(value) for name, value in row.items()} for row in rows)
+    unfinished.replace(path)
 
 
 def _plain(value: Any) -> Any:

@@ -12,7 +12,6 @@ measures nothing: it makes DIR/report.md from the CSV rows there, on any machine
 """
 
 import argparse
-import re
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -26,7 +25,6 @@ sys.path.insert(0, str(HERE.parent))  # the package may have to be built first
 import common  # noqa: E402
 import torch  # noqa: E402
 from gpu import checks, commands, ncu, summary  # noqa: E402
-from gpu.attention import LOST_DEVICE  # noqa: E402
 from gpu.targets import all_targets, commits, read  # noqa: E402
 from rich import box  # noqa: E402
 from rich.table import Table  # noqa: E402
@@ -105,7 +103,7 @@ def build(report: Report, seconds: float) -> None:
     report.note("build", why)
     # Nothing else is worth much without it.
     limit = max(seconds, 300)
-    result = checks.build(limit)
+    result = commands.run(commands.install(), limit)
     report.keep("build", result)
     require(result, limit)
 
@@ -141,20 +139,12 @@ def attention(report: Report, seconds: float) -> None:
     limit = seconds * 1.3 + 30
     result = report.script("attention", limit, "gpu/attention.py", "--seconds", seconds, *quick)
     left = seconds - result.seconds
-    if (culprit := lost_by(result)) and left > 20:
+    if (culprit := result.lost_by) and left > 20:
         # What the others take is still worth knowing.
         report.note("attention", f"FAILED the device was lost, or did not answer, with {culprit}; once more without it")
         options = ["--seconds", left, *quick, "--without", culprit]
         report.script("attention", left * 1.3 + 30, "gpu/attention.py", *options)
     require(result, limit)
-
-
-def lost_by(result: commands.Result) -> str | None:
-    """The backend or peer that was being prepared when attention.py lost the device or waited in vain for it."""
-    if result.code != LOST_DEVICE and "Timeout (" not in result.output:
-        return None
-    prepared = re.findall(r"^preparing: (.+)$", result.output, re.MULTILINE)
-    return prepared[-1] if prepared else None
 
 
 def require(result: commands.Result, limit: float) -> None:

@@ -327,13 +327,6 @@ def output_path(arguments: argparse.Namespace, device: torch.device, dtype_name:
     return (arguments.output or common.results_dir(device)) / f"{name}.csv"
 
 
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """All rows so far; whoever ends the run finds the old file or the new one, never a part of it."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    common.write_csv(unfinished, rows)
-    unfinished.replace(path)
-
-
 def run(arguments: argparse.Namespace, console: Console) -> None:
     """Everything after the command line is read.
 
@@ -373,7 +366,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
 
     def write() -> None:
         if rows := rows_so_far():
-            write_rows(path, rows)
+            common.write_csv(path, rows)
 
     def join(batch: int, methods: list[Method]) -> None:
         if methods:

@@ -21,13 +21,12 @@ import common
 import torch
 from torch import Tensor
 
-from gpu import peers, timing
+from gpu import commands, peers, timing
 from gpu.workloads import Buffers, Workload, cpu_workloads, gpu_workloads, rotations
 from msvit_kernels import testing, varlen_attention
 
 WEIGHTED = " + key weight"
 READY_SECONDS = 90  # in which a backend of ours must be compiled and checked on one workload
-LOST_DEVICE = 3  # exit code
 Row = dict[str, Any]
 
 
@@ -330,7 +329,7 @@ def argument_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the part; 1 where a backend of ours is wrong, `LOST_DEVICE` where the device was lost on the way."""
+    """Runs the part; 1 where a backend of ours is wrong, `commands.LOST_DEVICE` where the device was lost."""
     parser = argument_parser()
     parser.add_argument("--methods", default="", help="backends and peers to measure, with commas between")
     parser.add_argument("--workloads", default="", help="to measure, with semicolons between, such as '512 x 49'")
@@ -347,7 +346,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not timing.is_fatal(error):
                 raise
             print(f"FAILED {timing.reason(error)}", flush=True)
-            return LOST_DEVICE
+            return commands.LOST_DEVICE
     for failure in part.failures:
         print(f"FAILED {failure}")
     return 1 if part.failures or not part.rows else 0

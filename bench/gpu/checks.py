@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,11 +37,6 @@ def needs_build(root: Path = common.ROOT) -> str:
         if max(path.stat().st_mtime for path in built) < newest:
             return f"{name} is older than its sources"
     return ""
-
-
-def build(limit: float) -> commands.Result:
-    """An editable install with the packages that are there: nothing is downloaded."""
-    return commands.run(commands.python("-m", "pip", "install", "--no-build-isolation", "--no-deps", "-e", "."), limit)
 
 
 # ---- tests
@@ -129,22 +125,23 @@ class Finding:
     result: commands.Result
 
 
-def run_sanitizers(limit: float) -> list[Finding]:
-    """compute-sanitizer with each of its tools over small shapes; an empty list where it is not installed."""
+def run_sanitizers(limit: float, tools: Sequence[str] = SANITIZERS, backend: str | None = None) -> list[Finding]:
+    """compute-sanitizer with its tools over small shapes, of one backend or all; nothing if it is not installed."""
     program = commands.find("compute-sanitizer")
     if program is None:
         return []
     # Without torch's cache of freed memory every tensor is an allocation of its own, whose bounds are known.
     env = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     script = commands.python(common.ROOT / "bench" / "gpu" / "small_shapes.py", "--device", "cuda")
+    script += ["--backend", backend] if backend else []
 
     def run(tool: str) -> Finding:
         result = commands.run([program, "--tool", tool, "--error-exitcode", "86", *script], limit, env)
         return Finding(tool, result.ok, verdict(result, limit), result)
 
     # Nothing is timed, so that they may run at once.
-    with ThreadPoolExecutor(len(SANITIZERS)) as pool:
-        return list(pool.map(run, SANITIZERS))
+    with ThreadPoolExecutor(len(tools)) as pool:
+        return list(pool.map(run, tools))
 
 
 def verdict(result: commands.Result, limit: float) -> str:

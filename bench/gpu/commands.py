@@ -1,6 +1,7 @@
 """Commands with a time limit, whose output is kept."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import common
+
+LOST_DEVICE = 3  # exit code of attention.py
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,14 @@ class Result:
     def last_line(self) -> str:
         lines = [line.strip() for line in self.output.splitlines() if line.strip()]
         return lines[-1][:200] if lines else "no output"
+
+    @property
+    def lost_by(self) -> str | None:
+        """The backend or peer that was being prepared when attention.py lost the device or waited in vain for it."""
+        if self.code != LOST_DEVICE and "Timeout (" not in self.output:
+            return None
+        prepared = re.findall(r"^preparing: (.+)$", self.output, re.MULTILINE)
+        return prepared[-1] if prepared else None
 
     def failure(self, limit: float) -> str:
         """Why it is not ok."""
@@ -71,6 +82,11 @@ def find(program: str) -> str | None:
     """Path of a tool that comes with CUDA, which need not be on the PATH; None where there is none."""
     home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
     return shutil.which(program) or shutil.which(program, path=f"{home}/bin:{home}/compute-sanitizer")
+
+
+def install() -> list[str]:
+    """An editable install with the packages that are there: nothing is downloaded."""
+    return python("-m", "pip", "install", "--no-build-isolation", "--no-deps", "-e", ".")
 
 
 def python(*arguments: str | Path) -> list[str]:

@@ -13,20 +13,19 @@ emulator and the interpreter, if their variables are set (docs/cuda.md): the reh
 
 import argparse
 import json
-import re
 import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]  # bench, and packages that need not be installed
 
-from gpu import commands  # noqa: E402  nothing here needs torch: what cannot import it still says so
+from gpu import commands  # noqa: E402
 
 FACTS = """
 import importlib, shutil, time, torch
@@ -56,7 +55,6 @@ KERNEL_CHECKS = (
     ("triton-attention-64", "fp32"),
     ("triton-embed-uint8,triton-embed-float32", "fp32"),
 )
-LOST_DEVICE = 3  # exit code of gpu/attention.py
 FEW_THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # of steps side by side
 HEADLINES = "256 x 64..196;512 x 49;256 x 196;57 x 576;32 x 1024;64 x 144..576"
 
@@ -113,15 +111,19 @@ class Ladder:
         with ThreadPoolExecutor(workers) as pool:
             return list(pool.map(partial(self.run, alone=False), steps))
 
-    def script(self, name: str, limit: float, script: str, *arguments: object, **environment: str) -> Step:
-        """A step that runs a measuring script into the output folder."""
-        words = [script, *map(str, arguments), "--device", self.device, "--output", str(self.output)]
-        return Step(name, commands.python(HERE.parent / words[0], *words[1:]), limit, environment)
+    def show(self, result: commands.Result, lines: int = 80) -> None:
+        """The end of what a step printed."""
+        self.say("\n" + "\n".join(result.output.splitlines()[-lines:]))
 
-    def own(self, name: str, limit: float, seconds: float) -> Step:
-        """A step that is one of `OWN`, in a process of its own."""
-        words = ["--only", name, "--seconds", str(seconds), "--device", self.device, "--output", str(self.output)]
-        return Step(name, commands.python(HERE / "first.py", *words), limit, FEW_THREADS)
+    def script(self, name: str, limit: float, script: str, *arguments: object) -> Step:
+        """A step that runs a measuring script into the output folder."""
+        words = [*map(str, arguments), "--device", self.device, "--output", str(self.output)]
+        return Step(name, commands.python(HERE.parent / script, *words), limit)
+
+    def own(self, name: str, seconds: float) -> Step:
+        """A step that is one of `OWN`, in a process of its own, which has ten seconds more than the step."""
+        step = self.script(name, seconds + 10, "gpu/first.py", "--only", name, "--seconds", seconds)
+        return replace(step, environment=FEW_THREADS)
 
 
 # ---- the calls
@@ -148,27 +150,20 @@ def first(ladder: Ladder) -> None:
 
 def second(ladder: Ladder) -> None:
     """Tests and sanitizers; the model; counters; configurations."""
-    steps = [ladder.own("tests", 95, 85)]
-    if program := commands.find("compute-sanitizer"):
-        script = commands.python(HERE / "small_shapes.py", "--device", "cuda", "--backend", "cuda")
-        for tool in ("memcheck", "racecheck"):
-            command = [program, "--tool", tool, "--error-exitcode", "86", *script]
-            steps.append(Step(tool, command, 90, FEW_THREADS | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}))
-    for step, result in zip(steps, ladder.at_once(steps), strict=True):
-        ladder.say(f"{step.name}\n" + "\n".join(result.output.splitlines()[-25:]))
+    steps = [ladder.own(name, 85) for name in ("tests", "sanitizers")]
+    for result in ladder.at_once(steps):
+        ladder.show(result, 25)
     if ladder.device == "cpu":
         options: tuple[object, ...] = ("--tokens", "64", "--batch", "1", "--seconds", 5)
     else:
         options = ("--tokens", "98,196", "--batch", "256", "--cuda-graph", "--dtype", "bf16", "--seconds", 70)
     result = ladder.run(ladder.script("latency", 100, "latency.py", *options))
-    ladder.say("\n" + "\n".join(result.output.splitlines()[-30:]))
+    ladder.show(result, 30)
     if ladder.device == "cuda":
-        result = ladder.run(ladder.own("counters", 30, 25))
-        ladder.say("\n" + "\n".join(result.output.splitlines()[-12:]))
+        ladder.show(ladder.run(ladder.own("counters", 25)), 12)
         seconds = min(ladder.left - 5, 60)
         command = commands.python(HERE / "tune.py", "--seconds", seconds, "--output", ladder.output)
-        result = ladder.run(Step("tune", command, ladder.left))
-        ladder.say("\n" + "\n".join(result.output.splitlines()[-40:]))
+        ladder.show(ladder.run(Step("tune", command, ladder.left)), 40)
 
 
 def third(ladder: Ladder) -> None:
@@ -185,8 +180,7 @@ def third(ladder: Ladder) -> None:
         ("token_operators", 0.1, 1.0, "gpu/token_operators.py", quick),
     )
     for name, share, most, script, options in scripts:
-        result = ladder.run(ladder.script(name, most * whole, script, "--seconds", share * whole, *options))
-        ladder.say("\n" + "\n".join(result.output.splitlines()[-80:]))
+        ladder.show(ladder.run(ladder.script(name, most * whole, script, "--seconds", share * whole, *options)))
 
 
 def tests(arguments: argparse.Namespace) -> None:
@@ -197,6 +191,15 @@ def tests(arguments: argparse.Namespace) -> None:
     _, outcomes = checks.run_tests(arguments.seconds, device=arguments.device, log=log)
     print(checks.count(outcomes))
     print(*[test for test, outcome in outcomes.items() if outcome in ("FAILED", "ERROR")][:40], sep="\n")
+
+
+def sanitizers(arguments: argparse.Namespace) -> None:
+    """compute-sanitizer on the CUDA kernels."""
+    from gpu import checks
+
+    findings = checks.run_sanitizers(arguments.seconds, ("memcheck", "racecheck"), "cuda")
+    print(*[f"{finding.tool}: {finding.text}" for finding in findings] or ["not installed"], sep="\n")
+    sys.exit(sum(not finding.ok for finding in findings))
 
 
 def counters(arguments: argparse.Namespace) -> None:
@@ -215,7 +218,9 @@ def counters(arguments: argparse.Namespace) -> None:
     print(*rows, sep="\n")
 
 
-OWN: dict[str, Callable[[argparse.Namespace], None]] = {"tests": tests, "counters": counters}
+OWN: dict[str, Callable[[argparse.Namespace], None]] = {
+    function.__name__: function for function in (tests, sanitizers, counters)
+}
 CALLS: dict[int, Callable[[Ladder], None]] = {1: first, 2: second, 3: third}
 
 
@@ -228,10 +233,9 @@ def attention(ladder: Ladder, seconds: float, *options: object) -> None:
         limit = until - time.monotonic() + 15
         result = ladder.run(ladder.script("attention", limit, "gpu/attention.py", *arguments))
         ladder.say("\n" + "\n".join(line for line in result.output.splitlines() if "preparing:" not in line))
-        prepared = re.findall(r"^preparing: (.+)$", result.output, re.MULTILINE)
-        if result.code != LOST_DEVICE or not prepared:
+        if not result.lost_by:
             return
-        without.append(prepared[-1])
+        without.append(result.lost_by)
 
 
 def show_facts(ladder: Ladder) -> None:
@@ -246,8 +250,7 @@ def show_facts(ladder: Ladder) -> None:
         if attempt == 2 or not missing or ladder.device == "cpu":
             return
         ladder.say(f"builds {', '.join(missing)}")
-        build = commands.python("-m", "pip", "install", "--no-build-isolation", "--no-deps", "-e", ".")
-        ladder.run(Step("build", build, 100))
+        ladder.run(Step("build", commands.install(), 100))
 
 
 def kernel_lines(path: Path) -> list[str]:

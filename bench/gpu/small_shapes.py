@@ -28,7 +28,7 @@ from msvit_kernels import mixed_scale_embed, mixed_scale_layout, testing, unpack
 
 # Partial tiles, tiles of one row, an empty sequence; "long": keys that do not stay on the chip, two passes backward.
 LENGTHS = {"32": (0, 1, 17, 49), "64": (49, 0, 130, 196, 1), "128": (70, 520), "long": (600, 3, 130)}
-HEAD_DIM = {"long": 64}  # others are called by it
+HEAD_DIMS = {"32": 32, "64": 64, "128": 128, "long": 64}
 PATCH, SCALE, PREFIX, DIM = 8, 2, 1, 32
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 ONE_PASS, TWO_PASS = "varlen_attention_bwd_one_pass.cu one_pass_kernel", "varlen_attention_bwd_two_pass.cu "
@@ -58,7 +58,7 @@ class Job:
 
 def attention(name: str, backend: str, dtype: torch.dtype, place: torch.device) -> Results:
     """Forward, with key weights and lse, and backward from both outputs."""
-    lengths, head_dim = LENGTHS[name], HEAD_DIM.get(name) or int(name)
+    lengths, head_dim = LENGTHS[name], HEAD_DIMS[name]
     torch.manual_seed(0)
     qkv = testing.qkv_views(sum(lengths), 2, head_dim, torch.bfloat16)
     weight = testing.key_weights("fractional", sum(lengths))
@@ -134,7 +134,7 @@ def jobs() -> list[Job]:
     made = []
     for backend in ("cuda", "triton", "cpu"):
         for name in LENGTHS:
-            details = {"head_dim": HEAD_DIM.get(name) or int(name)}
+            details = {"head_dim": HEAD_DIMS[name]}
             kernels = attention_kernels(backend, name) if backend != "cpu" else {}
             results = partial(attention, name)
             made.append(Job(f"{backend}-attention-{name}", backend, "varlen_attention", results, kernels, details))

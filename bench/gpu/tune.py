@@ -64,15 +64,15 @@ def jobs() -> list[tuple[str, bool, Config]]:
 
 
 @contextmanager
-def forced(kernel: str, config: Config) -> Iterator[None]:
-    """`launch_config` gives `config` for one kernel, and the launchers launch no other."""
+def forced(kernel: str, config: Config, alone: bool = True) -> Iterator[None]:
+    """`launch_config` gives `config` for one kernel; `alone`: the launchers launch no other."""
     usual_config, usual_launch = kernels.launch_config, kernels.launch
 
     def launch_config(name: str, *arguments: Any) -> Config:
         return config if name == kernel else usual_config(name, *arguments)
 
     def launch(function: Any, *arguments: Any, **options: Any) -> None:
-        if function is KERNELS[kernel]:
+        if function is KERNELS[kernel] or not alone:
             usual_launch(function, *arguments, **options)
 
     kernels.launch_config, kernels.launch = launch_config, launch
@@ -165,11 +165,8 @@ def measure(workload: Workload, deadline: float, facts: dict[str, Any]) -> list[
             expected[key] = [x.clone() for x in results_of(kernel, calls[key][0]())]
         usual = kernels.launch_config(kernel, HEAD_DIM, workload.longest, DTYPE, 90)
         try:
-            if kernel == "dkv":  # reads delta, which the kernel before it leaves
-                actual = expected[key] if config == usual else _with_delta(kernel, config, calls[key][0])
-            else:
-                with forced(kernel, config):
-                    actual = [x.clone() for x in results_of(kernel, calls[key][0]())]
+            with forced(kernel, config, alone=False):  # dkv reads delta, which the kernel before it leaves
+                actual = results_of(kernel, calls[key][0]())
             worst = max(relative_error(a, b, None) for a, b in zip(actual, expected[key], strict=True))
             if not worst < MAX_ERROR:
                 print(f"left out: {workload.name} {kernel} {config}: differs by {worst:.3g}", flush=True)
@@ -185,19 +182,6 @@ def measure(workload: Workload, deadline: float, facts: dict[str, Any]) -> list[
         row |= {"usual": config == usual, "p50_us": common.quantiles(samples)["p50"] * 1e6, "samples": len(samples)}
         rows.append(row | facts)
     return rows
-
-
-def _with_delta(kernel: str, config: Config, call: Callable[[], Sequence[Tensor]]) -> list[Tensor]:
-    usual = kernels.launch_config
-
-    def launch_config(name: str, *arguments: Any) -> Config:
-        return config if name == kernel else usual(name, *arguments)
-
-    kernels.launch_config = launch_config
-    try:
-        return [x.clone() for x in results_of(kernel, call())]
-    finally:
-        kernels.launch_config = usual
 
 
 def print_best(rows: Sequence[dict[str, Any]]) -> None:

@@ -217,21 +217,19 @@ def mixed_scale_embed_fwd(
     std: Sequence[float] | None,
 ) -> Tensor:
     total_tokens, dim = token_index.shape[0], weight.shape[0]
+    sizes = _sizes(images, total_tokens, patch_size, scale_factor, num_prefix)
+    normalisation = _normalisation(images, mean, std)
     if weight.dtype != torch.float32 and total_tokens >= FUSED_TOKENS:
-        sizes = _sizes(images, total_tokens, patch_size, scale_factor, num_prefix)
-        normalisation = _normalisation(images, mean, std)
         patches = _gather(images, batch_index, token_index, weight, sizes, patch_size, scale_factor, normalisation)
         return torch.addmm(_added_rows(token_index, bias, table, num_prefix), patches, weight.flatten(1).T)
     out = torch.empty(total_tokens, dim, dtype=weight.dtype, device=images.device)
     config = launch_config(dim, patch_size, weight.dtype, arch_of(images))
     num_blocks = triton.cdiv(dim, config["BLOCK_N"])
-    sizes = _sizes(images, total_tokens, patch_size, scale_factor, num_prefix)
     launch(
         _fwd_kernel,
         (triton.cdiv(total_tokens, config["BLOCK_M"]) * num_blocks,),
         images,
-        (images, batch_index, token_index, weight, bias, table, out, *sizes, dim, num_blocks)
-        + _normalisation(images, mean, std),
+        (images, batch_index, token_index, weight, bias, table, out, *sizes, dim, num_blocks, *normalisation),
         HAS_BIAS=bias is not None,
         PATCH_SIZE=patch_size,
         SCALE_FACTOR=scale_factor,

@@ -46,7 +46,7 @@ def test_attention_is_measured_once_more_without_what_lost_the_device(monkeypatc
     def run(self, step, alone=True):
         seen.append(step.command[step.command.index("--without") + 1])
         lost = len(seen) == 1
-        return commands.Result(first.LOST_DEVICE if lost else 0, "preparing: cuda\npreparing: cudnn thd\n", 1)
+        return commands.Result(commands.LOST_DEVICE if lost else 0, "preparing: cuda\npreparing: cudnn thd\n", 1)
 
     monkeypatch.setattr(first.Ladder, "run", run)
     first.attention(make_ladder(tmp_path), 30, "--quick")

@@ -164,14 +164,14 @@ def test_what_lost_the_device_is_left_out_afterwards(monkeypatch, tmp_path):
         calls.append(arguments)
         lost = "--without" not in arguments
         output = "preparing: triton\npreparing: cuda\nFAILED illegal memory access"
-        return commands.Result(attention.LOST_DEVICE if lost else 0, output, 1.0)
+        return commands.Result(commands.LOST_DEVICE if lost else 0, output, 1.0)
 
     monkeypatch.setattr(gpu_report.Report, "script", script)
     assert gpu_report.main(["--parts", "attention", "--device", "cpu", "--output", str(tmp_path)]) == 1
     assert calls[1][-2:] == ("--without", "cuda")
     assert len(calls) == 2
-    assert gpu_report.lost_by(commands.Result(1, "preparing: cuda\nTimeout (0:01:30)!", 1)) == "cuda"
-    assert gpu_report.lost_by(commands.Result(1, "preparing: cuda\nFAILED out", 1)) is None
+    assert commands.Result(1, "preparing: cuda\nTimeout (0:01:30)!", 1).lost_by == "cuda"
+    assert commands.Result(1, "preparing: cuda\nFAILED out", 1).lost_by is None
 
 
 @pytest.mark.skipif(not NATIVE, reason="the compiled extension is missing")

@@ -149,8 +149,8 @@ def read_rows(folder):
 
 def test_compiled_models(monkeypatch, tmp_path, small_and_traced):
     written = []
-    write = latency.write_rows
-    monkeypatch.setattr(latency, "write_rows", lambda path, rows: (written.append(len(rows)), write(path, rows)))
+    write = common.write_csv
+    monkeypatch.setattr(common, "write_csv", lambda path, rows: (written.append(len(rows)), write(path, rows)))
     names = ["packed", "dense compiled", "packed compiled"]
     call(monkeypatch, "--tokens", 98, "--batch", 1, "--compile", "--methods", ",".join(names), "--output", tmp_path)
     rows = read_rows(tmp_path)
