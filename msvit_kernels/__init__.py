@@ -6,9 +6,10 @@ extension.
 """
 
 from msvit_kernels.dispatch import BACKENDS, OPERATORS, explain
-from msvit_kernels.layout import MixedScaleLayout
+from msvit_kernels.layout import MixedScaleLayout, Packing
 from msvit_kernels.mixed_scale_embed import mixed_scale_embed
 from msvit_kernels.mixed_scale_layout import mixed_scale_layout
+from msvit_kernels.scales import Scales
 from msvit_kernels.unpack_to_grid import unpack_to_grid
 from msvit_kernels.varlen_attention import varlen_attention
 
@@ -16,6 +17,8 @@ __all__ = [
     "BACKENDS",
     "OPERATORS",
     "MixedScaleLayout",
+    "Packing",
+    "Scales",
     "explain",
     "mixed_scale_embed",
     "mixed_scale_layout",

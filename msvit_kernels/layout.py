@@ -1,50 +1,137 @@
-"""`MixedScaleLayout`: where the active tokens of a batch lie once they are packed."""
+"""`Packing` and `MixedScaleLayout`: where the tokens of a batch lie once they are packed, and what they are."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from msvit_kernels import validation
+from msvit_kernels.scales import Scales
 
 
 @dataclass(frozen=True, eq=False)
-class MixedScaleLayout:
-    """Offsets and indices of the packed mixed-scale tokens of a batch, made by `mixed_scale_layout`.
+class Packing:
+    """Where packed rows of any kind lie: all that attention, pooling and drop path need to know.
+
+    Inside an image come its prefix tokens, then its other tokens, whatever they are.
+
+    Attributes:
+        cu_seqlens: int32 [batch + 1], first packed row of each image, then the total.
+        max_seqlen: tokens that no image exceeds; a bound, not read from the device.
+        total_tokens: rows of the packed tensors, prefix included.
+        batch_index: int32 [total_tokens], the image of each row.
+        num_prefix: prefix tokens of each image.
+    """
+
+    cu_seqlens: Tensor
+    max_seqlen: int
+    total_tokens: int
+    batch_index: Tensor
+    num_prefix: int
+
+    @classmethod
+    def from_offsets(cls, cu_seqlens: Tensor, max_seqlen: int, total_tokens: int, num_prefix: int = 0) -> "Packing":
+        """The packing that these offsets describe.
+
+        Args:
+            cu_seqlens: int32 [batch + 1], contiguous, from 0 to `total_tokens`.
+            max_seqlen: tokens that no image exceeds.
+            total_tokens: rows in all; an int, so that nothing is read from the device.
+            num_prefix: rows at the beginning of each image that are prefix tokens.
+
+        Raises:
+            TypeError, ValueError: an argument of another type, dtype, shape or range; the offsets themselves are
+                checked on the CPU, and on a GPU under MSVIT_CHECK=1.
+        """
+        validation.validate_offsets("cu_seqlens", cu_seqlens, None)
+        for name, value in (("max_seqlen", max_seqlen), ("total_tokens", total_tokens), ("num_prefix", num_prefix)):
+            validation.require_int(name, value, 0)
+        if validation.checks_contents(cu_seqlens):
+            validation.check_offsets("cu_seqlens", cu_seqlens, total_tokens, max_seqlen)
+        images = torch.arange(cu_seqlens.shape[0] - 1, dtype=torch.int32, device=cu_seqlens.device)
+        batch_index = images.repeat_interleave(cu_seqlens.diff(), output_size=total_tokens)
+        return Packing(cu_seqlens, max_seqlen, total_tokens, batch_index, num_prefix)
+
+    @property
+    def batch(self) -> int:
+        """Number of images."""
+        return self.cu_seqlens.shape[0] - 1
+
+    def is_prefix(self) -> Tensor:
+        """bool [total_tokens]: which rows are prefix tokens."""
+        rows = torch.arange(self.total_tokens, dtype=torch.int32, device=self.cu_seqlens.device)
+        return rows - self.cu_seqlens.index_select(0, self.batch_index) < self.num_prefix
+
+    def keep(self, mask: Tensor, total_tokens: int | None = None) -> tuple[Tensor, "Packing"]:
+        """Leaves rows out.
+
+        Args:
+            mask: bool [total_tokens], the rows that stay; prefix tokens stay in any case.
+            total_tokens: how many rows stay, prefix included, where the caller knows it: then nothing is read from
+                the device. None: one integer is.
+
+        Returns:
+            int64 [kept], the rows that stay, in order, and the packing of those.
+
+        Raises:
+            TypeError, ValueError: a mask of another shape, dtype or device.
+        """
+        validation.require_tensor("mask", mask, 1, (torch.bool,), self.cu_seqlens.device)
+        validation.require_shape("mask", mask, (self.total_tokens,))
+        if self.num_prefix:
+            mask = mask | self.is_prefix()
+        before = F.pad(mask.cumsum(0, dtype=torch.int32), (1, 0))  # kept rows before each row
+        cu_seqlens = before.index_select(0, self.cu_seqlens)
+        if total_tokens is None:
+            total_tokens = int(before[-1])
+        else:
+            validation.require_int("total_tokens", total_tokens, 0)
+        rows = torch.nonzero_static(mask, size=total_tokens).flatten()
+        batch_index = self.batch_index.index_select(0, rows)
+        return rows, Packing(cu_seqlens, self.max_seqlen, total_tokens, batch_index, self.num_prefix)
+
+
+@dataclass(frozen=True, eq=False)
+class MixedScaleLayout(Packing):
+    """A packing of mixed-scale tokens, made by `mixed_scale_layout`, and what its rows mean.
 
     Inside an image: prefix tokens, then regions in raster order; a fine region holds its s*s tokens in raster order
     within the region. A candidate index counts prefix tokens, then coarse, then fine tokens, in raster order.
 
     Attributes:
         fine_mask: bool [batch, Hc, Wc], True where a region is fine.
-        cu_seqlens: int32 [batch + 1], first packed row of each image, then the total.
         num_tokens: int32 [batch], active tokens of each image, prefix included.
-        batch_index: int32 [total_tokens], the image of each row.
         token_index: int32 [total_tokens], the candidate of each row.
         region_start: int32 [batch, Hc * Wc], first packed row of each region.
-        total_tokens: rows of the packed tensors, prefix included.
-        max_seqlen: bound of every `num_tokens`: num_prefix + Hf * Wf.
         grid_size: (Hf, Wf), the fine grid.
         scale_factor: s, fine tokens along one side of a region.
-        num_prefix: prefix tokens of each image.
+
+    `max_seqlen` is num_prefix + Hf * Wf. The other attributes are those of `Packing`.
     """
 
-    fine_mask: torch.Tensor
-    cu_seqlens: torch.Tensor
-    num_tokens: torch.Tensor
-    batch_index: torch.Tensor
-    token_index: torch.Tensor
-    region_start: torch.Tensor
-    total_tokens: int
-    max_seqlen: int
+    fine_mask: Tensor
+    num_tokens: Tensor
+    token_index: Tensor
+    region_start: Tensor
     grid_size: tuple[int, int]
     scale_factor: int
-    num_prefix: int
 
     @property
-    def batch(self) -> int:
-        """Number of images."""
-        return self.fine_mask.shape[0]
+    def scales(self) -> Scales:
+        """The candidates that the rows were taken from."""
+        return Scales((self.fine_mask.shape[1], self.fine_mask.shape[2]), self.scale_factor, self.num_prefix)
 
     @property
     def num_candidates(self) -> int:
         """Tokens that an image could have: prefix, coarse and fine ones."""
-        height, width = self.grid_size
-        return self.num_prefix + self.region_start.shape[1] + height * width
+        return self.scales.num_candidates
+
+
+def require_layout(layout: Any, device: torch.device) -> None:
+    """Raises unless `layout` is a `MixedScaleLayout` on `device`."""
+    if not isinstance(layout, MixedScaleLayout):
+        raise TypeError(f"layout: expected a MixedScaleLayout, got {type(layout).__name__}")
+    if layout.fine_mask.device != device:
+        raise ValueError(f"layout: expected device {device}, got {layout.fine_mask.device}")

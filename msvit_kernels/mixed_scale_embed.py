@@ -7,7 +7,7 @@ from torch import Tensor
 
 import msvit_kernels.ops  # noqa: F401  registers torch.ops.msvit
 from msvit_kernels import validation
-from msvit_kernels.layout import MixedScaleLayout
+from msvit_kernels.layout import MixedScaleLayout, require_layout
 
 
 def mixed_scale_embed(
@@ -55,7 +55,7 @@ def mixed_scale_embed(
         floating images. Images that are not contiguous are copied once. Cost: 6 * patch_size ** 2 * dim operations
         for each active patch token; no tensor of all candidates is written.
     """
-    validation.validate_embed(images, layout, weight, bias, table, patch_size)
+    _validate(images, layout, weight, bias, table, patch_size)
     mean_list, std_list = validation.validate_normalisation(images, mean, std)
     out: Tensor = torch.ops.msvit.mixed_scale_embed.default(
         images.contiguous(),
@@ -75,3 +75,22 @@ def mixed_scale_embed(
         backend,
     )
     return out
+
+
+def _validate(
+    images: Tensor, layout: MixedScaleLayout, weight: Tensor, bias: Tensor | None, table: Tensor, patch_size: int
+) -> None:
+    """Shapes, dtypes and devices of the tensors of `mixed_scale_embed`."""
+    validation.require_tensor("images", images, 4, (torch.uint8, *validation.FLOATING_DTYPES), None)
+    require_layout(layout, images.device)
+    validation.require_int("patch_size", patch_size, 1)
+    height, width = (cells * patch_size for cells in layout.grid_size)
+    validation.require_shape("images", images, (layout.batch, 3, height, width))
+    validation.require_tensor("weight", weight, 4, validation.FLOATING_DTYPES, images.device)
+    dim = weight.shape[0]
+    validation.require_shape("weight", weight, (dim, 3, patch_size, patch_size))
+    if bias is not None:
+        validation.require_tensor("bias", bias, 1, (weight.dtype,), images.device)
+        validation.require_shape("bias", bias, (dim,))
+    validation.require_tensor("table", table, 2, (weight.dtype,), images.device)
+    validation.require_shape("table", table, (layout.num_candidates, dim))

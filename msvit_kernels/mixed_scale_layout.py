@@ -6,6 +6,7 @@ from torch import Tensor
 import msvit_kernels.ops  # noqa: F401  registers torch.ops.msvit
 from msvit_kernels import validation
 from msvit_kernels.layout import MixedScaleLayout
+from msvit_kernels.scales import Scales
 
 
 def mixed_scale_layout(
@@ -46,8 +47,8 @@ def mixed_scale_layout(
     batch, height, width = fine_mask.shape
     if height * width == 0:
         raise ValueError(f"fine_mask: expected at least one region, got shape {tuple(fine_mask.shape)}")
-    max_seqlen = num_prefix + height * width * scale_factor**2
-    validation.check_int32_range("fine_mask", batch * max_seqlen)
+    scales = Scales((height, width), scale_factor, num_prefix)
+    validation.check_int32_range("fine_mask", batch * scales.most_tokens)
     fine_mask = fine_mask.contiguous()
     num_tokens, cu_seqlens, region_start = torch.ops.msvit.mixed_scale_layout_offsets.default(
         fine_mask, scale_factor, num_prefix, backend
@@ -68,8 +69,8 @@ def mixed_scale_layout(
         token_index=token_index,
         region_start=region_start,
         total_tokens=total_tokens,
-        max_seqlen=max_seqlen,
-        grid_size=(height * scale_factor, width * scale_factor),
+        max_seqlen=scales.most_tokens,
+        grid_size=scales.grid_size,
         scale_factor=scale_factor,
         num_prefix=num_prefix,
     )

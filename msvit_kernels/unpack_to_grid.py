@@ -5,7 +5,7 @@ from torch import Tensor
 
 import msvit_kernels.ops  # noqa: F401  registers torch.ops.msvit
 from msvit_kernels import validation
-from msvit_kernels.layout import MixedScaleLayout
+from msvit_kernels.layout import MixedScaleLayout, require_layout
 
 
 def unpack_to_grid(tokens: Tensor, layout: MixedScaleLayout, *, backend: str | None = None) -> Tensor:
@@ -30,7 +30,7 @@ def unpack_to_grid(tokens: Tensor, layout: MixedScaleLayout, *, backend: str | N
         output element is written once.
     """
     validation.require_tensor("tokens", tokens, 2, validation.FLOATING_DTYPES, None)
-    validation.require_layout(layout, tokens.device)
+    require_layout(layout, tokens.device)
     validation.require_shape("tokens", tokens, (layout.total_tokens, tokens.shape[1]))
     if tokens.shape[1] < 1:
         raise ValueError("tokens: expected dim of at least 1, got 0")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msvit_kernels.layout import MixedScaleLayout
+from msvit_kernels.scales import tokens_gained
 
 FLOATING_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _INT32_MAX = 2**31 - 1
@@ -66,14 +66,6 @@ def require_finite(name: str, value: Any) -> None:
         raise ValueError(f"{name}: expected a finite number, got {value}")
 
 
-def require_layout(layout: Any, device: torch.device) -> None:
-    """Raises unless `layout` is a `MixedScaleLayout` on `device`."""
-    if not isinstance(layout, MixedScaleLayout):
-        raise TypeError(f"layout: expected a MixedScaleLayout, got {type(layout).__name__}")
-    if layout.fine_mask.device != device:
-        raise ValueError(f"layout: expected device {device}, got {layout.fine_mask.device}")
-
-
 # ---- whole argument lists
 
 
@@ -98,32 +90,13 @@ def validate_attention(q: Tensor, k: Tensor, v: Tensor, key_weight: Tensor | Non
         require_shape("key_weight", key_weight, (k.shape[0],))
 
 
-def validate_offsets(name: str, cu_seqlens: Tensor, device: torch.device) -> None:
+def validate_offsets(name: str, cu_seqlens: Tensor, device: torch.device | None) -> None:
     """Shape, dtype, device and stride of an offsets tensor."""
     require_tensor(name, cu_seqlens, 1, (torch.int32,), device)
     if cu_seqlens.shape[0] < 1:
         raise ValueError(f"{name}: expected shape [batch + 1], got [0]")
     if not cu_seqlens.is_contiguous():
         raise ValueError(f"{name}: expected a contiguous tensor, got stride {cu_seqlens.stride(0)}")
-
-
-def validate_embed(
-    images: Tensor, layout: MixedScaleLayout, weight: Tensor, bias: Tensor | None, table: Tensor, patch_size: int
-) -> None:
-    """Shapes, dtypes and devices of the tensors of `mixed_scale_embed`."""
-    require_tensor("images", images, 4, (torch.uint8, *FLOATING_DTYPES), None)
-    require_layout(layout, images.device)
-    require_int("patch_size", patch_size, 1)
-    height, width = (cells * patch_size for cells in layout.grid_size)
-    require_shape("images", images, (layout.batch, 3, height, width))
-    require_tensor("weight", weight, 4, FLOATING_DTYPES, images.device)
-    dim = weight.shape[0]
-    require_shape("weight", weight, (dim, 3, patch_size, patch_size))
-    if bias is not None:
-        require_tensor("bias", bias, 1, (weight.dtype,), images.device)
-        require_shape("bias", bias, (dim,))
-    require_tensor("table", table, 2, (weight.dtype,), images.device)
-    require_shape("table", table, (layout.num_candidates, dim))
 
 
 def validate_normalisation(images: Tensor, mean: Any, std: Any) -> tuple[list[float] | None, list[float] | None]:
@@ -205,7 +178,7 @@ def check_region_start(region_start: Tensor, fine_mask: Tensor, total_tokens: in
     """Raises unless the rows of every region lie in [0, total_tokens)."""
     if region_start.numel() == 0:
         return
-    last = region_start + fine_mask.flatten(1) * (scale_factor**2 - 1)
+    last = region_start + fine_mask.flatten(1) * tokens_gained(scale_factor)
     low, high = int(region_start.min()), int(last.max())
     if low < 0 or high >= total_tokens:
         raise ValueError(f"tokens: the layout expects at least {high + 1} rows, got {total_tokens}")
