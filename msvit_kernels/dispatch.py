@@ -3,7 +3,7 @@
 import functools
 import importlib
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -42,13 +42,16 @@ def _load(backend: str, operator: str) -> ModuleType | str:
 
 
 @functools.cache
-def unsupported_reason(operator: str, backend: str, device_type: str, dtype: torch.dtype, **details: Any) -> str | None:
-    """Why `backend` cannot run `operator` on such inputs; None when it can."""
+def unsupported_reason(
+    operator: str, backend: str, device_type: str, dtype: torch.dtype, options: Sequence[str] = (), **details: Any
+) -> str | None:
+    """Why `backend` cannot run `operator` on such inputs with these options; None when it can."""
     module = _load(backend, operator)
     if isinstance(module, str):
         return module
     reason: str | None = module.unsupported_reason(device_type, dtype, **details)
-    return reason
+    unknown = [option for option in options if option not in module.OPTIONS]
+    return reason or (f"does not take {', '.join(unknown)}" if unknown else None)
 
 
 @functools.cache
@@ -58,6 +61,7 @@ def resolve(
     device_type: str,
     dtype: torch.dtype,
     preferred: str | None = None,
+    options: tuple[str, ...] = (),
     **details: Any,
 ) -> str:
     """Name of the backend that runs the call.
@@ -68,6 +72,7 @@ def resolve(
         device_type: "cpu" or "cuda", where the inputs are.
         dtype: of the inputs.
         preferred: without `backend`, the one that is tried before those of the table.
+        options: names of the options that the call has, see `calls`.
         details: further properties that a backend may refuse, as its `unsupported_reason` names them.
 
     Raises:
@@ -76,13 +81,15 @@ def resolve(
     """
     if backend is not None and backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)} or None, got {backend!r}")
-    reasons = {name: unsupported_reason(operator, name, device_type, dtype, **details) for name in BACKENDS}
+    reasons = {name: unsupported_reason(operator, name, device_type, dtype, options, **details) for name in BACKENDS}
     order = (backend,) if backend else BACKENDS if preferred is None else (preferred, *BACKENDS)
     for name in order:
         if reasons[name] is None:
             return name
     wanted = f"backend {backend!r} cannot" if backend else "no backend can"
-    inputs = ", ".join([device_type, str(dtype).removeprefix("torch."), *(f"{k} {v}" for k, v in details.items())])
+    inputs = ", ".join(
+        [device_type, str(dtype).removeprefix("torch."), *(f"{k} {v}" for k, v in details.items()), *options]
+    )
     lines = "".join(f"\n  {name}: {reason or 'supports it'}" for name, reason in reasons.items())
     raise NotImplementedError(f"{operator}: {wanted} run these inputs ({inputs}):{lines}")
 
@@ -96,7 +103,13 @@ def resolve_function(
 
 
 def attention_function(
-    name: str, backend: str | None, max_seqlen: int, device: torch.device, dtype: torch.dtype, head_dim: int
+    name: str,
+    backend: str | None,
+    max_seqlen: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    options: tuple[str, ...] = (),
 ) -> Callable[..., Any]:
     """Raw function `name` of `varlen_attention`, whose backend on Hopper depends on the length of the sequences."""
     is_long = device.type == "cuda" and max_seqlen > LONGEST_FOR_CUDA[name] and _is_hopper(device)
@@ -107,6 +120,7 @@ def attention_function(
         device.type,
         dtype,
         preferred="triton" if is_long else None,
+        options=options,
         head_dim=head_dim,
     )
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from msvit_kernels import validation
+from msvit_kernels.calls import Regions
 from msvit_kernels.scales import Scales
 
 
@@ -122,6 +123,11 @@ class MixedScaleLayout(Packing):
     def scales(self) -> Scales:
         """The candidates that the rows were taken from."""
         return Scales((self.fine_mask.shape[1], self.fine_mask.shape[2]), self.scale_factor, self.num_prefix)
+
+    @property
+    def regions(self) -> Regions:
+        """What the operators need to know of the regions."""
+        return Regions(self.fine_mask, self.region_start, self.scale_factor)
 
     @property
     def num_candidates(self) -> int:

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-import msvit_kernels.ops  # noqa: F401  registers torch.ops.msvit
 from msvit_kernels import validation
+from msvit_kernels.calls import MixedScaleEmbed, Patches
 from msvit_kernels.layout import MixedScaleLayout, require_layout
+from msvit_kernels.ops.mixed_scale_embed import mixed_scale_embed as operator
 
 
 def mixed_scale_embed(
@@ -57,23 +58,20 @@ def mixed_scale_embed(
     """
     _validate(images, layout, weight, bias, table, patch_size)
     mean_list, std_list = validation.validate_normalisation(images, mean, std)
-    out: Tensor = torch.ops.msvit.mixed_scale_embed.default(
-        images.contiguous(),
-        layout.fine_mask,
-        layout.region_start,
-        layout.cu_seqlens,
-        layout.batch_index,
-        layout.token_index,
-        weight.contiguous(),
-        None if bias is None else bias.contiguous(),
-        table.contiguous(),
-        patch_size,
-        layout.scale_factor,
-        layout.num_prefix,
-        mean_list,
-        std_list,
-        backend,
+    patches = Patches(
+        images=images.contiguous(),
+        regions=layout.regions,
+        cu_seqlens=layout.cu_seqlens,
+        batch_index=layout.batch_index,
+        token_index=layout.token_index,
+        num_prefix=layout.num_prefix,
+        weight=weight.contiguous(),
+        patch_size=patch_size,
+        mean=mean_list,
+        std=std_list,
     )
+    call = MixedScaleEmbed(patches, table.contiguous(), bias=None if bias is None else bias.contiguous())
+    out: Tensor = operator(call, backend)
     return out
 
 

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
-import msvit_kernels.ops  # noqa: F401  registers torch.ops.msvit
 from msvit_kernels import validation
+from msvit_kernels.calls import MixedScaleLayoutIndices, MixedScaleLayoutOffsets, Regions
 from msvit_kernels.layout import MixedScaleLayout
+from msvit_kernels.ops.mixed_scale_layout import mixed_scale_layout_indices, mixed_scale_layout_offsets
 from msvit_kernels.scales import Scales
 
 
@@ -50,17 +51,16 @@ def mixed_scale_layout(
     scales = Scales((height, width), scale_factor, num_prefix)
     validation.check_int32_range("fine_mask", batch * scales.most_tokens)
     fine_mask = fine_mask.contiguous()
-    num_tokens, cu_seqlens, region_start = torch.ops.msvit.mixed_scale_layout_offsets.default(
-        fine_mask, scale_factor, num_prefix, backend
-    )
+    offsets = MixedScaleLayoutOffsets(fine_mask, scale_factor, num_prefix)
+    num_tokens, cu_seqlens, region_start = mixed_scale_layout_offsets(offsets, backend)
     if total_tokens is None:
         total_tokens = int(cu_seqlens[-1])
     else:
         validation.require_int("total_tokens", total_tokens, 0)
         validation.check_int32_range("total_tokens", total_tokens)
-    batch_index, token_index = torch.ops.msvit.mixed_scale_layout.default(
-        fine_mask, cu_seqlens, region_start, total_tokens, scale_factor, num_prefix, backend
-    )
+    regions = Regions(fine_mask, region_start, scale_factor)
+    indices = MixedScaleLayoutIndices(regions, cu_seqlens, total_tokens, num_prefix)
+    batch_index, token_index = mixed_scale_layout_indices(indices, backend)
     return MixedScaleLayout(
         fine_mask=fine_mask,
         cu_seqlens=cu_seqlens,

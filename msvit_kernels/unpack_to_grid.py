@@ -1,11 +1,11 @@
 """`unpack_to_grid`: packed mixed-scale tokens back on the fine grid, for dense heads."""
 
-import torch
 from torch import Tensor
 
-import msvit_kernels.ops  # noqa: F401  registers torch.ops.msvit
 from msvit_kernels import validation
+from msvit_kernels.calls import UnpackToGrid
 from msvit_kernels.layout import MixedScaleLayout, require_layout
+from msvit_kernels.ops.unpack_to_grid import unpack_to_grid as operator
 
 
 def unpack_to_grid(tokens: Tensor, layout: MixedScaleLayout, *, backend: str | None = None) -> Tensor:
@@ -36,7 +36,5 @@ def unpack_to_grid(tokens: Tensor, layout: MixedScaleLayout, *, backend: str | N
         raise ValueError("tokens: expected dim of at least 1, got 0")
     if tokens.stride(1) != 1 and tokens.shape[0] and tokens.shape[1] > 1:
         raise ValueError(f"tokens: expected a contiguous last axis (stride 1), got stride {tokens.stride(1)}")
-    out: Tensor = torch.ops.msvit.unpack_to_grid.default(
-        tokens, layout.fine_mask, layout.region_start, layout.scale_factor, backend
-    )
+    out: Tensor = operator(UnpackToGrid(tokens, layout.regions), backend)
     return out

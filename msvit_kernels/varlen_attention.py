@@ -5,7 +5,10 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from msvit_kernels import ops, validation
+from msvit_kernels import validation
+from msvit_kernels.calls import VarlenAttention
+from msvit_kernels.ops.varlen_attention import unrecorded
+from msvit_kernels.ops.varlen_attention import varlen_attention as operator
 
 _HEAD_DIMS = frozenset(range(16, 129, 8))
 _FAST_DTYPES = frozenset(validation.FLOATING_DTYPES)
@@ -102,9 +105,8 @@ def varlen_attention(
         and _nothing_records(q, k, v)
     ):
         scale = q.shape[2] ** -0.5 if softmax_scale is None else softmax_scale
-        out, lse = ops.varlen_attention_unrecorded(
-            q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, None, scale, backend
-        )
+        call = VarlenAttention(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, scale)
+        out, lse = unrecorded(call, backend)
         return (out, lse) if return_lse else out
     validation.validate_attention(q, k, v, key_weight)
     validation.validate_offsets("cu_seqlens", cu_seqlens, q.device)
@@ -125,9 +127,10 @@ def varlen_attention(
         softmax_scale = q.shape[2] ** -0.5
     if key_weight is not None:
         key_weight = key_weight.contiguous()
-    out, lse = torch.ops.msvit.varlen_attention.default(
-        q, k, v, cu_seqlens, cu_seqlens_k, max_seqlen, max_seqlen_k, key_weight, softmax_scale, backend
+    call = VarlenAttention(
+        q, k, v, cu_seqlens, cu_seqlens_k, max_seqlen, max_seqlen_k, softmax_scale, key_weight=key_weight
     )
+    out, lse = operator(call, backend)
     return (out, lse) if return_lse else out
 
 

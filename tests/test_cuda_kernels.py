@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from msvit_kernels import dispatch, testing, varlen_attention
+from msvit_kernels.calls import VarlenAttention, VarlenAttentionBackward
 
 SCHEDULES = ["forward", "reverse", "random:1", "random:2"]
 # Short sequences stay in shared memory, long ones stream through it; the backward of each is another kernel.
@@ -92,9 +93,9 @@ def test_blocks_fit_the_shared_memory_of_every_card(card, max_seqlen, monkeypatc
     for head_dim in (32, 64, 96, 128):
         q, k, v = testing.qkv_views(max_seqlen, 1, head_dim, torch.bfloat16)
         weight = torch.ones(max_seqlen)
-        sizes = offsets, offsets, max_seqlen, max_seqlen, weight, 0.1
-        out, lse = cuda_attention.varlen_attention_fwd(q, k, v, *sizes)
-        gradients = cuda_attention.varlen_attention_bwd(out, None, q, k, v, out, lse, *sizes, True)
+        call = VarlenAttention(q, k, v, offsets, offsets, max_seqlen, max_seqlen, 0.1, weight)
+        out, lse = cuda_attention.varlen_attention_fwd(call)
+        gradients = cuda_attention.varlen_attention_bwd(VarlenAttentionBackward(call, out, lse, out, None, True))
         torch.testing.assert_close(out[0], v[0])
         torch.testing.assert_close(gradients[2][0], out[0])
 
@@ -110,7 +111,7 @@ def test_long_bounds_take_the_kernels_for_long_sequences(head_dim, bound):
         total = max(bound, 70)  # what the offsets are clamped to; there is memory for 70 tokens and offsets to those
         lse, delta, dweight = (torch.empty(70) for _ in range(3))
         out, dq, dk, dv = (torch.empty_like(q) for _ in range(4))
-        inputs = cuda_attention._inputs(q, k, v, offsets, offsets, min(bound, 70), bound, weight, 0.1)
+        inputs = cuda_attention._inputs(VarlenAttention(q, k, v, offsets, offsets, min(bound, 70), bound, 0.1, weight))
         inputs = (*inputs[:12], total, total, *inputs[14:])
         kernels.varlen_attention_fwd(*inputs, out.data_ptr(), lse.data_ptr(), True, 0, 0)
         if gradients:
@@ -137,7 +138,7 @@ def test_more_tokens_than_can_be_counted_are_refused():
 
     q, k, v = testing.qkv_views(1, 1, 32, torch.bfloat16)
     offsets = testing.offsets([1])
-    inputs = cuda_attention._inputs(q, k, v, offsets, offsets, 1, 1, None, 0.1)
+    inputs = cuda_attention._inputs(VarlenAttention(q, k, v, offsets, offsets, 1, 1, 0.1))
     for at in (12, 13):
         total = (*inputs[:at], 2**31 - 2**20 + 1, *inputs[at + 1 :])
         with pytest.raises(RuntimeError, match="more than 2\\^31 - 2\\^20 tokens"):
@@ -164,5 +165,6 @@ def test_wrong_offsets_touch_nothing_outside_of_the_tensors(seed):
     q, k, v = (torch.randn(total, 2, 32).bfloat16() for _ in range(3))
     weight = testing.key_weights("fractional", total)
     functions = [dispatch.function("varlen_attention", "cuda", f"varlen_attention_{name}") for name in ("fwd", "bwd")]
-    out, lse = functions[0](q, k, v, *offsets, *lengths, weight, 0.2)
-    functions[1](torch.randn_like(q), None, q, k, v, out, lse, *offsets, *lengths, weight, 0.2, True)
+    call = VarlenAttention(q, k, v, *offsets, *lengths, 0.2, weight)
+    out, lse = functions[0](call)
+    functions[1](VarlenAttentionBackward(call, out, lse, torch.randn_like(q), None, needs_dweight=True))

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from msvit_kernels import mixed_scale_embed, mixed_scale_layout, testing
+from msvit_kernels import calls, mixed_scale_embed, mixed_scale_layout, testing
+from msvit_kernels.ops.arguments import flatten
 from msvit_kernels.testing import DEVICES
 
 MEAN, STD = (0.48, 0.45, 0.4), (0.23, 0.22, 0.25)
@@ -183,11 +184,12 @@ def test_opcheck():
     images, layout, (weight, bias, table), _ = make_inputs(
         torch.rand(2, 2, 2) < 0.5, 4, 2, 1, 6, torch.float32, torch.float32
     )
-    tensors = (layout.fine_mask, layout.region_start, layout.cu_seqlens, layout.batch_index, layout.token_index)
+    rows = layout.cu_seqlens, layout.batch_index, layout.token_index
     for grad in (False, True):
         images, weight, bias, table = (x.detach().requires_grad_(grad) for x in (images, weight, bias, table))
-        arguments = (images, *tensors, weight, bias, table, 4, 2, 1, list(MEAN), list(STD), None)
-        torch.library.opcheck(torch.ops.msvit.mixed_scale_embed.default, arguments)
+        patches = calls.Patches(images, layout.regions, *rows, 1, weight, 4, list(MEAN), list(STD))
+        call = calls.MixedScaleEmbed(patches, table, bias)
+        torch.library.opcheck(torch.ops.msvit.mixed_scale_embed.default, (*flatten(call), None))
 
 
 def test_compile_keeps_one_graph():

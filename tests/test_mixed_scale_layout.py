@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from msvit_kernels import MixedScaleLayout, mixed_scale_layout, testing
+from msvit_kernels import MixedScaleLayout, calls, mixed_scale_layout, testing
+from msvit_kernels.ops.arguments import flatten
 from msvit_kernels.testing import DEVICES
 
 TARGETS = [
@@ -107,8 +108,8 @@ def test_opcheck():
     mask = torch.rand(2, 3, 3) < 0.5
     torch.library.opcheck(torch.ops.msvit.mixed_scale_layout_offsets.default, (mask, 2, 1, None))
     layout = mixed_scale_layout(mask)
-    arguments = (mask, layout.cu_seqlens, layout.region_start, layout.total_tokens, 2, 1, None)
-    torch.library.opcheck(torch.ops.msvit.mixed_scale_layout.default, arguments)
+    call = calls.MixedScaleLayoutIndices(layout.regions, layout.cu_seqlens, layout.total_tokens, num_prefix=1)
+    torch.library.opcheck(torch.ops.msvit.mixed_scale_layout.default, (*flatten(call), None))
 
 
 def test_compile_keeps_one_graph_when_the_total_is_given():

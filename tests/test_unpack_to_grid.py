@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from msvit_kernels import mixed_scale_layout, testing, unpack_to_grid
+from msvit_kernels import calls, mixed_scale_layout, testing, unpack_to_grid
+from msvit_kernels.ops.arguments import flatten
 from msvit_kernels.testing import DEVICES
 
 TARGETS = [
@@ -85,8 +86,8 @@ def test_opcheck():
     layout = mixed_scale_layout(torch.rand(2, 2, 2) < 0.5)
     for grad in (False, True):
         tokens = torch.randn(layout.total_tokens, 3, requires_grad=grad)
-        arguments = (tokens, layout.fine_mask, layout.region_start, 2, None)
-        torch.library.opcheck(torch.ops.msvit.unpack_to_grid.default, arguments)
+        call = calls.UnpackToGrid(tokens, layout.regions)
+        torch.library.opcheck(torch.ops.msvit.unpack_to_grid.default, (*flatten(call), None))
 
 
 def test_compile_keeps_one_graph():

@@ -9,6 +9,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from msvit_kernels import dispatch, testing, validation, varlen_attention
+from msvit_kernels.calls import VarlenAttention, VarlenAttentionBackward
+from msvit_kernels.ops.arguments import flatten
 from msvit_kernels.testing import DEVICES
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -248,11 +250,11 @@ def test_one_backend_takes_the_gradient_of_the_others_forward_pass(first):
 
     def gradients(dtype, forward, backward):
         tensors, kind = [x.to(dtype) for x in (q, k, v)], torch.promote_types(dtype, torch.float32)
-        shared = offsets, offsets, longest, longest, weight.to(kind), 0.125
-        out, lse = dispatch.function("varlen_attention", forward, "varlen_attention_fwd")(*tensors, *shared)
+        call = VarlenAttention(*tensors, offsets, offsets, longest, longest, 0.125, weight.to(kind))
+        out, lse = dispatch.function("varlen_attention", forward, "varlen_attention_fwd")(call)
         upstream = dlse.to(kind).masked_fill(lse == -torch.inf, 0)
         run = dispatch.function("varlen_attention", backward, "varlen_attention_bwd")
-        return run(dout.to(dtype), upstream, *tensors, out, lse, *shared, True)
+        return run(VarlenAttentionBackward(call, out, lse, dout.to(dtype), upstream, needs_dweight=True))
 
     oracle = gradients(torch.float64, "reference", "reference")
     eager = gradients(torch.bfloat16, "reference", "reference")
@@ -483,8 +485,8 @@ def test_opcheck():
     (q, k, v), cu_seqlens, max_seqlen, arguments, _, _ = make_inputs([3, 0, 9], 2, 16, torch.float32, weights="binary")
     for grad in (False, True):
         leaves = [x.detach().requires_grad_(grad) for x in (q, k, v, arguments["key_weight"])]
-        call = (*leaves[:3], cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, leaves[3], 0.25, None)
-        torch.library.opcheck(torch.ops.msvit.varlen_attention.default, call)
+        call = VarlenAttention(*leaves[:3], cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, 0.25, leaves[3])
+        torch.library.opcheck(torch.ops.msvit.varlen_attention.default, (*flatten(call), None))
 
 
 def test_compile_keeps_one_graph():

@@ -27,6 +27,7 @@ from torch import Tensor
 from gpu import timing
 from gpu.peers import MAX_ERROR, relative_error
 from gpu.workloads import Buffers, Workload, gpu_workloads, rotations
+from msvit_kernels.calls import VarlenAttention, VarlenAttentionBackward
 from msvit_kernels.triton import aot
 from msvit_kernels.triton import common as triton_common
 from msvit_kernels.triton import varlen_attention as kernels
@@ -120,12 +121,13 @@ def calls_of(kernel: str, weighted: bool, buffers: Sequence[Buffers]) -> list[Ca
         q, k, v = (leaf.detach() for leaf in x.leaves)
         longest = x.workload.longest
         weight = x.weight.detach() if weighted else None
-        shared = x.offsets, x.offsets, longest, longest, weight, HEAD_DIM**-0.5
+        call = VarlenAttention(q, k, v, x.offsets, x.offsets, longest, longest, HEAD_DIM**-0.5, weight)
         if kernel == "fwd":
-            calls.append(partial(kernels.varlen_attention_fwd, q, k, v, *shared))
+            calls.append(partial(kernels.varlen_attention_fwd, call))
         else:
-            out, lse = kernels.varlen_attention_fwd(q, k, v, *shared)
-            calls.append(partial(kernels.varlen_attention_bwd, x.dout, None, q, k, v, out, lse, *shared, weighted))
+            saved = kernels.varlen_attention_fwd(call)
+            backward = VarlenAttentionBackward(call, *saved, x.dout, dlse=None, needs_dweight=weighted)
+            calls.append(partial(kernels.varlen_attention_bwd, backward))
     return calls
 
 

@@ -5,34 +5,25 @@ each thread; register tiles multiply it with the weight in place. fp32 accumulat
 pairs where the CPU has them). The bits do not depend on the number of threads.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from msvit_kernels import _C
+from msvit_kernels.calls import MixedScaleEmbed, MixedScaleEmbedBackward, MixedScaleEmbedGradients, Patches
+
+OPTIONS = frozenset({"bias", "mean", "std"})
 
 _PIXEL_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.uint8: 3}
 _DTYPES = (torch.float32, torch.bfloat16)
 
 
-def mixed_scale_embed_fwd(
-    images: Tensor,
-    batch_index: Tensor,
-    token_index: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    table: Tensor,
-    patch_size: int,
-    scale_factor: int,
-    num_prefix: int,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-) -> Tensor:
+def mixed_scale_embed_fwd(call: MixedScaleEmbed) -> Tensor:
+    patches, table, bias = call
+    weight = patches.weight
     dim = weight.shape[0]
-    out = torch.empty(token_index.shape[0], dim, dtype=weight.dtype)
+    out = torch.empty(patches.token_index.shape[0], dim, dtype=weight.dtype)
     _C.mixed_scale_embed_fwd(
-        *_patch_source(images, batch_index, token_index, patch_size, scale_factor, num_prefix, mean, std),
+        *_patch_source(patches),
         weight.data_ptr(),
         0 if bias is None else bias.data_ptr(),
         table.data_ptr(),
@@ -44,44 +35,28 @@ def mixed_scale_embed_fwd(
     return out
 
 
-def mixed_scale_embed_bwd(
-    dout: Tensor,
-    images: Tensor,
-    fine_mask: Tensor,
-    region_start: Tensor,
-    cu_seqlens: Tensor,
-    batch_index: Tensor,
-    token_index: Tensor,
-    weight: Tensor,
-    patch_size: int,
-    scale_factor: int,
-    num_prefix: int,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    needs_images: bool,
-    needs_weight: bool,
-    needs_bias: bool,
-    needs_table: bool,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    dim = weight.shape[0]
-    num_candidates = num_prefix + region_start.shape[1] * (1 + scale_factor**2)
-    dimages = torch.empty_like(images) if needs_images else None
-    dweight = torch.empty_like(weight) if needs_weight else None
-    dbias = weight.new_empty(dim) if needs_bias else None
-    dtable = weight.new_empty(num_candidates, dim) if needs_table else None
+def mixed_scale_embed_bwd(backward: MixedScaleEmbedBackward) -> MixedScaleEmbedGradients:
+    patches, weight, regions = backward.patches, backward.patches.weight, backward.patches.regions
+    dim, num_candidates = weight.shape[0], regions.scales(patches.num_prefix).num_candidates
+    gradients = MixedScaleEmbedGradients(
+        images=torch.empty_like(patches.images) if backward.needs_images else None,
+        weight=torch.empty_like(weight) if backward.needs_weight else None,
+        bias=weight.new_empty(dim) if backward.needs_bias else None,
+        table=weight.new_empty(num_candidates, dim) if backward.needs_table else None,
+    )
     _C.mixed_scale_embed_bwd(
-        *_patch_source(images, batch_index, token_index, patch_size, scale_factor, num_prefix, mean, std),
-        dout.data_ptr(),
+        *_patch_source(patches),
+        backward.dout.data_ptr(),
         weight.data_ptr(),
-        fine_mask.data_ptr(),
-        region_start.data_ptr(),
-        cu_seqlens.data_ptr(),
-        *(0 if gradient is None else gradient.data_ptr() for gradient in (dimages, dweight, dbias, dtable)),
+        regions.fine_mask.data_ptr(),
+        regions.region_start.data_ptr(),
+        patches.cu_seqlens.data_ptr(),
+        *(0 if gradient is None else gradient.data_ptr() for gradient in gradients),
         dim,
         weight.dtype == torch.bfloat16,
         torch.get_num_threads(),
     )
-    return dimages, dweight, dbias, dtable
+    return gradients
 
 
 def unsupported_reason(device_type: str, dtype: torch.dtype, images_dtype: torch.dtype) -> str | None:
@@ -94,28 +69,20 @@ def unsupported_reason(device_type: str, dtype: torch.dtype, images_dtype: torch
     return None
 
 
-def _patch_source(
-    images: Tensor,
-    batch_index: Tensor,
-    token_index: Tensor,
-    patch_size: int,
-    scale_factor: int,
-    num_prefix: int,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-) -> tuple:
+def _patch_source(patches: Patches) -> tuple:
+    images, mean, std = patches.images, patches.mean, patches.std
     batch, _, height, width = images.shape
     return (
         images.data_ptr(),
-        batch_index.data_ptr(),
-        token_index.data_ptr(),
+        patches.batch_index.data_ptr(),
+        patches.token_index.data_ptr(),
         batch,
         height,
         width,
-        token_index.shape[0],
-        patch_size,
-        scale_factor,
-        num_prefix,
+        patches.token_index.shape[0],
+        patches.patch_size,
+        patches.regions.scale_factor,
+        patches.num_prefix,
         _PIXEL_TYPES[images.dtype],
         (0.0, 0.0, 0.0) if mean is None else tuple(mean),
         (1.0, 1.0, 1.0) if std is None else tuple(std),

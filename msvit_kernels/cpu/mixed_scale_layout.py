@@ -4,9 +4,13 @@ import torch
 from torch import Tensor
 
 from msvit_kernels import _C
+from msvit_kernels.calls import MixedScaleLayoutIndices, MixedScaleLayoutOffsets
+
+OPTIONS: frozenset[str] = frozenset()
 
 
-def mixed_scale_layout_offsets(fine_mask: Tensor, scale_factor: int, num_prefix: int) -> tuple[Tensor, Tensor, Tensor]:
+def mixed_scale_layout_offsets(call: MixedScaleLayoutOffsets) -> tuple[Tensor, Tensor, Tensor]:
+    fine_mask, scale_factor, num_prefix = call
     batch, rows, columns = fine_mask.shape
     num_tokens = torch.empty(batch, dtype=torch.int32)
     cu_seqlens = torch.empty(batch + 1, dtype=torch.int32)
@@ -25,25 +29,19 @@ def mixed_scale_layout_offsets(fine_mask: Tensor, scale_factor: int, num_prefix:
     return num_tokens, cu_seqlens, region_start
 
 
-def mixed_scale_layout_fwd(
-    fine_mask: Tensor,
-    cu_seqlens: Tensor,
-    region_start: Tensor,
-    total_tokens: int,
-    scale_factor: int,
-    num_prefix: int,
-) -> tuple[Tensor, Tensor]:
+def mixed_scale_layout_fwd(call: MixedScaleLayoutIndices) -> tuple[Tensor, Tensor]:
+    regions, cu_seqlens, total_tokens, num_prefix = call
     batch_index = torch.empty(total_tokens, dtype=torch.int32)
     token_index = torch.empty(total_tokens, dtype=torch.int32)
     _C.mixed_scale_layout_fwd(
-        fine_mask.data_ptr(),
+        regions.fine_mask.data_ptr(),
         cu_seqlens.data_ptr(),
-        region_start.data_ptr(),
+        regions.region_start.data_ptr(),
         batch_index.data_ptr(),
         token_index.data_ptr(),
-        *fine_mask.shape,
+        *regions.fine_mask.shape,
         total_tokens,
-        scale_factor,
+        regions.scale_factor,
         num_prefix,
         torch.get_num_threads(),
     )

@@ -7,24 +7,27 @@ import torch
 from torch import Tensor
 
 from msvit_kernels import _C
+from msvit_kernels.calls import Regions, UnpackToGrid, UnpackToGridBackward
+
+OPTIONS: frozenset[str] = frozenset()
 
 _DTYPES = (torch.float32, torch.bfloat16)
 
 
-def unpack_to_grid_fwd(tokens: Tensor, fine_mask: Tensor, region_start: Tensor, scale_factor: int) -> Tensor:
-    batch, rows, columns = fine_mask.shape
-    grid = torch.empty(batch, tokens.shape[1], rows * scale_factor, columns * scale_factor, dtype=tokens.dtype)
-    _C.unpack_to_grid_fwd(*_arguments(tokens, grid, fine_mask, region_start, scale_factor))
+def unpack_to_grid_fwd(call: UnpackToGrid) -> Tensor:
+    tokens, regions = call
+    height, width = regions.scales(num_prefix=0).grid_size
+    grid = torch.empty(regions.fine_mask.shape[0], tokens.shape[1], height, width, dtype=tokens.dtype)
+    _C.unpack_to_grid_fwd(*_arguments(tokens, grid, regions))
     return grid
 
 
-def unpack_to_grid_bwd(
-    dgrid: Tensor, fine_mask: Tensor, region_start: Tensor, total_tokens: int, scale_factor: int
-) -> Tensor:
+def unpack_to_grid_bwd(backward: UnpackToGridBackward) -> Tensor:
+    dgrid, regions, total_tokens = backward
     dtokens = torch.empty(total_tokens, dgrid.shape[1], dtype=dgrid.dtype)
-    if fine_mask.shape[0] == 0:
+    if dgrid.shape[0] == 0:
         return dtokens.zero_()
-    _C.unpack_to_grid_bwd(*_arguments(dtokens, dgrid, fine_mask, region_start, scale_factor))
+    _C.unpack_to_grid_bwd(*_arguments(dtokens, dgrid, regions))
     return dtokens
 
 
@@ -36,14 +39,14 @@ def unsupported_reason(device_type: str, dtype: torch.dtype) -> str | None:
     return None
 
 
-def _arguments(tokens: Tensor, grid: Tensor, fine_mask: Tensor, region_start: Tensor, scale_factor: int) -> tuple:
+def _arguments(tokens: Tensor, grid: Tensor, regions: Regions) -> tuple:
     return (
-        fine_mask.data_ptr(),
-        region_start.data_ptr(),
+        regions.fine_mask.data_ptr(),
+        regions.region_start.data_ptr(),
         tokens.data_ptr(),
         grid.data_ptr(),
-        *fine_mask.shape,
-        scale_factor,
+        *regions.fine_mask.shape,
+        regions.scale_factor,
         tokens.shape[0],
         tokens.shape[1],
         tokens.stride(0),

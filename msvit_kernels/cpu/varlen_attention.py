@@ -8,19 +8,13 @@ import torch
 from torch import Tensor
 
 from msvit_kernels import _C
+from msvit_kernels.calls import VarlenAttention, VarlenAttentionBackward, VarlenAttentionGradients
+
+OPTIONS = frozenset({"key_weight"})
 
 
-def varlen_attention_fwd(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    key_weight: Tensor | None,
-    softmax_scale: float,
-) -> tuple[Tensor, Tensor]:
+def varlen_attention_fwd(call: VarlenAttention) -> tuple[Tensor, Tensor]:
+    q, k, v, key_weight = call.q, call.k, call.v, call.key_weight
     total_q, num_heads, head_dim = q.shape
     out = torch.empty((total_q, num_heads, head_dim), dtype=q.dtype)
     lse = torch.empty((num_heads, total_q), dtype=torch.float32)
@@ -28,12 +22,12 @@ def varlen_attention_fwd(
         q.data_ptr(),
         k.data_ptr(),
         v.data_ptr(),
-        cu_seqlens_q.data_ptr(),
-        cu_seqlens_k.data_ptr(),
+        call.cu_seqlens_q.data_ptr(),
+        call.cu_seqlens_k.data_ptr(),
         0 if key_weight is None else key_weight.data_ptr(),
         out.data_ptr(),
         lse.data_ptr(),
-        cu_seqlens_q.shape[0] - 1,
+        call.cu_seqlens_q.shape[0] - 1,
         total_q,
         k.shape[0],
         num_heads,
@@ -41,29 +35,16 @@ def varlen_attention_fwd(
         *q.stride()[:2],
         *k.stride()[:2],
         *v.stride()[:2],
-        softmax_scale,
+        call.softmax_scale,
         q.dtype == torch.bfloat16,
         torch.get_num_threads(),
     )
     return out, lse
 
 
-def varlen_attention_bwd(
-    dout: Tensor,
-    dlse: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    key_weight: Tensor | None,
-    softmax_scale: float,
-    needs_dweight: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def varlen_attention_bwd(backward: VarlenAttentionBackward) -> VarlenAttentionGradients:
+    call, out, lse, dout, dlse, needs_dweight = backward
+    q, k, v, key_weight = call.q, call.k, call.v, call.key_weight
     total_q, num_heads, head_dim = q.shape
     if dout.stride(2) != 1:
         dout = dout.contiguous()
@@ -80,14 +61,14 @@ def varlen_attention_bwd(
         v.data_ptr(),
         out.data_ptr(),
         lse.data_ptr(),
-        cu_seqlens_q.data_ptr(),
-        cu_seqlens_k.data_ptr(),
+        call.cu_seqlens_q.data_ptr(),
+        call.cu_seqlens_k.data_ptr(),
         0 if key_weight is None else key_weight.data_ptr(),
         dq.data_ptr(),
         dk.data_ptr(),
         dv.data_ptr(),
         0 if dweight is None else dweight.data_ptr(),
-        cu_seqlens_q.shape[0] - 1,
+        call.cu_seqlens_q.shape[0] - 1,
         total_q,
         k.shape[0],
         num_heads,
@@ -96,11 +77,11 @@ def varlen_attention_bwd(
         *q.stride()[:2],
         *k.stride()[:2],
         *v.stride()[:2],
-        softmax_scale,
+        call.softmax_scale,
         q.dtype == torch.bfloat16,
         torch.get_num_threads(),
     )
-    return dq, dk, dv, dweight
+    return VarlenAttentionGradients(dq, dk, dv, dweight)
 
 
 def unsupported_reason(device_type: str, dtype: torch.dtype, head_dim: int) -> str | None:

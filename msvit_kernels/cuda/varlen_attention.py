@@ -7,26 +7,19 @@ device or looks at what it holds, so that calls can be captured in a CUDA graph.
 import torch
 from torch import Tensor
 
+from msvit_kernels.calls import VarlenAttention, VarlenAttentionBackward, VarlenAttentionGradients
 from msvit_kernels.cuda.native import device_index, device_unsupported, kernels, stream_of
 
+OPTIONS = frozenset({"key_weight"})
 
-def varlen_attention_fwd(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    key_weight: Tensor | None,
-    softmax_scale: float,
-) -> tuple[Tensor, Tensor]:
-    total_q, num_heads, _ = q.shape
-    q, k, v = _aligned(q), _aligned(k), _aligned(v)
+
+def varlen_attention_fwd(call: VarlenAttention) -> tuple[Tensor, Tensor]:
+    call = _aligned_call(call)
+    q = call.q
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    lse = torch.empty((num_heads, total_q), dtype=torch.float32, device=q.device)
+    lse = torch.empty((q.shape[1], q.shape[0]), dtype=torch.float32, device=q.device)
     kernels.varlen_attention_fwd(
-        *_inputs(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, key_weight, softmax_scale),
+        *_inputs(call),
         out.data_ptr(),
         lse.data_ptr(),
         q.dtype == torch.bfloat16,
@@ -36,32 +29,18 @@ def varlen_attention_fwd(
     return out, lse
 
 
-def varlen_attention_bwd(
-    dout: Tensor,
-    dlse: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    key_weight: Tensor | None,
-    softmax_scale: float,
-    needs_dweight: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    num_heads = q.shape[1]
-    dout, q, k, v = _aligned(dout), _aligned(q), _aligned(k), _aligned(v)
-    out, lse = out.contiguous(), lse.contiguous()
-    dlse = None if dlse is None else dlse.contiguous()
+def varlen_attention_bwd(backward: VarlenAttentionBackward) -> VarlenAttentionGradients:
+    call, dout = _aligned_call(backward.call), _aligned(backward.dout)
+    q, k, v = call.q, call.k, call.v
+    out, lse = backward.out.contiguous(), backward.lse.contiguous()
+    dlse = None if backward.dlse is None else backward.dlse.contiguous()
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     delta = torch.empty_like(lse)
     # One row of column sums per head, then one sum in a fixed order: adding them up with atomics would change bits.
-    dweight = torch.empty((num_heads, k.shape[0]), dtype=torch.float32, device=q.device) if needs_dweight else None
+    weights = q.shape[1], k.shape[0]
+    dweight = torch.empty(weights, dtype=torch.float32, device=q.device) if backward.needs_dweight else None
     kernels.varlen_attention_bwd(
-        *_inputs(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, key_weight, softmax_scale),
+        *_inputs(call),
         dout.data_ptr(),
         *dout.stride()[:2],
         out.data_ptr(),
@@ -76,21 +55,12 @@ def varlen_attention_bwd(
         device_index(q),
         stream_of(q),
     )
-    return dq, dk, dv, None if dweight is None else dweight.sum(0)
+    return VarlenAttentionGradients(dq, dk, dv, None if dweight is None else dweight.sum(0))
 
 
-def _inputs(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    key_weight: Tensor | None,
-    softmax_scale: float,
-) -> tuple[int | float, ...]:
+def _inputs(call: VarlenAttention) -> tuple[int | float, ...]:
     """The fields of `Attention` (csrc/cuda/varlen_attention.h) in order."""
+    q, k, v, key_weight = call.q, call.k, call.v, call.key_weight
     total_q, num_heads, head_dim = q.shape
     return (
         q.data_ptr(),
@@ -99,18 +69,22 @@ def _inputs(
         *k.stride()[:2],
         v.data_ptr(),
         *v.stride()[:2],
-        cu_seqlens_q.data_ptr(),
-        cu_seqlens_k.data_ptr(),
+        call.cu_seqlens_q.data_ptr(),
+        call.cu_seqlens_k.data_ptr(),
         0 if key_weight is None else key_weight.data_ptr(),
         total_q,
         k.shape[0],
-        cu_seqlens_q.shape[0] - 1,
+        call.cu_seqlens_q.shape[0] - 1,
         num_heads,
         head_dim,
-        max_seqlen_q,
-        max_seqlen_k,
-        softmax_scale,
+        call.max_seqlen_q,
+        call.max_seqlen_k,
+        call.softmax_scale,
     )
+
+
+def _aligned_call(call: VarlenAttention) -> VarlenAttention:
+    return call._replace(q=_aligned(call.q), k=_aligned(call.k), v=_aligned(call.v))
 
 
 def _aligned(x: Tensor) -> Tensor:

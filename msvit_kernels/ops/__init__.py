@@ -1,8 +1,4 @@
 """The operators as torch sees them, one module each: schema, fake implementation, backward formula, choice of backend.
 
-Importing the package registers them as torch.ops.msvit.
+Importing a module registers its operators as torch.ops.msvit.*; its functions take the records of `calls`.
 """
-
-from msvit_kernels.ops.varlen_attention import varlen_attention_unrecorded
-
-__all__ = ["varlen_attention_unrecorded"]

@@ -3,9 +3,15 @@
 import torch
 from torch import Tensor
 
+from msvit_kernels.calls import MixedScaleLayoutIndices, MixedScaleLayoutOffsets, Regions
+from msvit_kernels.scales import region_tokens
 
-def mixed_scale_layout_offsets(fine_mask: Tensor, scale_factor: int, num_prefix: int) -> tuple[Tensor, Tensor, Tensor]:
-    region_size = 1 + fine_mask.flatten(1).int() * (scale_factor**2 - 1)  # [batch, Nc]
+OPTIONS: frozenset[str] = frozenset()
+
+
+def mixed_scale_layout_offsets(call: MixedScaleLayoutOffsets) -> tuple[Tensor, Tensor, Tensor]:
+    fine_mask, scale_factor, num_prefix = call
+    region_size = region_tokens(fine_mask.flatten(1).int(), scale_factor)  # [batch, Nc]
     region_end = region_size.cumsum(1, dtype=torch.int32)
     num_tokens = num_prefix + region_size.sum(1, dtype=torch.int32)
     cu_seqlens = torch.nn.functional.pad(num_tokens.cumsum(0, dtype=torch.int32), (1, 0))
@@ -13,15 +19,9 @@ def mixed_scale_layout_offsets(fine_mask: Tensor, scale_factor: int, num_prefix:
     return num_tokens, cu_seqlens, region_start.contiguous()
 
 
-def mixed_scale_layout_fwd(
-    fine_mask: Tensor,
-    cu_seqlens: Tensor,
-    region_start: Tensor,
-    total_tokens: int,
-    scale_factor: int,
-    num_prefix: int,
-) -> tuple[Tensor, Tensor]:
-    rows = candidate_rows(fine_mask, cu_seqlens, region_start, scale_factor, num_prefix)
+def mixed_scale_layout_fwd(call: MixedScaleLayoutIndices) -> tuple[Tensor, Tensor]:
+    total_tokens = call.total_tokens
+    rows = candidate_rows(call.regions, call.cu_seqlens, call.num_prefix)
     batch, num_candidates = rows.shape
     # Row total_tokens takes what is inactive and is cut off, so the scatter needs no count from the device.
     rows = torch.where((rows >= 0) & (rows < total_tokens), rows, total_tokens).flatten().long()
@@ -33,12 +33,10 @@ def mixed_scale_layout_fwd(
     return index[0, :total_tokens].clone(), index[1, :total_tokens].clone()
 
 
-def candidate_rows(
-    fine_mask: Tensor, cu_seqlens: Tensor, region_start: Tensor, scale_factor: int, num_prefix: int
-) -> Tensor:
+def candidate_rows(regions: Regions, cu_seqlens: Tensor, num_prefix: int) -> Tensor:
     """int32 [batch, num_candidates]: the packed row of each candidate, -1 for one that is not active."""
+    fine_mask, region_start, s = regions
     batch, height, width = fine_mask.shape
-    s = scale_factor
     prefix = cu_seqlens[:-1, None] + torch.arange(num_prefix, dtype=torch.int32, device=fine_mask.device)
     coarse = torch.where(fine_mask.flatten(1), -1, region_start)
     local = torch.arange(s * s, dtype=torch.int32, device=fine_mask.device).view(s, 1, s)

@@ -3,22 +3,24 @@
 import torch
 from torch import Tensor
 
+from msvit_kernels.calls import Regions, UnpackToGrid, UnpackToGridBackward
 
-def unpack_to_grid_fwd(tokens: Tensor, fine_mask: Tensor, region_start: Tensor, scale_factor: int) -> Tensor:
-    rows = _cell_rows(fine_mask, region_start, scale_factor)  # [batch, Hc, s, Wc, s]
-    return tokens[rows.flatten(1, 2).flatten(2)].permute(0, 3, 1, 2).contiguous()
+OPTIONS: frozenset[str] = frozenset()
 
 
-def unpack_to_grid_bwd(
-    dgrid: Tensor, fine_mask: Tensor, region_start: Tensor, total_tokens: int, scale_factor: int
-) -> Tensor:
+def unpack_to_grid_fwd(call: UnpackToGrid) -> Tensor:
+    rows = _cell_rows(call.regions)  # [batch, Hc, s, Wc, s]
+    return call.tokens[rows.flatten(1, 2).flatten(2)].permute(0, 3, 1, 2).contiguous()
+
+
+def unpack_to_grid_bwd(backward: UnpackToGridBackward) -> Tensor:
+    dgrid, (fine_mask, region_start, s), total_tokens = backward
     batch, dim, _, _ = dgrid.shape
-    s = scale_factor
     height, width = fine_mask.shape[1:]
     # [batch, dim, Hf, Wf] -> [batch, Hc, s, Wc, s, dim]
     cells = dgrid.view(batch, dim, height, s, width, s).permute(0, 2, 3, 4, 5, 1)
     fine = fine_mask.view(batch, height, 1, width, 1)
-    rows = _cell_rows(fine_mask, region_start, s)
+    rows = _cell_rows(backward.regions)
     rows = torch.where(fine, rows, total_tokens)  # cells of coarse regions go to a row that is cut off
     dtokens = torch.zeros(total_tokens + 1, dim, dtype=dgrid.dtype, device=dgrid.device)
     dtokens[rows.flatten()] = cells.reshape(-1, dim)
@@ -31,10 +33,10 @@ def unsupported_reason(device_type: str, dtype: torch.dtype) -> str | None:
     return None
 
 
-def _cell_rows(fine_mask: Tensor, region_start: Tensor, scale_factor: int) -> Tensor:
+def _cell_rows(regions: Regions) -> Tensor:
     """int64 [batch, Hc, s, Wc, s]: the packed row whose token covers each cell of the fine grid."""
+    fine_mask, region_start, s = regions
     batch, height, width = fine_mask.shape
-    s = scale_factor
     local = torch.arange(s * s, device=fine_mask.device).view(s, 1, s)
     start = region_start.view(batch, height, 1, width, 1)
     return start + fine_mask.view(batch, height, 1, width, 1) * local

@@ -10,63 +10,45 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from msvit_kernels.calls import VarlenAttention, VarlenAttentionBackward, VarlenAttentionGradients
 
-def varlen_attention_fwd(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    key_weight: Tensor | None,
-    softmax_scale: float,
-) -> tuple[Tensor, Tensor]:
+OPTIONS = frozenset({"key_weight"})
+
+
+def varlen_attention_fwd(call: VarlenAttention) -> tuple[Tensor, Tensor]:
+    q, k, v = call.q, call.k, call.v
     out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.full((q.shape[1], q.shape[0]), -torch.inf, dtype=_softmax_dtype(q), device=q.device)
-    for rows, keys in _sequences(cu_seqlens_q, cu_seqlens_k):
-        scores = _scores(q[rows], k[keys], softmax_scale)
-        weight = _weight(key_weight, keys, scores)
+    for rows, keys in _sequences(call.cu_seqlens_q, call.cu_seqlens_k):
+        scores = _scores(q[rows], k[keys], call.softmax_scale)
+        weight = _weight(call.key_weight, keys, scores)
         lse[:, rows] = torch.logsumexp(scores + weight.log(), dim=-1)
         p = weight * _unweighted_p(scores, lse[:, rows]).masked_fill(weight == 0, 0)
         out[rows] = (p.to(v.dtype) @ _heads_first(v[keys])).transpose(0, 1)
     return out, lse
 
 
-def varlen_attention_bwd(
-    dout: Tensor,
-    dlse: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    key_weight: Tensor | None,
-    softmax_scale: float,
-    needs_dweight: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def varlen_attention_bwd(backward: VarlenAttentionBackward) -> VarlenAttentionGradients:
+    call, out, lse, dout, dlse, needs_dweight = backward
+    q, k, v = call.q, call.k, call.v
     dq, dk, dv = (torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     dweight = torch.zeros(k.shape[0], dtype=lse.dtype, device=k.device) if needs_dweight else None
     delta = (dout.to(lse.dtype) * out.to(lse.dtype)).sum(-1).T  # [num_heads, total_tokens]
     if dlse is not None:
         delta = delta - dlse
-    for rows, keys in _sequences(cu_seqlens_q, cu_seqlens_k):
-        scores = _scores(q[rows], k[keys], softmax_scale)
-        weight = _weight(key_weight, keys, scores)
+    for rows, keys in _sequences(call.cu_seqlens_q, call.cu_seqlens_k):
+        scores = _scores(q[rows], k[keys], call.softmax_scale)
+        weight = _weight(call.key_weight, keys, scores)
         unweighted = _unweighted_p(scores, lse[:, rows])
         p = weight * unweighted.masked_fill(weight == 0, 0)
         dp = (_heads_first(dout[rows]) @ _heads_first(v[keys]).mT).to(lse.dtype) - delta[:, rows, None]
-        ds = (p * dp * softmax_scale).to(q.dtype)
+        ds = (p * dp * call.softmax_scale).to(q.dtype)
         dq[rows] = (ds @ _heads_first(k[keys])).transpose(0, 1)
         dk[keys] = (ds.mT @ _heads_first(q[rows])).transpose(0, 1)
         dv[keys] = (p.to(v.dtype).mT @ _heads_first(dout[rows])).transpose(0, 1)
         if dweight is not None:
             dweight[keys] = (unweighted * dp).sum(dim=(0, 1))
-    return dq, dk, dv, dweight
+    return VarlenAttentionGradients(dq, dk, dv, dweight)
 
 
 def unsupported_reason(device_type: str, dtype: torch.dtype, head_dim: int) -> str | None:

@@ -27,6 +27,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
+from msvit_kernels import calls
 from msvit_kernels.triton import common, mixed_scale_embed, mixed_scale_layout, unpack_to_grid, varlen_attention
 
 SHARED_KB = {80: 163, 90: 227, 100: 227}  # that one program may use, by compute capability
@@ -84,37 +85,38 @@ def _attention(
     pad = 0 if aligned else 1
     q, k, v = _meta(1000, 3, 6, head_dim + pad, dtype=dtype)[..., :head_dim].unbind(1)
     offsets = _meta(5, dtype=torch.int32)
-    shared: tuple[Any, ...] = offsets, offsets, max_seqlen, max_seqlen, _meta(1000) if weighted else None, 0.125
-    out, lse = varlen_attention.varlen_attention_fwd(q, k, v, *shared)
-    upstream_lse = torch.empty_like(lse) if dlse else None
-    saved: tuple[Any, ...] = torch.empty_like(out), upstream_lse, q, k, v, out, lse, *shared, needs_dweight
-    varlen_attention.varlen_attention_bwd(*saved)
+    weight = _meta(1000) if weighted else None
+    call = calls.VarlenAttention(q, k, v, offsets, offsets, max_seqlen, max_seqlen, 0.125, weight)
+    out, lse = varlen_attention.varlen_attention_fwd(call)
+    upstream = torch.empty_like(out), torch.empty_like(lse) if dlse else None
+    varlen_attention.varlen_attention_bwd(calls.VarlenAttentionBackward(call, out, lse, *upstream, needs_dweight))
 
 
 def _embed(dtype: torch.dtype, images_dtype: torch.dtype, patch_size: int, dim: int, scale_factor: int = 2) -> None:
     side = 4 * patch_size * scale_factor
     images, index = _meta(2, 3, side, side, dtype=images_dtype), _meta(100, dtype=torch.int32)
     weight, bias = _meta(dim, 3, patch_size, patch_size, dtype=dtype), _meta(dim, dtype=dtype)
-    table = _meta(1 + 16 * (1 + scale_factor**2), dim, dtype=dtype)
-    normalised = (0.5,) * 3, (0.5,) * 3
-    sizes: tuple[Any, ...] = patch_size, scale_factor, 1, *normalised
-    out = mixed_scale_embed.mixed_scale_embed_fwd(images, index, index, weight, bias, table, *sizes)
-    layout = _meta(2, 4, 4, dtype=torch.bool), _meta(2, 16, dtype=torch.int32), _meta(3, dtype=torch.int32)
+    regions = calls.Regions(_meta(2, 4, 4, dtype=torch.bool), _meta(2, 16, dtype=torch.int32), scale_factor)
+    table = _meta(regions.scales(num_prefix=1).num_candidates, dim, dtype=dtype)
+    offsets = _meta(3, dtype=torch.int32)
+    patches = calls.Patches(images, regions, offsets, index, index, 1, weight, patch_size, (0.5,) * 3, (0.5,) * 3)
+    out = mixed_scale_embed.mixed_scale_embed_fwd(calls.MixedScaleEmbed(patches, table, bias))
     needs = images.is_floating_point(), True, True, True
-    saved: tuple[Any, ...] = out, images, *layout, index, index, weight, *sizes, *needs
-    mixed_scale_embed.mixed_scale_embed_bwd(*saved)
+    mixed_scale_embed.mixed_scale_embed_bwd(calls.MixedScaleEmbedBackward(patches, out, *needs))
 
 
 def _layout(side: int) -> None:
     mask = _meta(2, side, side, dtype=torch.bool)
-    _, cu_seqlens, region_start = mixed_scale_layout.mixed_scale_layout_offsets(mask, 2, 1)
-    mixed_scale_layout.mixed_scale_layout_fwd(mask, cu_seqlens, region_start, 100, 2, 1)
+    offsets = calls.MixedScaleLayoutOffsets(mask, scale_factor=2, num_prefix=1)
+    _, cu_seqlens, region_start = mixed_scale_layout.mixed_scale_layout_offsets(offsets)
+    regions = calls.Regions(mask, region_start, offsets.scale_factor)
+    mixed_scale_layout.mixed_scale_layout_fwd(calls.MixedScaleLayoutIndices(regions, cu_seqlens, 100, num_prefix=1))
 
 
 def _unpack(dtype: torch.dtype, dim: int) -> None:
-    mask, region_start = _meta(2, 7, 7, dtype=torch.bool), _meta(2, 49, dtype=torch.int32)
-    grid = unpack_to_grid.unpack_to_grid_fwd(_meta(100, dim, dtype=dtype), mask, region_start, 2)
-    unpack_to_grid.unpack_to_grid_bwd(grid, mask, region_start, 100, 2)
+    regions = calls.Regions(_meta(2, 7, 7, dtype=torch.bool), _meta(2, 49, dtype=torch.int32), scale_factor=2)
+    grid = unpack_to_grid.unpack_to_grid_fwd(calls.UnpackToGrid(_meta(100, dim, dtype=dtype), regions))
+    unpack_to_grid.unpack_to_grid_bwd(calls.UnpackToGridBackward(grid, regions, total_tokens=100))
 
 
 Case = tuple[str, torch.dtype, Callable[[], None]]

@@ -11,13 +11,12 @@ table gradient one program sums a candidate over BLOCK_B images. Sums are in fp3
 same bits. Indices are clamped, so that wrong ones cannot lead outside.
 """
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from msvit_kernels.calls import MixedScaleEmbed, MixedScaleEmbedBackward, MixedScaleEmbedGradients, Patches
 from msvit_kernels.triton.common import (
     FLOAT_DTYPES,
     INTERPRETER_ARCH,
@@ -29,6 +28,7 @@ from msvit_kernels.triton.common import (
 from msvit_kernels.triton.numerics import dot, rounded
 from msvit_kernels.triton.patches import load_patches, patch_origin
 
+OPTIONS = frozenset({"bias", "mean", "std"})
 # One launch for fewer tokens than that. For 25,000 of a ViT-S in bf16 an H100 took 194 us in one kernel and 108 in two
 # steps (bench/results/cuda-nvidia-h100-80gb-hbm3/token_operators.csv): the kernel converts each pixel once per BLOCK_N
 # channels, and its matrix product is no match for cuBLAS.
@@ -203,120 +203,82 @@ def _dimages_kernel(
         tl.store(dimages_ptr + channel * height * width, rounded(dimage, dimages_ptr.dtype.element_ty), mask=mask)
 
 
-def mixed_scale_embed_fwd(
-    images: Tensor,
-    batch_index: Tensor,
-    token_index: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    table: Tensor,
-    patch_size: int,
-    scale_factor: int,
-    num_prefix: int,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-) -> Tensor:
+def mixed_scale_embed_fwd(call: MixedScaleEmbed) -> Tensor:
+    patches, table, bias = call
+    images, token_index, weight = patches.images, patches.token_index, patches.weight
     total_tokens, dim = token_index.shape[0], weight.shape[0]
-    sizes = _sizes(images, total_tokens, patch_size, scale_factor, num_prefix)
-    normalisation = _normalisation(images, mean, std)
     if weight.dtype != torch.float32 and total_tokens >= FUSED_TOKENS:
-        patches = _gather(images, batch_index, token_index, weight, sizes, patch_size, scale_factor, normalisation)
-        return torch.addmm(_added_rows(token_index, bias, table, num_prefix), patches, weight.flatten(1).T)
+        return torch.addmm(_added_rows(call), _gather(patches), weight.flatten(1).T)
     out = torch.empty(total_tokens, dim, dtype=weight.dtype, device=images.device)
-    config = launch_config(dim, patch_size, weight.dtype, arch_of(images))
+    config = launch_config(dim, patches.patch_size, weight.dtype, arch_of(images))
     num_blocks = triton.cdiv(dim, config["BLOCK_N"])
     launch(
         _fwd_kernel,
         (triton.cdiv(total_tokens, config["BLOCK_M"]) * num_blocks,),
         images,
-        (images, batch_index, token_index, weight, bias, table, out, *sizes, dim, num_blocks, *normalisation),
+        (images, patches.batch_index, token_index, weight, bias, table, out)
+        + (*_sizes(patches), dim, num_blocks, *_normalisation(patches)),
         HAS_BIAS=bias is not None,
-        PATCH_SIZE=patch_size,
-        SCALE_FACTOR=scale_factor,
+        PATCH_SIZE=patches.patch_size,
+        SCALE_FACTOR=patches.regions.scale_factor,
         **config,
     )
     return out
 
 
-def _added_rows(token_index: Tensor, bias: Tensor | None, table: Tensor, num_prefix: int) -> Tensor:
+def _added_rows(call: MixedScaleEmbed) -> Tensor:
     """[total_tokens, dim] what is added to the products: rows of the table, with the bias but for prefix tokens."""
+    (patches, table, bias), num_prefix = call, call.patches.num_prefix
     if bias is not None:
         table = torch.cat([table[:num_prefix], table[num_prefix:] + bias])
-    return table.index_select(0, token_index.clamp(0, table.shape[0] - 1))
+    return table.index_select(0, patches.token_index.clamp(0, table.shape[0] - 1))
 
 
-def mixed_scale_embed_bwd(
-    dout: Tensor,
-    images: Tensor,
-    fine_mask: Tensor,
-    region_start: Tensor,
-    cu_seqlens: Tensor,
-    batch_index: Tensor,
-    token_index: Tensor,
-    weight: Tensor,
-    patch_size: int,
-    scale_factor: int,
-    num_prefix: int,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    needs_images: bool,
-    needs_weight: bool,
-    needs_bias: bool,
-    needs_table: bool,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+def mixed_scale_embed_bwd(backward: MixedScaleEmbedBackward) -> MixedScaleEmbedGradients:
     dimages = dweight = dbias = dtable = None
-    normalisation = _normalisation(images, mean, std)
-    if needs_images:
-        dpatches = torch.mm(dout, weight.flatten(1))
-        dimages = _dimages(dpatches, images, fine_mask, region_start, patch_size, scale_factor, normalisation[:3])
-    if needs_weight:
-        sizes = _sizes(images, dout.shape[0], patch_size, scale_factor, num_prefix)
-        patches = _gather(images, batch_index, token_index, weight, sizes, patch_size, scale_factor, normalisation)
-        dweight = torch.mm(dout.T, patches).view_as(weight)
-    if needs_bias:
-        is_prefix = (token_index < num_prefix)[:, None]
+    patches, dout = backward.patches, backward.dout
+    weight = patches.weight
+    if backward.needs_images:
+        dimages = _dimages(torch.mm(dout, weight.flatten(1)), patches)
+    if backward.needs_weight:
+        dweight = torch.mm(dout.T, _gather(patches)).view_as(weight)
+    if backward.needs_bias:
+        is_prefix = (patches.token_index < patches.num_prefix)[:, None]
         dbias = dout.masked_fill(is_prefix, 0).sum(0, dtype=torch.float32).to(weight.dtype)
-    if needs_table:
-        dtable = _dtable(dout, fine_mask, region_start, cu_seqlens, scale_factor, num_prefix).to(weight.dtype)
-    return dimages, dweight, dbias, dtable
+    if backward.needs_table:
+        dtable = _dtable(dout, patches).to(weight.dtype)
+    return MixedScaleEmbedGradients(dimages, dweight, dbias, dtable)
 
 
-def _gather(
-    images: Tensor,
-    batch_index: Tensor,
-    token_index: Tensor,
-    weight: Tensor,
-    sizes: tuple[int, ...],
-    patch_size: int,
-    scale_factor: int,
-    normalisation: tuple[float, ...],
-) -> Tensor:
+def _gather(patches: Patches) -> Tensor:
     """[total_tokens, 3 * p * p] patches of the packed rows in the dtype of `weight`, zeros for prefix tokens."""
-    total_tokens = token_index.shape[0]
-    patches = torch.empty(total_tokens, weight[0].numel(), dtype=weight.dtype, device=images.device)
+    images, weight, patch_size = patches.images, patches.weight, patches.patch_size
+    total_tokens = patches.token_index.shape[0]
+    gathered = torch.empty(total_tokens, weight[0].numel(), dtype=weight.dtype, device=images.device)
     block_k = min(256, max(16, triton.next_power_of_2(patch_size**2)))
     num_blocks = triton.cdiv(patch_size**2, block_k)
     launch(
         _gather_kernel,
         (3 * num_blocks * triton.cdiv(total_tokens, 16),),
         images,
-        (images, batch_index, token_index, patches, *sizes, num_blocks, *normalisation),
+        (images, patches.batch_index, patches.token_index, gathered)
+        + (*_sizes(patches), num_blocks, *_normalisation(patches)),
         PATCH_SIZE=patch_size,
-        SCALE_FACTOR=scale_factor,
+        SCALE_FACTOR=patches.regions.scale_factor,
         BLOCK_M=16,
         BLOCK_K=block_k,
         num_warps=4,
     )
-    return patches
+    return gathered
 
 
-def _dtable(
-    dout: Tensor, fine_mask: Tensor, region_start: Tensor, cu_seqlens: Tensor, scale_factor: int, num_prefix: int
-) -> Tensor:
+def _dtable(dout: Tensor, patches: Patches) -> Tensor:
+    fine_mask, region_start, scale_factor = patches.regions
+    num_prefix = patches.num_prefix
     total_tokens, dim = dout.shape
     batch, _, width = fine_mask.shape
-    num_coarse = region_start.shape[1]
-    num_candidates = num_prefix + num_coarse * (1 + scale_factor**2)
+    scales = patches.regions.scales(num_prefix)
+    num_coarse, num_candidates = scales.num_regions, scales.num_candidates
     block_b, block_n = 16, min(128, max(16, triton.next_power_of_2(dim)))
     num_chunks, num_blocks = triton.cdiv(batch, block_b), triton.cdiv(dim, block_n)
     partial = torch.empty(num_chunks, num_candidates, dim, dtype=torch.float32, device=dout.device)
@@ -324,7 +286,7 @@ def _dtable(
         _dtable_kernel,
         (num_chunks * num_candidates * num_blocks,),
         dout,
-        (dout, fine_mask.view(torch.uint8), region_start, cu_seqlens, partial)
+        (dout, fine_mask.view(torch.uint8), region_start, patches.cu_seqlens, partial)
         + (total_tokens, batch, num_prefix, num_coarse, num_candidates, width * scale_factor, dim, num_blocks),
         SCALE_FACTOR=scale_factor,
         BLOCK_B=block_b,
@@ -334,15 +296,8 @@ def _dtable(
     return partial.sum(0)
 
 
-def _dimages(
-    dpatches: Tensor,
-    images: Tensor,
-    fine_mask: Tensor,
-    region_start: Tensor,
-    patch_size: int,
-    scale_factor: int,
-    scales: tuple[float, ...],
-) -> Tensor:
+def _dimages(dpatches: Tensor, patches: Patches) -> Tensor:
+    images, (fine_mask, region_start, scale_factor) = patches.images, patches.regions
     batch, _, height, width = images.shape
     dimages = torch.empty_like(images)
     block = 1024
@@ -352,8 +307,8 @@ def _dimages(
         (batch * num_blocks,),
         images,
         (dpatches, fine_mask.view(torch.uint8), region_start, dimages)
-        + (dpatches.shape[0], region_start.shape[1], height, width, num_blocks, *scales),
-        PATCH_SIZE=patch_size,
+        + (dpatches.shape[0], region_start.shape[1], height, width, num_blocks, *_normalisation(patches)[:3]),
+        PATCH_SIZE=patches.patch_size,
         SCALE_FACTOR=scale_factor,
         BLOCK=block,
         num_warps=4,
@@ -361,15 +316,17 @@ def _dimages(
     return dimages
 
 
-def _sizes(images: Tensor, total_tokens: int, patch_size: int, scale_factor: int, num_prefix: int) -> tuple[int, ...]:
-    batch, _, height, width = images.shape
-    num_fine = (height // patch_size) * (width // patch_size)
-    return total_tokens, batch, num_prefix, num_fine // scale_factor**2, num_fine, height, width
+def _sizes(patches: Patches) -> tuple[int, ...]:
+    batch, _, height, width = patches.images.shape
+    scales = patches.regions.scales(patches.num_prefix)
+    counts = scales.num_prefix, scales.num_regions, scales.most_patches
+    return patches.token_index.shape[0], batch, *counts, height, width
 
 
-def _normalisation(images: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> tuple[float, ...]:
+def _normalisation(patches: Patches) -> tuple[float, ...]:
     """Per channel scale, then per channel shift, such that a normalised pixel is pixel * scale + shift."""
-    unit = 255.0 if images.dtype == torch.uint8 else 1.0
+    mean, std = patches.mean, patches.std
+    unit = 255.0 if patches.images.dtype == torch.uint8 else 1.0
     if mean is None or std is None:
         return (1.0 / unit,) * 3 + (0.0,) * 3
     return tuple(1.0 / (unit * s) for s in std) + tuple(-m / s for m, s in zip(mean, std, strict=True))

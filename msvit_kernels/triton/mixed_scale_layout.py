@@ -12,8 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from msvit_kernels.calls import MixedScaleLayoutIndices, MixedScaleLayoutOffsets
 from msvit_kernels.triton.common import device_unsupported, launch
 
+OPTIONS: frozenset[str] = frozenset()
 _UNSPECIALIZED = ["num_regions", "num_blocks", "total_tokens", "num_prefix", "width"]
 
 
@@ -74,7 +76,8 @@ def _fill_kernel(
             tl.store(batch_index_ptr + prefix_row, tl.zeros_like(prefix_row) + pid_b, mask=writable)
 
 
-def mixed_scale_layout_offsets(fine_mask: Tensor, scale_factor: int, num_prefix: int) -> tuple[Tensor, Tensor, Tensor]:
+def mixed_scale_layout_offsets(call: MixedScaleLayoutOffsets) -> tuple[Tensor, Tensor, Tensor]:
+    fine_mask, scale_factor, num_prefix = call
     batch, height, width = fine_mask.shape
     num_tokens = torch.empty(batch, dtype=torch.int32, device=fine_mask.device)
     region_start = torch.empty(batch, height * width, dtype=torch.int32, device=fine_mask.device)
@@ -91,14 +94,8 @@ def mixed_scale_layout_offsets(fine_mask: Tensor, scale_factor: int, num_prefix:
     return num_tokens, cu_seqlens, region_start
 
 
-def mixed_scale_layout_fwd(
-    fine_mask: Tensor,
-    cu_seqlens: Tensor,
-    region_start: Tensor,
-    total_tokens: int,
-    scale_factor: int,
-    num_prefix: int,
-) -> tuple[Tensor, Tensor]:
+def mixed_scale_layout_fwd(call: MixedScaleLayoutIndices) -> tuple[Tensor, Tensor]:
+    (fine_mask, region_start, scale_factor), cu_seqlens, total_tokens, num_prefix = call
     batch, height, width = fine_mask.shape
     batch_index, token_index = (torch.zeros(total_tokens, dtype=torch.int32, device=fine_mask.device) for _ in range(2))
     config = launch_config(height * width)

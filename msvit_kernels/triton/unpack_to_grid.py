@@ -12,9 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from msvit_kernels.calls import UnpackToGrid, UnpackToGridBackward
 from msvit_kernels.triton.common import device_unsupported, dtype_unsupported, launch
 from msvit_kernels.triton.numerics import rounded
 
+OPTIONS: frozenset[str] = frozenset()
 _UNSPECIALIZED = ["num_regions", "num_blocks", "num_dim_blocks", "total_tokens", "width"]
 
 
@@ -83,12 +85,11 @@ def _bwd_kernel(
     tl.store(token_ptrs, total, mask=writable[:, None] & mask_d[None, :])
 
 
-def unpack_to_grid_fwd(tokens: Tensor, fine_mask: Tensor, region_start: Tensor, scale_factor: int) -> Tensor:
+def unpack_to_grid_fwd(call: UnpackToGrid) -> Tensor:
+    tokens, (fine_mask, region_start, scale_factor) = call
     total_tokens, dim = tokens.shape
     batch, height, width = fine_mask.shape
-    grid = torch.empty(
-        batch, dim, height * scale_factor, width * scale_factor, dtype=tokens.dtype, device=tokens.device
-    )
+    grid = tokens.new_empty(batch, dim, *call.regions.scales(num_prefix=0).grid_size)
     config = launch_config(dim)
     num_blocks = triton.cdiv(height * width * scale_factor**2, config["BLOCK_C"])
     num_dim_blocks = triton.cdiv(dim, config["BLOCK_D"])
@@ -104,9 +105,8 @@ def unpack_to_grid_fwd(tokens: Tensor, fine_mask: Tensor, region_start: Tensor, 
     return grid
 
 
-def unpack_to_grid_bwd(
-    dgrid: Tensor, fine_mask: Tensor, region_start: Tensor, total_tokens: int, scale_factor: int
-) -> Tensor:
+def unpack_to_grid_bwd(backward: UnpackToGridBackward) -> Tensor:
+    dgrid, (fine_mask, region_start, scale_factor), total_tokens = backward
     dim = dgrid.shape[1]
     batch, height, width = fine_mask.shape
     # Zeros, because the rows of prefix tokens belong to no region.

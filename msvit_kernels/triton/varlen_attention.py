@@ -20,9 +20,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from msvit_kernels.calls import VarlenAttention, VarlenAttentionBackward, VarlenAttentionGradients
 from msvit_kernels.triton.common import INTERPRETER_ARCH, arch_of, device_unsupported, dtype_unsupported, launch
 from msvit_kernels.triton.numerics import dot, rounded
 
+OPTIONS = frozenset({"key_weight"})
 LOG2E, LN2 = tl.constexpr(1 / math.log(2)), tl.constexpr(math.log(2))
 # No integer is worth another compilation when it happens to be 1 or a multiple of 16: STRIDE_UNIT tells what matters.
 _UNSPECIALIZED = ["num_heads", "num_blocks", "total_q", "total_k"]
@@ -292,31 +294,22 @@ def _bwd_dkv_kernel(
         tl.store(dweight_ptr + offs_n, tl.sum(dweight, 1), mask=mask_n)
 
 
-def varlen_attention_fwd(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    key_weight: Tensor | None,
-    softmax_scale: float,
-) -> tuple[Tensor, Tensor]:
+def varlen_attention_fwd(call: VarlenAttention) -> tuple[Tensor, Tensor]:
+    q, k, v = call.q, call.k, call.v
     total_q, num_heads, head_dim = q.shape
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(num_heads, total_q, dtype=torch.float32, device=q.device)
     unit, strides = _strides(q, k, v)
     aligned = _aligned(unit, q, k, v)
-    config = launch_config("fwd", head_dim, max_seqlen_q, q.dtype, arch_of(q), aligned)
-    num_blocks = triton.cdiv(max_seqlen_q, config["BLOCK_M"])
+    config = launch_config("fwd", head_dim, call.max_seqlen_q, q.dtype, arch_of(q), aligned)
+    num_blocks = triton.cdiv(call.max_seqlen_q, config["BLOCK_M"])
     launch(
         _fwd_kernel,
-        _grid(num_blocks, num_heads, cu_seqlens_q, q),
+        _grid(num_blocks, num_heads, call.cu_seqlens_q, q),
         q,
-        (q, k, v, cu_seqlens_q, cu_seqlens_k, _log2(key_weight), out, lse)
-        + (num_heads, num_blocks, total_q, k.shape[0], softmax_scale, *strides),
-        HAS_WEIGHT=key_weight is not None,
+        (q, k, v, call.cu_seqlens_q, call.cu_seqlens_k, _log2(call.key_weight), out, lse)
+        + (num_heads, num_blocks, total_q, k.shape[0], call.softmax_scale, *strides),
+        HAS_WEIGHT=call.key_weight is not None,
         STRIDE_UNIT=unit,
         HEAD_DIM=head_dim,
         BLOCK_D=triton.next_power_of_2(head_dim),
@@ -325,22 +318,9 @@ def varlen_attention_fwd(
     return out, lse
 
 
-def varlen_attention_bwd(
-    dout: Tensor,
-    dlse: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    key_weight: Tensor | None,
-    softmax_scale: float,
-    needs_dweight: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def varlen_attention_bwd(backward: VarlenAttentionBackward) -> VarlenAttentionGradients:
+    call, out, lse, dout, dlse, needs_dweight = backward
+    q, k, v = call.q, call.k, call.v
     total_q, num_heads, head_dim = q.shape
     total_k = k.shape[0]
     dout = dout if dout.stride(-1) == 1 else dout.contiguous()
@@ -350,35 +330,35 @@ def varlen_attention_bwd(
     dweight = torch.empty(num_heads, total_k, dtype=torch.float32, device=q.device) if needs_dweight else None
     unit, strides = _strides(dout, q, k, v)
     aligned = _aligned(unit, dout, q, k, v)
-    log_weight = _log2(key_weight)
-    flags = {"HAS_WEIGHT": key_weight is not None, "STRIDE_UNIT": unit}
+    log_weight = _log2(call.key_weight)
+    flags = {"HAS_WEIGHT": call.key_weight is not None, "STRIDE_UNIT": unit}
     flags |= {"HEAD_DIM": head_dim, "BLOCK_D": triton.next_power_of_2(head_dim)}
 
-    config = launch_config("dq", head_dim, max_seqlen_q, q.dtype, arch_of(q), aligned)
-    num_blocks = triton.cdiv(max_seqlen_q, config["BLOCK_M"])
+    config = launch_config("dq", head_dim, call.max_seqlen_q, q.dtype, arch_of(q), aligned)
+    num_blocks = triton.cdiv(call.max_seqlen_q, config["BLOCK_M"])
     launch(
         _bwd_dq_kernel,
-        _grid(num_blocks, num_heads, cu_seqlens_q, q),
+        _grid(num_blocks, num_heads, call.cu_seqlens_q, q),
         q,
-        (dout, dlse, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, log_weight, dq, delta)
-        + (num_heads, num_blocks, total_q, total_k, softmax_scale, *strides),
+        (dout, dlse, q, k, v, out, lse, call.cu_seqlens_q, call.cu_seqlens_k, log_weight, dq, delta)
+        + (num_heads, num_blocks, total_q, total_k, call.softmax_scale, *strides),
         HAS_DLSE=dlse is not None,
         **flags,
         **config,
     )
-    config = launch_config("dkv", head_dim, max_seqlen_k, q.dtype, arch_of(q), aligned)
-    num_blocks = triton.cdiv(max_seqlen_k, config["BLOCK_N"])
+    config = launch_config("dkv", head_dim, call.max_seqlen_k, q.dtype, arch_of(q), aligned)
+    num_blocks = triton.cdiv(call.max_seqlen_k, config["BLOCK_N"])
     launch(
         _bwd_dkv_kernel,
-        _grid(num_blocks, num_heads, cu_seqlens_k, k),
+        _grid(num_blocks, num_heads, call.cu_seqlens_k, k),
         q,
-        (dout, q, k, v, lse, delta, cu_seqlens_q, cu_seqlens_k, log_weight, dk, dv, dweight)
-        + (num_heads, num_blocks, total_q, total_k, softmax_scale, *strides),
+        (dout, q, k, v, lse, delta, call.cu_seqlens_q, call.cu_seqlens_k, log_weight, dk, dv, dweight)
+        + (num_heads, num_blocks, total_q, total_k, call.softmax_scale, *strides),
         NEEDS_DWEIGHT=needs_dweight,
         **flags,
         **config,
     )
-    return dq, dk, dv, None if dweight is None else dweight.sum(0)
+    return VarlenAttentionGradients(dq, dk, dv, None if dweight is None else dweight.sum(0))
 
 
 def _log2(weight: Tensor | None) -> Tensor | None:

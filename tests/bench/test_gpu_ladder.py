@@ -7,6 +7,7 @@ import pytest
 import torch
 from gpu import checks, commands, first, small_shapes, tune
 
+from msvit_kernels.calls import VarlenAttention, VarlenAttentionBackward
 from msvit_kernels.triton import varlen_attention as kernels
 
 
@@ -102,9 +103,9 @@ def test_only_the_kernel_that_is_timed_is_launched(monkeypatch):
     q = torch.empty(8, 1, 64, dtype=torch.bfloat16)
     offsets = torch.tensor([0, 8], dtype=torch.int32)
     with tune.forced("dq", config):
-        kernels.varlen_attention_fwd(q, q, q, offsets, offsets, 8, 8, None, 0.125)
-        lse = torch.empty(1, 8)
-        kernels.varlen_attention_bwd(q, None, q, q, q, q, lse, offsets, offsets, 8, 8, None, 0.125, False)
+        call = VarlenAttention(q, q, q, offsets, offsets, 8, 8, 0.125)
+        kernels.varlen_attention_fwd(call)
+        kernels.varlen_attention_bwd(VarlenAttentionBackward(call, q, torch.empty(1, 8), q, None, False))
     ((function, options),) = launched
     assert function is kernels._bwd_dq_kernel
     assert config.items() <= options.items()

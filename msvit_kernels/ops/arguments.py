@@ -1,0 +1,87 @@
+"""From the records of `calls` to argument lists, as torch's dispatcher wants them, and back."""
+
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar, get_type_hints
+
+from torch import Tensor
+
+Record = TypeVar("Record", bound=tuple[Any, ...])
+
+_SCHEMA_TYPES = {
+    Tensor: "Tensor",
+    Tensor | None: "Tensor?",
+    int: "SymInt",
+    float: "float",
+    bool: "bool",
+    Sequence[float] | None: "float[]?",
+}
+
+
+def schema(record: type[tuple[Any, ...]]) -> str:
+    """The fields as arguments in torch's schema language: "Tensor q, Tensor k, ..."."""
+    return ", ".join(f"{_SCHEMA_TYPES[kind]} {name}" for name, kind in _arguments(record))
+
+
+def names(record: type[tuple[Any, ...]]) -> list[str]:
+    """Names of the arguments, in the order of the schema."""
+    return [name for name, _ in _arguments(record)]
+
+
+def flatten(call: tuple[Any, ...]) -> list[Any]:
+    """Values of the arguments, in the order of the schema."""
+    values = []
+    for value in call:
+        values += flatten(value) if _is_record(type(value)) else [value]
+    return values
+
+
+def unflatten(record: type[Record], values: Iterable[Any]) -> Record:
+    """The record whose `flatten` gives these values."""
+    remaining = iter(values)
+
+    def build(record: type[tuple[Any, ...]]) -> Any:
+        return record(*[build(kind) if _is_record(kind) else next(remaining) for kind in _fields(record).values()])
+
+    result: Record = build(record)
+    return result
+
+
+def options(call: tuple[Any, ...]) -> tuple[str, ...]:
+    """Names of the options that have another value than their default, those of inner records included."""
+    given: tuple[str, ...] = ()
+    for name, path, default in _options(type(call)):
+        value: Any = call
+        for at in path:
+            value = value[at]
+        if value is not default:
+            given += (name,)
+    return given
+
+
+@functools.cache
+def _options(record: Any) -> list[tuple[str, tuple[int, ...], Any]]:
+    """Of each option its name, where it is (the place in the record, of which the place, ...) and its default."""
+    found = []
+    for at, (name, kind) in enumerate(_fields(record).items()):
+        if _is_record(kind):
+            found += [(inner, (at, *path), default) for inner, path, default in _options(kind)]
+        elif name in record._field_defaults:
+            found.append((name, (at,), record._field_defaults[name]))
+    return found
+
+
+@functools.cache
+def _fields(record: Any) -> dict[str, Any]:
+    return get_type_hints(record)
+
+
+def _is_record(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields")
+
+
+def _arguments(record: type[tuple[Any, ...]]) -> list[tuple[str, Any]]:
+    found = []
+    for name, kind in _fields(record).items():
+        found += _arguments(kind) if _is_record(kind) else [(name, kind)]
+    return found

@@ -1,0 +1,50 @@
+"""`mixed_scale_layout` as torch sees it: offsets first, and with the total that they give, the index of each row."""
+
+import torch
+from torch import Tensor
+
+from msvit_kernels import dispatch, validation
+from msvit_kernels.calls import MixedScaleLayoutIndices, MixedScaleLayoutOffsets
+from msvit_kernels.ops.registry import define
+
+
+def _offsets(call: MixedScaleLayoutOffsets, backend: str | None) -> tuple[Tensor, Tensor, Tensor]:
+    mask = call.fine_mask
+    run = dispatch.resolve_function(
+        "mixed_scale_layout", "mixed_scale_layout_offsets", backend, mask.device.type, mask.dtype
+    )
+    result: tuple[Tensor, Tensor, Tensor] = run(call)
+    return result
+
+
+def _fake_offsets(call: MixedScaleLayoutOffsets) -> tuple[Tensor, Tensor, Tensor]:
+    batch, height, width = call.fine_mask.shape
+    empty = lambda *size: call.fine_mask.new_empty(size, dtype=torch.int32)  # noqa: E731
+    return empty(batch), empty(batch + 1), empty(batch, height * width)
+
+
+def _indices(call: MixedScaleLayoutIndices, backend: str | None) -> tuple[Tensor, Tensor]:
+    mask = call.regions.fine_mask
+    if validation.checks_contents(mask):
+        validation.check_total(call.cu_seqlens, call.total_tokens)
+    run = dispatch.resolve_function(
+        "mixed_scale_layout", "mixed_scale_layout_fwd", backend, mask.device.type, mask.dtype
+    )
+    result: tuple[Tensor, Tensor] = run(call)
+    return result
+
+
+def _fake_indices(call: MixedScaleLayoutIndices) -> tuple[Tensor, Tensor]:
+    return call.cu_seqlens.new_empty(call.total_tokens), call.cu_seqlens.new_empty(call.total_tokens)
+
+
+mixed_scale_layout_offsets = define(
+    "mixed_scale_layout_offsets",
+    MixedScaleLayoutOffsets,
+    "(Tensor num_tokens, Tensor cu_seqlens, Tensor region_start)",
+    _offsets,
+    _fake_offsets,
+)
+mixed_scale_layout_indices = define(
+    "mixed_scale_layout", MixedScaleLayoutIndices, "(Tensor batch_index, Tensor token_index)", _indices, _fake_indices
+)

@@ -1,0 +1,107 @@
+"""`define`: an operator from its record, so that no argument is known by its place."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from msvit_kernels.ops.arguments import flatten, names, schema, unflatten
+
+_library = torch.library.Library("msvit", "DEF")
+_TENSOR = object()
+
+
+class Derivative(NamedTuple):
+    """The backward formula of an operator.
+
+    Attributes:
+        save: from the call and the output, what the backward needs: a tuple of tensors, records and anything else.
+        backward: from that tuple, the gradients of the outputs, the names of the arguments that need a gradient, and
+            the wanted backend: the gradients, by the names of their arguments.
+    """
+
+    save: Callable[[Any, Any], tuple[Any, ...]]
+    backward: Callable[..., Any]
+
+
+def define(
+    name: str,
+    record: type[Any],
+    results: str,
+    run: Callable[[Any, str | None], Any],
+    fake: Callable[[Any], Any],
+    derivative: Derivative | None = None,
+) -> Callable[[Any, str | None], Any]:
+    """Registers torch.ops.msvit.<name>.
+
+    Args:
+        name: of the operator.
+        record: type of its call, from `calls`.
+        results: what it returns, in torch's schema language.
+        run: what runs below autograd, given the call and the wanted backend.
+        fake: its result on tensors without data, given the call.
+        derivative: None for an operator that is not differentiable.
+
+    Returns:
+        A function from the call and the wanted backend to the result, through torch's dispatcher.
+    """
+    _library.define(f"{name}({schema(record)}, str? backend) -> {results}")
+
+    def implementation(*arguments: Any) -> Any:
+        return run(unflatten(record, arguments[:-1]), arguments[-1])
+
+    def without_data(*arguments: Any) -> Any:
+        return fake(unflatten(record, arguments[:-1]))
+
+    _library.impl(name, implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"msvit::{name}", without_data, lib=_library)
+    if derivative is not None:
+        _register_derivative(name, record, derivative)
+    operator = getattr(torch.ops.msvit, name).default
+    return lambda call, backend: operator(*flatten(call), backend)
+
+
+def _register_derivative(name: str, record: type[Any], derivative: Derivative) -> None:
+    arguments = [*names(record), "backend"]
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        *values, ctx.backend = inputs
+        tensors: list[Tensor] = []
+        ctx.saved = _take_tensors(derivative.save(unflatten(record, values), output), tensors)
+        ctx.save_for_backward(*tensors)
+        # Of several outputs, one that got no gradient saves the backward some work.
+        ctx.set_materialize_grads(not isinstance(output, tuple))
+
+    def backward(ctx: Any, *douts: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved = _put_back(ctx.saved, iter(ctx.saved_tensors))
+        needed = {argument for argument, needs in zip(arguments, ctx.needs_input_grad, strict=True) if needs}
+        gradients = derivative.backward(saved, *douts, needed=needed, backend=ctx.backend)._asdict()
+        return tuple(gradients[argument] if argument in needed else None for argument in arguments)
+
+    torch.library.register_autograd(f"msvit::{name}", backward, setup_context=setup_context, lib=_library)
+
+
+def _take_tensors(value: Any, tensors: list[Tensor]) -> Any:
+    """`value` with a mark in place of each tensor, which goes to the list."""
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return _TENSOR
+    return _map_tuple(lambda item: _take_tensors(item, tensors), value)
+
+
+def _put_back(value: Any, tensors: Iterator[Tensor]) -> Any:
+    return next(tensors) if value is _TENSOR else _map_tuple(lambda item: _put_back(item, tensors), value)
+
+
+def _map_tuple(function: Callable[[Any], Any], value: Any) -> Any:
+    """A tuple or record of what `function` makes of the items; anything else as it is."""
+    if not isinstance(value, tuple):
+        return value
+    items = [function(item) for item in value]
+    return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+
+
+def none_as_empty(gradients: Any, like: Tensor) -> tuple[Tensor, ...]:
+    """An operator's outputs are tensors: a gradient that nobody asked for is one without elements."""
+    return tuple(like.new_empty(0) if gradient is None else gradient for gradient in gradients)

@@ -1,0 +1,47 @@
+"""`unpack_to_grid` as torch sees it."""
+
+from typing import Any
+
+from torch import Tensor
+
+from msvit_kernels import dispatch, validation
+from msvit_kernels.calls import UnpackToGrid, UnpackToGridBackward, UnpackToGridGradients
+from msvit_kernels.ops.registry import Derivative, define
+
+
+def _run(call: UnpackToGrid, backend: str | None) -> Tensor:
+    tokens = call.tokens
+    if validation.checks_contents(tokens):
+        regions = call.regions
+        validation.check_region_start(regions.region_start, regions.fine_mask, tokens.shape[0], regions.scale_factor)
+    run = dispatch.resolve_function("unpack_to_grid", "unpack_to_grid_fwd", backend, tokens.device.type, tokens.dtype)
+    result: Tensor = run(call)
+    return result
+
+
+def _fake(call: UnpackToGrid) -> Tensor:
+    height, width = call.regions.scales(num_prefix=0).grid_size
+    return call.tokens.new_empty((call.regions.fine_mask.shape[0], call.tokens.shape[1], height, width))
+
+
+def _save(call: UnpackToGrid, output: Tensor) -> tuple[Any, ...]:
+    return call.regions, call.tokens.shape[0]
+
+
+def _backward(saved: tuple[Any, ...], dgrid: Tensor, *, needed: set[str], backend: str | None) -> UnpackToGridGradients:
+    return UnpackToGridGradients(_differentiate(UnpackToGridBackward(dgrid, *saved), backend))
+
+
+def _run_backward(backward: UnpackToGridBackward, backend: str | None) -> Tensor:
+    dgrid = backward.dgrid
+    run = dispatch.resolve_function("unpack_to_grid", "unpack_to_grid_bwd", backend, dgrid.device.type, dgrid.dtype)
+    result: Tensor = run(backward._replace(dgrid=dgrid.contiguous()))
+    return result
+
+
+def _fake_backward(backward: UnpackToGridBackward) -> Tensor:
+    return backward.dgrid.new_empty((backward.total_tokens, backward.dgrid.shape[1]))
+
+
+unpack_to_grid = define("unpack_to_grid", UnpackToGrid, "Tensor", _run, _fake, Derivative(_save, _backward))
+_differentiate = define("unpack_to_grid_bwd", UnpackToGridBackward, "Tensor", _run_backward, _fake_backward)
