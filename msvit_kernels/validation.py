@@ -69,8 +69,8 @@ def require_finite(name: str, value: Any) -> None:
 # ---- whole argument lists
 
 
-def validate_attention(q: Tensor, k: Tensor, v: Tensor, key_weight: Tensor | None) -> None:
-    """Shapes, dtypes, devices and strides of the four tensors of `varlen_attention`."""
+def validate_attention(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Shapes, dtypes, devices and strides of the queries, keys and values of `varlen_attention`."""
     require_tensor("q", q, 3, FLOATING_DTYPES, None)
     for name, x in (("k", k), ("v", v)):
         require_tensor(name, x, 3, (q.dtype,), q.device)
@@ -84,10 +84,13 @@ def validate_attention(q: Tensor, k: Tensor, v: Tensor, key_weight: Tensor | Non
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.stride(2) != 1 and x.numel():
             raise ValueError(f"{name}: expected a contiguous last axis (stride 1), got stride {x.stride(2)}")
-    if key_weight is not None:
-        weight_dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-        require_tensor("key_weight", key_weight, 1, (weight_dtype,), q.device)
-        require_shape("key_weight", key_weight, (k.shape[0],))
+
+
+def validate_key_weight(key_weight: Tensor, k: Tensor) -> None:
+    """Shape, dtype and device of the weights of keys `k`."""
+    dtype = torch.float64 if k.dtype == torch.float64 else torch.float32
+    require_tensor("key_weight", key_weight, 1, (dtype,), k.device)
+    require_shape("key_weight", key_weight, (k.shape[0],))
 
 
 def validate_offsets(name: str, cu_seqlens: Tensor, device: torch.device | None) -> None:

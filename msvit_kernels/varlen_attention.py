@@ -1,12 +1,13 @@
 """`varlen_attention`: attention inside each packed sequence, with a weight for every key."""
 
-from typing import Literal, overload
+from typing import Literal, TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor
 
 from msvit_kernels import validation
 from msvit_kernels.calls import VarlenAttention
+from msvit_kernels.ops.arguments import options
 from msvit_kernels.ops.varlen_attention import unrecorded
 from msvit_kernels.ops.varlen_attention import varlen_attention as operator
 
@@ -14,36 +15,28 @@ _HEAD_DIMS = frozenset(range(16, 129, 8))
 _FAST_DTYPES = frozenset(validation.FLOATING_DTYPES)
 
 
+class _Options(TypedDict, total=False):
+    """The optional arguments, for type checkers: what is returned depends on another one alone."""
+
+    cu_seqlens_k: Tensor | None
+    max_seqlen_k: int | None
+    key_weight: Tensor | None
+    softmax_scale: float | None
+    backend: str | None
+
+
+# fmt: off
 @overload
 def varlen_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    *,
-    cu_seqlens_k: Tensor | None = None,
-    max_seqlen_k: int | None = None,
-    key_weight: Tensor | None = None,
-    softmax_scale: float | None = None,
-    return_lse: Literal[False] = False,
-    backend: str | None = None,
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int,
+    *, return_lse: Literal[False] = False, **others: Unpack[_Options],
 ) -> Tensor: ...
 @overload
 def varlen_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    *,
-    cu_seqlens_k: Tensor | None = None,
-    max_seqlen_k: int | None = None,
-    key_weight: Tensor | None = None,
-    softmax_scale: float | None = None,
-    return_lse: Literal[True],
-    backend: str | None = None,
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int,
+    *, return_lse: Literal[True], **others: Unpack[_Options],
 ) -> tuple[Tensor, Tensor]: ...
+# fmt: on
 def varlen_attention(
     q: Tensor,
     k: Tensor,
@@ -95,20 +88,42 @@ def varlen_attention(
         q, k, v, key_weight and, through lse, in what is made of it. Cost: 4 * num_heads * head_dim operations for
         each pair of a query and a key of its sequence.
     """
+    plain = cu_seqlens_k is None and max_seqlen_k is None and _is_plainly_valid(q, k, v, cu_seqlens, max_seqlen)
+    if not plain:
+        _validate(q, k, v, cu_seqlens, max_seqlen, cu_seqlens_k, max_seqlen_k)
     if softmax_scale is not None:
         validation.require_finite("softmax_scale", softmax_scale)
-    if (
-        cu_seqlens_k is None
-        and max_seqlen_k is None
-        and key_weight is None
-        and _is_plainly_valid(q, k, v, cu_seqlens, max_seqlen)
-        and _nothing_records(q, k, v)
-    ):
-        scale = q.shape[2] ** -0.5 if softmax_scale is None else softmax_scale
-        call = VarlenAttention(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, scale)
+    if key_weight is not None:
+        validation.validate_key_weight(key_weight, k)
+        key_weight = key_weight.contiguous()
+    call = VarlenAttention(
+        q,
+        k,
+        v,
+        cu_seqlens,
+        cu_seqlens if cu_seqlens_k is None else cu_seqlens_k,
+        max_seqlen,
+        max_seqlen if max_seqlen_k is None else max_seqlen_k,
+        q.shape[2] ** -0.5 if softmax_scale is None else softmax_scale,
+        key_weight=key_weight,
+    )
+    if plain and not options(call) and _nothing_records(q, k, v):
         out, lse = unrecorded(call, backend)
-        return (out, lse) if return_lse else out
-    validation.validate_attention(q, k, v, key_weight)
+    else:
+        out, lse = operator(call, backend)
+    return (out, lse) if return_lse else out
+
+
+def _validate(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    cu_seqlens_k: Tensor | None,
+    max_seqlen_k: int | None,
+) -> None:
+    validation.validate_attention(q, k, v)
     validation.validate_offsets("cu_seqlens", cu_seqlens, q.device)
     validation.require_int("max_seqlen", max_seqlen, 0)
     if cu_seqlens_k is None:
@@ -116,22 +131,12 @@ def varlen_attention(
             raise ValueError("max_seqlen_k: expected None without cu_seqlens_k, got a number")
         if k.shape[0] != q.shape[0]:
             raise ValueError(f"k: expected {q.shape[0]} tokens as in q without cu_seqlens_k, got {k.shape[0]}")
-        cu_seqlens_k, max_seqlen_k = cu_seqlens, max_seqlen
-    else:
-        validation.validate_offsets("cu_seqlens_k", cu_seqlens_k, q.device)
-        validation.require_shape("cu_seqlens_k", cu_seqlens_k, cu_seqlens.shape)
-        if max_seqlen_k is None:
-            raise ValueError("max_seqlen_k: expected an int with cu_seqlens_k, got None")
-        validation.require_int("max_seqlen_k", max_seqlen_k, 0)
-    if softmax_scale is None:
-        softmax_scale = q.shape[2] ** -0.5
-    if key_weight is not None:
-        key_weight = key_weight.contiguous()
-    call = VarlenAttention(
-        q, k, v, cu_seqlens, cu_seqlens_k, max_seqlen, max_seqlen_k, softmax_scale, key_weight=key_weight
-    )
-    out, lse = operator(call, backend)
-    return (out, lse) if return_lse else out
+        return
+    validation.validate_offsets("cu_seqlens_k", cu_seqlens_k, q.device)
+    validation.require_shape("cu_seqlens_k", cu_seqlens_k, cu_seqlens.shape)
+    if max_seqlen_k is None:
+        raise ValueError("max_seqlen_k: expected an int with cu_seqlens_k, got None")
+    validation.require_int("max_seqlen_k", max_seqlen_k, 0)
 
 
 # The two functions below keep a call in inference at a few microseconds: the dispatcher of torch costs several times

@@ -1,13 +1,16 @@
 """The table of backends: no silent fallback, every refusal explained, an import that needs nothing optional."""
 
+import inspect
 import subprocess
 import sys
+import typing
 
 import pytest
 import torch
 
 import msvit_kernels
-from msvit_kernels import BACKENDS, OPERATORS, dispatch, testing, varlen_attention
+from msvit_kernels import BACKENDS, OPERATORS, calls, dispatch, testing, varlen_attention
+from msvit_kernels.ops import arguments
 
 
 def attention_inputs(dtype=torch.float32, head_dim=16):
@@ -37,7 +40,7 @@ def test_none_takes_the_first_that_supports_the_inputs():
 @pytest.fixture
 def fresh_choices():
     """Nothing chosen before, or under a test's own table, counts."""
-    cached = dispatch.resolve, dispatch.resolve_function
+    cached = dispatch.unsupported_reason, dispatch.resolve, dispatch.resolve_function
     for each in cached:
         each.cache_clear()
     yield lambda: [each.cache_clear() for each in cached]
@@ -70,18 +73,73 @@ def test_attention_on_a_gpu_is_chosen_by_length(monkeypatch, fresh_choices, name
     assert chosen(longest + 1) == "cuda"
 
 
-def test_every_backend_has_every_raw_function():
-    raw = {
-        "varlen_attention": ("varlen_attention_fwd", "varlen_attention_bwd"),
-        "mixed_scale_layout": ("mixed_scale_layout_offsets", "mixed_scale_layout_fwd"),
-        "mixed_scale_embed": ("mixed_scale_embed_fwd", "mixed_scale_embed_bwd"),
-        "unpack_to_grid": ("unpack_to_grid_fwd", "unpack_to_grid_bwd"),
-    }
-    assert set(raw) == set(OPERATORS)
-    for backend in ("cpu", "triton", "reference"):
-        for operator, names in raw.items():
-            for name in names:
-                assert callable(dispatch.function(operator, backend, name)), f"{backend} {name}"
+RAW_FUNCTIONS = {
+    "varlen_attention": ("varlen_attention_fwd", "varlen_attention_bwd"),
+    "mixed_scale_layout": ("mixed_scale_layout_offsets", "mixed_scale_layout_fwd"),
+    "mixed_scale_embed": ("mixed_scale_embed_fwd", "mixed_scale_embed_bwd"),
+    "unpack_to_grid": ("unpack_to_grid_fwd", "unpack_to_grid_bwd"),
+}
+# What this machine can import; `cuda` has attention alone, and needs its compiled module.
+COLUMNS = [(operator, backend) for operator in OPERATORS for backend in BACKENDS]
+
+
+def column(operator, backend):
+    module = dispatch._load(backend, operator)
+    if isinstance(module, str):
+        assert backend == "cuda", module
+        pytest.skip(module)
+    return module
+
+
+def test_every_operator_is_known():
+    assert set(RAW_FUNCTIONS) == set(OPERATORS)
+
+
+@pytest.mark.parametrize(("operator", "backend"), COLUMNS)
+def test_every_backend_has_every_raw_function_with_the_signature_of_the_reference(operator, backend):
+    for name in RAW_FUNCTIONS[operator]:
+        signatures = []
+        for module in (column(operator, backend), column(operator, "reference")):
+            function = getattr(module, name)
+            hints = typing.get_type_hints(function)
+            assert [*inspect.signature(function).parameters, "return"] == [*hints], f"{module.__name__}.{name}"
+            signatures.append([*hints.values()])
+        assert signatures[0] == signatures[1], f"{backend} {name}"
+        record, *_ = signatures[0]
+        assert record in vars(calls).values(), f"{name} takes {record}"
+
+
+@pytest.mark.parametrize(("operator", "backend"), COLUMNS)
+def test_backends_name_options_that_exist_and_the_reference_has_them_all(operator, backend):
+    module, known = column(operator, backend), set()
+    for name in RAW_FUNCTIONS[operator]:
+        record, _ = typing.get_type_hints(getattr(module, name)).values()
+        known |= {option for option, _, _ in arguments._options(record)}
+    assert known >= module.OPTIONS
+    assert backend != "reference" or known == module.OPTIONS
+
+
+def test_an_option_that_a_backend_does_not_name_is_refused(monkeypatch, fresh_choices):
+    inputs, weight = attention_inputs(), torch.ones(5)
+    first, second = testing.backends_for("varlen_attention", "cpu", torch.float32, head_dim=16)[:2]
+    monkeypatch.setattr(column("varlen_attention", first), "OPTIONS", frozenset())
+    fresh_choices()
+    with pytest.raises(
+        NotImplementedError, match=rf"(?s)head_dim 16, key_weight.*{first}: does not take key_weight"
+    ) as error:
+        varlen_attention(*inputs, key_weight=weight, backend=first)
+    assert f"{second}: supports it" in str(error.value)
+    assert varlen_attention(*inputs, backend=first).shape == (5, 2, 16)
+    assert (
+        dispatch.resolve("varlen_attention", None, "cpu", torch.float32, options=("key_weight",), head_dim=16) == second
+    )
+
+
+def test_the_types_of_attention_name_each_optional_argument():
+    module = sys.modules["msvit_kernels.varlen_attention"]
+    parameters = inspect.signature(varlen_attention).parameters.values()
+    optional = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+    assert optional == {*module._Options.__annotations__, "return_lse"}
 
 
 def test_explain_names_every_operator_and_every_missing_backend():
