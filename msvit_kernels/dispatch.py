@@ -96,10 +96,17 @@ def resolve(
 
 @functools.cache
 def resolve_function(
-    operator: str, name: str, backend: str | None, device_type: str, dtype: torch.dtype, **details: Any
+    operator: str,
+    name: str,
+    backend: str | None,
+    device_type: str,
+    dtype: torch.dtype,
+    preferred: str | None = None,
+    options: tuple[str, ...] = (),
+    **details: Any,
 ) -> Callable[..., Any]:
     """Raw function `name` of the backend that `resolve` takes: one look-up, as this is on the path of every call."""
-    return function(operator, resolve(operator, backend, device_type, dtype, **details), name)
+    return function(operator, resolve(operator, backend, device_type, dtype, preferred, options, **details), name)
 
 
 def attention_function(
@@ -113,15 +120,9 @@ def attention_function(
 ) -> Callable[..., Any]:
     """Raw function `name` of `varlen_attention`, whose backend on Hopper depends on the length of the sequences."""
     is_long = device.type == "cuda" and max_seqlen > LONGEST_FOR_CUDA[name] and _is_hopper(device)
+    preferred = "triton" if is_long else None
     return resolve_function(
-        "varlen_attention",
-        name,
-        backend,
-        device.type,
-        dtype,
-        preferred="triton" if is_long else None,
-        options=options,
-        head_dim=head_dim,
+        "varlen_attention", name, backend, device.type, dtype, preferred, options, head_dim=head_dim
     )
 
 

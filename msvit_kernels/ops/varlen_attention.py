@@ -13,16 +13,23 @@ from msvit_kernels.ops.registry import Derivative, define, none_as_empty
 
 
 def unrecorded(call: VarlenAttention, backend: str | None) -> tuple[Tensor, Tensor]:
-    """What runs below autograd; the public function calls it directly if torch has nothing to record."""
-    q = call.q
-    if validation.checks_contents(q):
-        validation.check_offsets("cu_seqlens", call.cu_seqlens_q, q.shape[0], call.max_seqlen_q)
+    """What the operator does with a call that has no options and that torch has no need to record."""
+    return _run_with(call, backend, ())
+
+
+def _run(call: VarlenAttention, backend: str | None) -> tuple[Tensor, Tensor]:
+    return _run_with(call, backend, options(call))
+
+
+def _run_with(call: VarlenAttention, backend: str | None, given: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+    if validation.checks_contents(call.q):
+        validation.check_offsets("cu_seqlens", call.cu_seqlens_q, call.q.shape[0], call.max_seqlen_q)
         if call.cu_seqlens_k is not call.cu_seqlens_q:
             validation.check_offsets("cu_seqlens_k", call.cu_seqlens_k, call.k.shape[0], call.max_seqlen_k)
         if call.key_weight is not None:
             validation.check_key_weight(call.key_weight)
     call = _clamped(call)
-    result: tuple[Tensor, Tensor] = _function("varlen_attention_fwd", call, backend)(call)
+    result: tuple[Tensor, Tensor] = _function("varlen_attention_fwd", call, backend, given)(call)
     return result
 
 
@@ -34,9 +41,9 @@ def _clamped(call: VarlenAttention) -> VarlenAttention:
     return call._replace(max_seqlen_q=min(call.max_seqlen_q, total_q), max_seqlen_k=min(call.max_seqlen_k, total_k))
 
 
-def _function(name: str, call: VarlenAttention, backend: str | None) -> Callable[..., Any]:
+def _function(name: str, call: VarlenAttention, backend: str | None, given: tuple[str, ...]) -> Callable[..., Any]:
     q, longest = call.q, max(call.max_seqlen_q, call.max_seqlen_k)
-    return dispatch.attention_function(name, backend, longest, q.device, q.dtype, q.shape[2], options(call))
+    return dispatch.attention_function(name, backend, longest, q.device, q.dtype, q.shape[2], given)
 
 
 def _fake(call: VarlenAttention) -> tuple[Tensor, Tensor]:
@@ -60,7 +67,7 @@ def _backward(
 
 def _run_backward(backward: VarlenAttentionBackward, backend: str | None) -> tuple[Tensor, ...]:
     call = _clamped(backward.call)
-    gradients = _function("varlen_attention_bwd", call, backend)(backward._replace(call=call))
+    gradients = _function("varlen_attention_bwd", call, backend, options(call))(backward._replace(call=call))
     return none_as_empty(gradients, like=call.q)
 
 
@@ -75,7 +82,7 @@ varlen_attention = define(
     "varlen_attention",
     VarlenAttention,
     "(Tensor out, Tensor lse)",
-    unrecorded,
+    _run,
     _fake,
     Derivative(_save, _backward),
 )
