@@ -194,7 +194,7 @@ def _measure(kernel: Any, arguments: tuple[Any, ...], options: dict[str, Any], o
 
 def compile_case(index: int, arch: int, quick: bool) -> list[Row]:
     """Rows of all kernels that case number `index` of `cases` launches."""
-    operator, dtype, calls = next(itertools.islice(cases(quick), index, None))
+    operator, dtype, launch_all = next(itertools.islice(cases(quick), index, None))
     driver.set_active(_Target(arch))
     rows: dict[str, Row] = {}
 
@@ -205,7 +205,7 @@ def compile_case(index: int, arch: int, quick: bool) -> list[Row]:
 
     common.compile_hook, common.compile_arch = hook, arch
     try:
-        calls()
+        launch_all()
     finally:
         common.compile_hook = None
     return list(rows.values())

@@ -27,6 +27,7 @@ from msvit_kernels.triton.common import (
 )
 from msvit_kernels.triton.numerics import dot, rounded
 from msvit_kernels.triton.patches import load_patches, patch_origin
+from msvit_kernels.triton.regions import place_of_cell
 
 OPTIONS = frozenset({"bias", "mean", "std"})
 # One launch for fewer tokens than that. For 25,000 of a ViT-S in bf16 an H100 took 194 us in one kernel and 108 in two
@@ -160,11 +161,11 @@ def _dtable_kernel(
         wants_fine = index >= num_coarse
         cell = index - num_coarse
         cell_y, cell_x = cell // grid_width, cell % grid_width
-        region = cell_y // SCALE_FACTOR * (grid_width // SCALE_FACTOR) + cell_x // SCALE_FACTOR
+        region, local = place_of_cell(cell_y, cell_x, grid_width // SCALE_FACTOR, SCALE_FACTOR)
         offset = image.to(tl.int64) * num_coarse + tl.where(wants_fine, region, index)
         fine = tl.load(fine_mask_ptr + offset, mask=active, other=0) != 0
         row = tl.load(region_start_ptr + offset, mask=active, other=-1)
-        row += tl.where(wants_fine, cell_y % SCALE_FACTOR * SCALE_FACTOR + cell_x % SCALE_FACTOR, 0)
+        row += tl.where(wants_fine, local, 0)
         active = active & (fine == wants_fine)
     active = active & (row >= 0) & (row < total_tokens)
     offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -187,10 +188,10 @@ def _dimages_kernel(
     mask = pixel < height * width
     y, x = pixel // width, pixel % width
     COARSE: tl.constexpr = PATCH_SIZE * SCALE_FACTOR
-    region = pid_b.to(tl.int64) * num_coarse + y // COARSE * (width // COARSE) + x // COARSE
-    fine = tl.load(fine_mask_ptr + region, mask=mask, other=0) != 0
-    row = tl.load(region_start_ptr + region, mask=mask, other=-1)
-    row += tl.where(fine, y // PATCH_SIZE % SCALE_FACTOR * SCALE_FACTOR + x // PATCH_SIZE % SCALE_FACTOR, 0)
+    region, local = place_of_cell(y // PATCH_SIZE, x // PATCH_SIZE, width // COARSE, SCALE_FACTOR)
+    offset = pid_b.to(tl.int64) * num_coarse + region
+    fine = tl.load(fine_mask_ptr + offset, mask=mask, other=0) != 0
+    row = tl.load(region_start_ptr + offset, mask=mask, other=-1) + tl.where(fine, local, 0)
     patch_y = tl.where(fine, y % PATCH_SIZE, y % COARSE // SCALE_FACTOR)
     patch_x = tl.where(fine, x % PATCH_SIZE, x % COARSE // SCALE_FACTOR)
     share = tl.where(fine, 1.0, 1.0 / (SCALE_FACTOR * SCALE_FACTOR))

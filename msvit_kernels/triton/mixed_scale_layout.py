@@ -14,6 +14,7 @@ from torch import Tensor
 
 from msvit_kernels.calls import MixedScaleLayoutIndices, MixedScaleLayoutOffsets
 from msvit_kernels.triton.common import device_unsupported, launch
+from msvit_kernels.triton.regions import cell_of_place, region_rows
 
 OPTIONS: frozenset[str] = frozenset()
 _UNSPECIALIZED = ["num_regions", "num_blocks", "total_tokens", "num_prefix", "width"]
@@ -37,7 +38,7 @@ def _scan_kernel(
         offs_r = start_r + tl.arange(0, BLOCK_R)
         mask_r = offs_r < num_regions
         fine = tl.load(fine_mask_ptr + offs_r, mask=mask_r, other=0) != 0
-        size = tl.where(mask_r, tl.where(fine, SCALE_FACTOR * SCALE_FACTOR, 1), 0)
+        size = tl.where(mask_r, region_rows(fine, SCALE_FACTOR), 0)
         tl.store(region_start_ptr + offs_r, num_tokens + tl.cumsum(size, 0) - size, mask=mask_r)
         num_tokens += tl.sum(size, 0)
     tl.store(num_tokens_ptr + pid_b, num_tokens)
@@ -57,12 +58,10 @@ def _fill_kernel(
     fine = (tl.load(fine_mask_ptr + offset, mask=mask_r, other=0) != 0)[:, None]
     start = tl.load(region_start_ptr + offset, mask=mask_r, other=-1)[:, None]
     local = tl.arange(0, BLOCK_S)[None, :]  # row of the token within its region
-    cell_y = (region // width)[:, None] * SCALE_FACTOR + local // SCALE_FACTOR
-    cell_x = (region % width)[:, None] * SCALE_FACTOR + local % SCALE_FACTOR
-    fine_index = num_prefix + num_regions + cell_y * (width * SCALE_FACTOR) + cell_x
+    fine_index = num_prefix + num_regions + cell_of_place(region[:, None], local, width, SCALE_FACTOR)
     token_index = tl.where(fine, fine_index, num_prefix + region[:, None])
     row = start + local
-    active = mask_r[:, None] & (local < tl.where(fine, SCALE_FACTOR * SCALE_FACTOR, 1))
+    active = mask_r[:, None] & (local < region_rows(fine, SCALE_FACTOR))
     active = active & (row >= 0) & (row < total_tokens)
     tl.store(token_index_ptr + row, token_index, mask=active)
     tl.store(batch_index_ptr + row, tl.zeros_like(row) + pid_b, mask=active)

@@ -15,6 +15,7 @@ from torch import Tensor
 from msvit_kernels.calls import UnpackToGrid, UnpackToGridBackward
 from msvit_kernels.triton.common import device_unsupported, dtype_unsupported, launch
 from msvit_kernels.triton.numerics import rounded
+from msvit_kernels.triton.regions import cell_of_place, place_of_cell
 
 OPTIONS: frozenset[str] = frozenset()
 _UNSPECIALIZED = ["num_regions", "num_blocks", "num_dim_blocks", "total_tokens", "width"]
@@ -36,11 +37,11 @@ def _fwd_kernel(
     num_cells = num_regions * SCALE_FACTOR * SCALE_FACTOR
     cell = pid_c * BLOCK_C + tl.arange(0, BLOCK_C)
     cell_y, cell_x = cell // (width * SCALE_FACTOR), cell % (width * SCALE_FACTOR)
-    region = pid_b.to(tl.int64) * num_regions + (cell_y // SCALE_FACTOR) * width + cell_x // SCALE_FACTOR
+    region, local = place_of_cell(cell_y, cell_x, width, SCALE_FACTOR)
+    offset = pid_b.to(tl.int64) * num_regions + region
     mask_c = cell < num_cells
-    fine = tl.load(fine_mask_ptr + region, mask=mask_c, other=0) != 0
-    local = (cell_y % SCALE_FACTOR) * SCALE_FACTOR + cell_x % SCALE_FACTOR
-    row = tl.load(region_start_ptr + region, mask=mask_c, other=0) + tl.where(fine, local, 0)
+    fine = tl.load(fine_mask_ptr + offset, mask=mask_c, other=0) != 0
+    row = tl.load(region_start_ptr + offset, mask=mask_c, other=0) + tl.where(fine, local, 0)
     readable = mask_c & (row >= 0) & (row < total_tokens)
     offs_d = pid_d * BLOCK_D + tl.arange(0, BLOCK_D)
     mask_d = offs_d < dim
@@ -67,11 +68,10 @@ def _bwd_kernel(
     start = tl.load(region_start_ptr + offset, mask=mask_r, other=-1)
     offs_d = pid_d * BLOCK_D + tl.arange(0, BLOCK_D)
     mask_d = offs_d < dim
-    first_cell = (region // width) * (SCALE_FACTOR * SCALE_FACTOR * width) + (region % width) * SCALE_FACTOR
     channel = (pid_b.to(tl.int64) * dim + offs_d) * (num_regions * SCALE_FACTOR * SCALE_FACTOR)
     total = tl.zeros([BLOCK_D, BLOCK_R], tl.float32)
     for local in range(SCALE_FACTOR * SCALE_FACTOR):
-        cell = first_cell + (local // SCALE_FACTOR) * (SCALE_FACTOR * width) + local % SCALE_FACTOR
+        cell = cell_of_place(region, local, width, SCALE_FACTOR)
         mask = mask_d[:, None] & mask_r[None, :]
         tile = tl.load(dgrid_ptr + channel[:, None] + cell[None, :], mask=mask, other=0.0)
         total += tile.to(tl.float32)
