@@ -30,6 +30,12 @@ def pytest_report_header() -> list[str]:
     return [f"msvit_kernels: {msvit_kernels.__file__}", native, f"CUDA emulator: {emulator}"]
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Workers of `-n auto`: each has torch's threads and, on a GPU, a context there."""
+    return min(os.cpu_count() or 1, 4)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves out what is not worth a compilation: see the mark `compiled_cases` in pyproject.toml."""
     left_out = [item for item in items if not _is_kept(item)]
