@@ -29,12 +29,12 @@ int64_t row_of(const MixedScaleEmbedBwdArgs& a, const PatchGrid& grid, int64_t i
   if (candidate < grid.num_prefix) {
     row = int64_t{a.cu_seqlens[image]} + candidate;
   } else {
-    const int64_t cell = candidate - grid.num_prefix, s = grid.scale_factor;
-    const bool coarse = cell < grid.num_coarse;
-    const int64_t y = (cell - grid.num_coarse) / grid.fine_columns, x = (cell - grid.num_coarse) % grid.fine_columns;
-    const int64_t region = image * grid.num_coarse + (coarse ? cell : y / s * grid.coarse_columns + x / s);
+    const int64_t index = candidate - grid.num_prefix, cell = index - grid.num_coarse;
+    const bool coarse = cell < 0;
+    const CellPlace place = coarse ? CellPlace{index, 0} : grid.regions.place_of(cell);
+    const int64_t region = image * grid.num_coarse + place.region;
     if ((a.fine_mask[region] != 0) == coarse) return -1;
-    row = int64_t{a.region_start[region]} + (coarse ? 0 : y % s * s + x % s);
+    row = int64_t{a.region_start[region]} + place.local;
   }
   return row >= 0 && row < a.source.total_tokens ? row : -1;
 }
@@ -163,7 +163,7 @@ class ImageGradient {
         pixels_(grid_.patch_size * grid_.patch_size),
         depth_(3 * pixels_),
         panels_(ceil_div(depth_, kPanelWidth)),
-        cells_(grid_.scale_factor * grid_.scale_factor),
+        cells_(grid_.regions.cells_per_region()),
         regions_(std::max<int64_t>(1, kPatches / cells_)),
         weight_(1, panels_ * args.dim * kPanelWidth),
         dout_(args.num_threads, regions_ * cells_ * args.dim),
@@ -208,7 +208,7 @@ class ImageGradient {
         write_patch(region, local, product);
   }
 
-  int64_t patches_of(int64_t region) const { return a_.fine_mask[region] != 0 ? cells_ : 1; }
+  int64_t patches_of(int64_t region) const { return grid_.regions.num_rows(a_.fine_mask[region] != 0); }
 
   void read_row(int64_t row, float* dst) const {
     if (row < 0 || row >= a_.source.total_tokens)
@@ -219,11 +219,11 @@ class ImageGradient {
 
   // A pixel of a coarse patch is one of s * s in an average, and all of them get the same share.
   void write_patch(int64_t region, int64_t local, const float* dpatch) const {
-    const int64_t p = grid_.patch_size, s = grid_.scale_factor, cell = region % grid_.num_coarse;
+    const int64_t p = grid_.patch_size, s = grid_.scale_factor, index = region % grid_.num_coarse;
     const bool coarse = a_.fine_mask[region] == 0;
     const int64_t repeat = coarse ? s : 1;
-    const int64_t y = cell / grid_.coarse_columns * s * p + local / s * p,
-                  x = cell % grid_.coarse_columns * s * p + local % s * p;
+    const int64_t y = index / grid_.regions.columns * grid_.side() + local / s * p,
+                  x = index % grid_.regions.columns * grid_.side() + local % s * p;
     Pixel* image = static_cast<Pixel*>(a_.dimages) + region / grid_.num_coarse * 3 * grid_.height * grid_.width;
     for (int64_t channel = 0; channel < 3; ++channel) {
       const float factor = static_cast<float>(1.0 / (a_.source.std[channel] * static_cast<double>(repeat * repeat)));

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "regions.h"
 #include "scratch.h"
 
 namespace msvit {
@@ -12,24 +13,20 @@ constexpr int64_t kRowsPerThread = 16384;
 
 // One image: its tokens, written only inside [0, total_tokens).
 void write_image(const MixedScaleLayoutFwdArgs& a, int64_t image) {
-  const int64_t s = a.scale_factor, num_regions = a.rows * a.columns, first_fine = a.num_prefix + num_regions;
+  const RegionGrid grid{a.rows, a.columns, a.scale_factor};
+  const int64_t num_regions = grid.num_regions(), first_fine = a.num_prefix + num_regions;
   const auto write = [&](int64_t row, int64_t candidate) {
     if (row < 0 || row >= a.total_tokens) return;
     a.batch_index[row] = static_cast<int32_t>(image);
     a.token_index[row] = static_cast<int32_t>(candidate);
   };
   for (int64_t i = 0; i < a.num_prefix; ++i) write(int64_t{a.cu_seqlens[image]} + i, i);
-  for (int64_t y = 0; y < a.rows; ++y) {
-    for (int64_t x = 0; x < a.columns; ++x) {
-      const int64_t region = y * a.columns + x;
-      int64_t row = a.region_start[image * num_regions + region];
-      if (a.fine_mask[image * num_regions + region] == 0) {
-        write(row, a.num_prefix + region);
-        continue;
-      }
-      for (int64_t i = 0; i < s; ++i)
-        for (int64_t j = 0; j < s; ++j) write(row++, first_fine + (y * s + i) * a.columns * s + x * s + j);
-    }
+  for (int64_t region = 0; region < num_regions; ++region) {
+    const int64_t row = a.region_start[image * num_regions + region];
+    if (a.fine_mask[image * num_regions + region] == 0)
+      write(row, a.num_prefix + region);
+    else
+      grid.for_each_cell(region, [&](int64_t cell, int64_t local) { write(row + local, first_fine + cell); });
   }
 }
 
@@ -37,14 +34,14 @@ void write_image(const MixedScaleLayoutFwdArgs& a, int64_t image) {
 
 void mixed_scale_layout_offsets(const MixedScaleLayoutOffsetsArgs& a) {
   const int num_threads = threads_for(a.batch * a.num_regions, kRowsPerThread, a.num_threads);
-  const int32_t growth = static_cast<int32_t>(a.scale_factor * a.scale_factor - 1);
+  const RegionGrid grid{1, a.num_regions, a.scale_factor};
   // Starts are counted from 0 in each image first: the images' own starts are known only once all are counted.
 #pragma omp parallel for num_threads(num_threads) schedule(static)
   for (int64_t image = 0; image < a.batch; ++image) {
     int32_t end = static_cast<int32_t>(a.num_prefix);
     for (int64_t r = image * a.num_regions; r < (image + 1) * a.num_regions; ++r) {
       a.region_start[r] = end;
-      end += 1 + (a.fine_mask[r] != 0 ? growth : 0);
+      end += static_cast<int32_t>(grid.num_rows(a.fine_mask[r] != 0));
     }
     a.num_tokens[image] = end;
   }

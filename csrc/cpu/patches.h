@@ -3,6 +3,7 @@
 
 #include "elements.h"
 #include "mixed_scale_embed.h"
+#include "regions.h"
 
 namespace msvit {
 namespace MSVIT_ISA {
@@ -42,7 +43,8 @@ struct PatchOrigin {
 
 struct PatchGrid {
   int64_t batch, height, width, patch_size, scale_factor, num_prefix;
-  int64_t coarse_columns, num_coarse, fine_columns, num_candidates;
+  RegionGrid regions;
+  int64_t num_coarse, num_candidates;
 
   explicit PatchGrid(const PatchSource& s)
       : batch(s.batch),
@@ -50,23 +52,19 @@ struct PatchGrid {
         width(s.width),
         patch_size(s.patch_size),
         scale_factor(s.scale_factor),
-        num_prefix(s.num_prefix) {
-    const int64_t side = patch_size * scale_factor;
-    coarse_columns = width / side;
-    num_coarse = height / side * coarse_columns;
-    fine_columns = coarse_columns * scale_factor;
-    num_candidates = num_prefix + num_coarse * (1 + scale_factor * scale_factor);
-  }
+        num_prefix(s.num_prefix),
+        regions{height / side(), width / side(), scale_factor},
+        num_coarse(regions.num_regions()),
+        num_candidates(num_prefix + num_coarse + regions.num_cells()) {}
+
+  // Pixels along one side of a region.
+  int64_t side() const { return patch_size * scale_factor; }
 
   PatchOrigin origin(int64_t image, int64_t candidate) const {
     if (image < 0 || image >= batch || candidate < num_prefix || candidate >= num_candidates) return {-1, 0, 0, false};
-    const int64_t cell = candidate - num_prefix;
-    if (cell < num_coarse) {
-      const int64_t side = patch_size * scale_factor;
-      return {image, cell / coarse_columns * side, cell % coarse_columns * side, true};
-    }
-    const int64_t fine = cell - num_coarse;
-    return {image, fine / fine_columns * patch_size, fine % fine_columns * patch_size, false};
+    const int64_t index = candidate - num_prefix, cell = index - num_coarse, columns = regions.cell_columns();
+    if (cell < 0) return {image, index / regions.columns * side(), index % regions.columns * side(), true};
+    return {image, cell / columns * patch_size, cell % columns * patch_size, false};
   }
 };
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "elements.h"
+#include "regions.h"
 #include "scratch.h"
 
 namespace msvit {
@@ -26,9 +27,9 @@ class Unpack {
       : a_(args),
         tokens_(static_cast<T*>(args.tokens)),
         grid_(static_cast<T*>(args.grid)),
-        num_regions_(args.rows * args.columns),
-        side_(args.scale_factor),
-        cells_(num_regions_ * side_ * side_),
+        regions_{args.rows, args.columns, args.scale_factor},
+        num_regions_(regions_.num_regions()),
+        cells_(regions_.num_cells()),
         num_threads_(threads_for(args.batch * args.dim * cells_, 1 << 15, args.num_threads)) {}
 
   void forward() const {
@@ -36,7 +37,7 @@ class Unpack {
     for_each_item([&](int64_t image, int64_t column, int64_t columns) {
       const T** row = scratch.of_thread();
       for (int64_t region = 0; region < num_regions_; ++region)
-        for_each_cell(region, [&](int64_t cell, int64_t local) {
+        regions_.for_each_cell(region, [&](int64_t cell, int64_t local) {
           const int64_t index = row_of(image, region, local);
           row[cell] = index < 0 ? kZeros : tokens_ + index * a_.token_stride + column;
         });
@@ -52,7 +53,7 @@ class Unpack {
       for (int64_t region = 0; region < num_regions_; ++region) {
         clear_rows(end_before(image, region), a_.region_start[image * num_regions_ + region], column, columns);
         if (is_fine(image, region))
-          for_each_cell(region, [&](int64_t cell, int64_t local) {
+          regions_.for_each_cell(region, [&](int64_t cell, int64_t local) {
             write_row(row_of(image, region, local), column, columns, values + cell * kColumns);
           });
         else
@@ -76,14 +77,6 @@ class Unpack {
     }
   }
 
-  // f(cell of the fine grid, its number within the region), in raster order.
-  template <class Function>
-  void for_each_cell(int64_t region, const Function& f) const {
-    const int64_t y = region / a_.columns * side_, x = region % a_.columns * side_;
-    for (int64_t i = 0; i < side_; ++i)
-      for (int64_t j = 0; j < side_; ++j) f((y + i) * a_.columns * side_ + x + j, i * side_ + j);
-  }
-
   bool is_fine(int64_t image, int64_t region) const { return a_.fine_mask[image * num_regions_ + region] != 0; }
 
   // Packed row of a cell; -1 if the layout points outside the tokens.
@@ -96,7 +89,7 @@ class Unpack {
   int64_t end_before(int64_t image, int64_t region) const {
     const int64_t previous = image * num_regions_ + region - 1;
     if (previous < 0) return 0;
-    return int64_t{a_.region_start[previous]} + (a_.fine_mask[previous] != 0 ? side_ * side_ : 1);
+    return int64_t{a_.region_start[previous]} + regions_.num_rows(a_.fine_mask[previous] != 0);
   }
 
   void copy_to_grid(const T* const* row, T* grid, int64_t columns) const {
@@ -140,7 +133,7 @@ class Unpack {
 
   const float* sum_of_cells(int64_t region, const float* values, float* sum) const {
     std::memset(sum, 0, kColumns * sizeof(float));
-    for_each_cell(region, [&](int64_t cell, int64_t) {
+    regions_.for_each_cell(region, [&](int64_t cell, int64_t) {
       for (int64_t d = 0; d < kColumns; ++d) sum[d] += values[cell * kColumns + d];
     });
     return sum;
@@ -160,7 +153,8 @@ class Unpack {
   const UnpackToGridArgs& a_;
   T* const tokens_;
   T* const grid_;
-  const int64_t num_regions_, side_, cells_;
+  const RegionGrid regions_;
+  const int64_t num_regions_, cells_;
   const int num_threads_;
 };
 
