@@ -4,7 +4,6 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <array>
 #include <cstdint>
 
 #ifdef _OPENMP
@@ -18,36 +17,87 @@
 #include "cpu/mixed_scale_layout.h"
 #include "cpu/unpack_to_grid.h"
 #include "cpu/varlen_attention.h"
+#include "named_arguments.h"
 
 namespace py = pybind11;
 
 namespace {
 
-using Triple = std::array<double, 3>;
+// A named argument for the field of that name.
+#define F(name) MSVIT_FIELD(name, name)
 
-// An address on its way into an argument structure: becomes whatever pointer the field is.
-struct Pointer {
-  uintptr_t address;
-  template <class T>
-  operator T*() const {
-    return reinterpret_cast<T*>(address);
-  }
-};
-
-Pointer field(uintptr_t address) { return {address}; }
-template <class T>
-T field(T value) {
-  return value;
+void define_varlen_attention(py::module_& m) {
+  const std::tuple inputs{F(q),
+                          F(k),
+                          F(v),
+                          F(cu_seqlens_q),
+                          F(cu_seqlens_k),
+                          F(key_weight),
+                          F(batch),
+                          F(total_q),
+                          F(total_k),
+                          F(num_heads),
+                          F(head_dim),
+                          F(q_stride_token),
+                          F(q_stride_head),
+                          F(k_stride_token),
+                          F(k_stride_head),
+                          F(v_stride_token),
+                          F(v_stride_head),
+                          F(softmax_scale),
+                          F(is_bf16),
+                          F(num_threads)};
+  msvit::define_named<msvit::VarlenAttentionFwdArgs>(
+      m, "varlen_attention_fwd", [](const auto& args) { MSVIT_CALL_CHOSEN_ISA(varlen_attention_fwd, args); },
+      std::tuple_cat(inputs, std::tuple{F(out), F(lse)}));
+  msvit::define_named<msvit::VarlenAttentionBwdArgs>(
+      m, "varlen_attention_bwd", [](const auto& args) { MSVIT_CALL_CHOSEN_ISA(varlen_attention_bwd, args); },
+      std::tuple_cat(inputs, std::tuple{F(dout), F(dout_stride_token), F(dout_stride_head), F(dlse), F(out), F(lse),
+                                        F(dq), F(dk), F(dv), F(dweight)}));
 }
 
-// Binds a kernel under one positional argument per field of its structure, in the structure's order: P an address, N a
-// number of elements. A list that does not fit the fields is an error or a warning of the compiler.
-template <class Args, class... Wire, class Function>
-void bind(py::module_& m, const char* name, Function function) {
-  m.def(name, [function](Wire... wire) { function(Args{field(wire)...}); }, py::call_guard<py::gil_scoped_release>());
+void define_mixed_scale_embed(py::module_& m) {
+  const std::tuple inputs{F(images),       F(batch_index), F(token_index),  F(batch),      F(height),     F(width),
+                          F(total_tokens), F(patch_size),  F(scale_factor), F(num_prefix), F(pixel_type), F(mean),
+                          F(std),          F(weight),      F(dim),          F(is_bf16),    F(num_threads)};
+  msvit::define_named<msvit::MixedScaleEmbedFwdArgs>(
+      m, "mixed_scale_embed_fwd", [](const auto& args) { MSVIT_CALL_CHOSEN_ISA(mixed_scale_embed_fwd, args); },
+      std::tuple_cat(inputs, std::tuple{F(bias), F(table), F(out)}));
+  msvit::define_named<msvit::MixedScaleEmbedBwdArgs>(
+      m, "mixed_scale_embed_bwd", [](const auto& args) { MSVIT_CALL_CHOSEN_ISA(mixed_scale_embed_bwd, args); },
+      std::tuple_cat(inputs, std::tuple{F(dout), F(fine_mask), F(region_start), F(cu_seqlens), F(dimages), F(dweight),
+                                        F(dbias), F(dtable)}));
 }
-using P = uintptr_t;
-using N = int64_t;
+
+void define_mixed_scale_layout(py::module_& m) {
+  msvit::define_named<msvit::MixedScaleLayoutOffsetsArgs>(
+      m, "mixed_scale_layout_offsets",
+      [](const auto& args) { MSVIT_CALL_CHOSEN_ISA(mixed_scale_layout_offsets, args); },
+      std::tuple{F(fine_mask), F(num_tokens), F(cu_seqlens), F(region_start), F(batch), F(num_regions), F(scale_factor),
+                 F(num_prefix), F(num_threads)});
+  msvit::define_named<msvit::MixedScaleLayoutFwdArgs>(
+      m, "mixed_scale_layout_fwd", [](const auto& args) { MSVIT_CALL_CHOSEN_ISA(mixed_scale_layout_fwd, args); },
+      std::tuple{F(fine_mask), F(cu_seqlens), F(region_start), F(batch_index), F(token_index), F(batch), F(rows),
+                 F(columns), F(total_tokens), F(scale_factor), F(num_prefix), F(num_threads)});
+}
+
+void define_unpack_to_grid(py::module_& m) {
+  const std::tuple fields{F(fine_mask),    F(region_start), F(tokens),       F(grid),         F(batch),
+                          F(rows),         F(columns),      F(scale_factor), F(total_tokens), F(dim),
+                          F(token_stride), F(is_bf16),      F(num_threads)};
+  msvit::define_named<msvit::UnpackToGridArgs>(
+      m, "unpack_to_grid_fwd", [](const auto& args) { MSVIT_CALL_CHOSEN_ISA(unpack_to_grid_fwd, args); }, fields);
+  msvit::define_named<msvit::UnpackToGridArgs>(
+      m, "unpack_to_grid_bwd", [](const auto& args) { MSVIT_CALL_CHOSEN_ISA(unpack_to_grid_bwd, args); }, fields);
+}
+
+int check_offsets(uintptr_t offsets, int64_t n, int64_t total, int64_t max_seqlen) {
+  return static_cast<int>(msvit::check_offsets(reinterpret_cast<const int32_t*>(offsets), n, total, max_seqlen));
+}
+
+bool check_range(uintptr_t values, int64_t n, int64_t upper) {
+  return msvit::check_range(reinterpret_cast<const int32_t*>(values), n, upper);
+}
 
 py::list names(const std::vector<msvit::Isa>& isas) {
   py::list result;
@@ -85,33 +135,11 @@ std::pair<double, double> fma_peak(int64_t iterations, int num_threads, bool bf1
 PYBIND11_MODULE(_C, m) {
   m.doc() = "CPU kernels of msvit_kernels (internal)";
   m.def("cpu_info", &cpu_info);
-  m.def("check_offsets", [](P offsets, N n, N total, N max_seqlen) {
-    return static_cast<int>(msvit::check_offsets(Pointer{offsets}, n, total, max_seqlen));
-  });
-  m.def("check_range", [](P values, N n, N upper) { return msvit::check_range(Pointer{values}, n, upper); });
+  m.def("check_offsets", &check_offsets, py::arg("offsets"), py::arg("n"), py::arg("total"), py::arg("max_seqlen"));
+  m.def("check_range", &check_range, py::arg("values"), py::arg("n"), py::arg("upper"));
   m.def("fma_peak", &fma_peak, py::arg("iterations"), py::arg("num_threads"), py::arg("bf16"));
-
-  bind<msvit::VarlenAttentionFwdArgs, P, P, P, P, P, P, P, P, N, N, N, N, N, N, N, N, N, N, N, float, bool, int>(
-      m, "varlen_attention_fwd", [](const auto& args) { MSVIT_CALL_CHOSEN_ISA(varlen_attention_fwd, args); });
-  bind<msvit::VarlenAttentionBwdArgs, P, P, P, P, P, P, P, P, P, P, P, P, P, P, N, N, N, N, N, N, N, N, N, N, N, N, N,
-       float, bool, int>(m, "varlen_attention_bwd",
-                         [](const auto& args) { MSVIT_CALL_CHOSEN_ISA(varlen_attention_bwd, args); });
-
-  // The first thirteen fill the PatchSource.
-  bind<msvit::MixedScaleEmbedFwdArgs, P, P, P, N, N, N, N, N, N, N, int, Triple, Triple, P, P, P, P, N, bool, int>(
-      m, "mixed_scale_embed_fwd", [](const auto& args) { MSVIT_CALL_CHOSEN_ISA(mixed_scale_embed_fwd, args); });
-  bind<msvit::MixedScaleEmbedBwdArgs, P, P, P, N, N, N, N, N, N, N, int, Triple, Triple, P, P, P, P, P, P, P, P, P, N,
-       bool, int>(m, "mixed_scale_embed_bwd",
-                  [](const auto& args) { MSVIT_CALL_CHOSEN_ISA(mixed_scale_embed_bwd, args); });
-
-  bind<msvit::MixedScaleLayoutOffsetsArgs, P, P, P, P, N, N, N, N, int>(
-      m, "mixed_scale_layout_offsets",
-      [](const auto& args) { MSVIT_CALL_CHOSEN_ISA(mixed_scale_layout_offsets, args); });
-  bind<msvit::MixedScaleLayoutFwdArgs, P, P, P, P, P, N, N, N, N, N, N, int>(
-      m, "mixed_scale_layout_fwd", [](const auto& args) { MSVIT_CALL_CHOSEN_ISA(mixed_scale_layout_fwd, args); });
-
-  bind<msvit::UnpackToGridArgs, P, P, P, P, N, N, N, N, N, N, N, bool, int>(
-      m, "unpack_to_grid_fwd", [](const auto& args) { MSVIT_CALL_CHOSEN_ISA(unpack_to_grid_fwd, args); });
-  bind<msvit::UnpackToGridArgs, P, P, P, P, N, N, N, N, N, N, N, bool, int>(
-      m, "unpack_to_grid_bwd", [](const auto& args) { MSVIT_CALL_CHOSEN_ISA(unpack_to_grid_bwd, args); });
+  define_varlen_attention(m);
+  define_mixed_scale_embed(m);
+  define_mixed_scale_layout(m);
+  define_unpack_to_grid(m);
 }

@@ -4,6 +4,7 @@
 
 #include "cuda/device.h"
 #include "cuda/varlen_attention.h"
+#include "named_arguments.h"
 
 namespace py = pybind11;
 
@@ -35,64 +36,35 @@ py::dict build_info() {
   return info;
 }
 
-// An address on its way into a structure: becomes whatever pointer the field is.
-struct Pointer {
-  uintptr_t address;
-  template <class T>
-  operator T*() const {
-    return reinterpret_cast<T*>(address);
-  }
+// A kernel's structure, and how it is launched.
+template <class Call>
+struct Launch : Call {
+  bool is_bf16;
+  int device;
+  uintptr_t stream;
 };
 
-using P = uintptr_t;
-using N = int64_t;
-using I = int32_t;
+// Named arguments: for the field of that name, for that of `in`, and the three of a tensor's rows.
+#define F(name) MSVIT_FIELD(name, name)
+#define IN(name) MSVIT_FIELD(name, in.name)
+#define ROWS(name, rows)                                                             \
+  MSVIT_FIELD(name, rows.data), MSVIT_FIELD(name##_stride_token, rows.token_stride), \
+      MSVIT_FIELD(name##_stride_head, rows.head_stride)
 
-msvit::cuda::Attention attention(P q, N q_token, N q_head, P k, N k_token, N k_head, P v, N v_token, N v_head, P cu_q,
-                                 P cu_k, P weight, N total_q, N total_k, I batch, I num_heads, I head_dim, I max_q,
-                                 I max_k, float scale) {
-  return {{Pointer{q}, q_token, q_head},
-          {Pointer{k}, k_token, k_head},
-          {Pointer{v}, v_token, v_head},
-          Pointer{cu_q},
-          Pointer{cu_k},
-          Pointer{weight},
-          total_q,
-          total_k,
-          batch,
-          num_heads,
-          head_dim,
-          max_q,
-          max_k,
-          scale};
-}
-
-// Arguments: those of `attention`, then the other fields of the structure, then dtype, device and stream.
-void varlen_attention_fwd(P q, N q_token, N q_head, P k, N k_token, N k_head, P v, N v_token, N v_head, P cu_q, P cu_k,
-                          P weight, N total_q, N total_k, I batch, I num_heads, I head_dim, I max_q, I max_k,
-                          float scale, P out, P lse, bool is_bf16, int device, P stream) {
-  const auto in = attention(q, q_token, q_head, k, k_token, k_head, v, v_token, v_head, cu_q, cu_k, weight, total_q,
-                            total_k, batch, num_heads, head_dim, max_q, max_k, scale);
-  msvit::cuda::varlen_attention_fwd({in, Pointer{out}, Pointer{lse}}, is_bf16, device, stream);
-}
-
-void varlen_attention_bwd(P q, N q_token, N q_head, P k, N k_token, N k_head, P v, N v_token, N v_head, P cu_q, P cu_k,
-                          P weight, N total_q, N total_k, I batch, I num_heads, I head_dim, I max_q, I max_k,
-                          float scale, P dout, N dout_token, N dout_head, P out, P lse, P dlse, P dq, P dk, P dv,
-                          P delta, P dweight, bool is_bf16, int device, P stream) {
-  const auto in = attention(q, q_token, q_head, k, k_token, k_head, v, v_token, v_head, cu_q, cu_k, weight, total_q,
-                            total_k, batch, num_heads, head_dim, max_q, max_k, scale);
-  msvit::cuda::varlen_attention_bwd({in,
-                                     {Pointer{dout}, dout_token, dout_head},
-                                     Pointer{out},
-                                     Pointer{lse},
-                                     Pointer{dlse},
-                                     Pointer{dq},
-                                     Pointer{dk},
-                                     Pointer{dv},
-                                     Pointer{delta},
-                                     Pointer{dweight}},
-                                    is_bf16, device, stream);
+void define_varlen_attention(py::module_& m) {
+  const std::tuple inputs{ROWS(q, in.q),  ROWS(k, in.k),    ROWS(v, in.v),    IN(cu_seqlens_q),  IN(cu_seqlens_k),
+                          IN(key_weight), IN(total_q),      IN(total_k),      IN(batch),         IN(num_heads),
+                          IN(head_dim),   IN(max_seqlen_q), IN(max_seqlen_k), IN(softmax_scale), F(is_bf16),
+                          F(device),      F(stream)};
+  msvit::define_named<Launch<msvit::cuda::AttentionForward>>(
+      m, "varlen_attention_fwd",
+      [](const auto& args) { msvit::cuda::varlen_attention_fwd(args, args.is_bf16, args.device, args.stream); },
+      std::tuple_cat(inputs, std::tuple{F(out), F(lse)}));
+  msvit::define_named<Launch<msvit::cuda::AttentionBackward>>(
+      m, "varlen_attention_bwd",
+      [](const auto& args) { msvit::cuda::varlen_attention_bwd(args, args.is_bf16, args.device, args.stream); },
+      std::tuple_cat(inputs,
+                     std::tuple{ROWS(dout, dout), F(out), F(lse), F(dlse), F(dq), F(dk), F(dv), F(delta), F(dweight)}));
 }
 
 }  // namespace
@@ -101,8 +73,6 @@ PYBIND11_MODULE(_cuda, m) {
   m.doc() = "CUDA kernels of msvit_kernels (internal)";
   m.def("build_info", &build_info);
   m.def("device_count", &device_count, "Number of GPUs, and the runtime's reason if there is none.");
-  m.def("device_properties", &device_properties);
-  const auto release = py::call_guard<py::gil_scoped_release>();
-  m.def("varlen_attention_fwd", &varlen_attention_fwd, release);
-  m.def("varlen_attention_bwd", &varlen_attention_bwd, release);
+  m.def("device_properties", &device_properties, py::arg("device"));
+  define_varlen_attention(m);
 }

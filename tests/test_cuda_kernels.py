@@ -112,11 +112,13 @@ def test_long_bounds_take_the_kernels_for_long_sequences(head_dim, bound):
         lse, delta, dweight = (torch.empty(70) for _ in range(3))
         out, dq, dk, dv = (torch.empty_like(q) for _ in range(4))
         inputs = cuda_attention._inputs(VarlenAttention(q, k, v, offsets, offsets, min(bound, 70), bound, 0.1, weight))
-        inputs = (*inputs[:12], total, total, *inputs[14:])
-        kernels.varlen_attention_fwd(*inputs, out.data_ptr(), lse.data_ptr(), True, 0, 0)
+        inputs |= {"total_q": total, "total_k": total}
+        inputs |= {"out": out.data_ptr(), "lse": lse.data_ptr()}
+        kernels.varlen_attention_fwd(**inputs)
         if gradients:
-            pointers = [x.data_ptr() for x in (out, lse)] + [0] + [x.data_ptr() for x in (dq, dk, dv, delta, dweight)]
-            kernels.varlen_attention_bwd(*inputs, dout.data_ptr(), *dout.stride()[:2], *pointers, True, 0, 0)
+            inputs |= {"dout": dout.data_ptr(), "dout_stride_token": dout.stride(0), "dout_stride_head": dout.stride(1)}
+            results = {"dq": dq, "dk": dk, "dv": dv, "delta": delta, "dweight": dweight}
+            kernels.varlen_attention_bwd(**inputs, dlse=0, **{name: x.data_ptr() for name, x in results.items()})
         return [out, lse, dq, dk, dv, dweight] if gradients else [out, lse]
 
     q, k, v = testing.qkv_views(70, 1, head_dim, torch.bfloat16)
@@ -139,10 +141,10 @@ def test_more_tokens_than_can_be_counted_are_refused():
     q, k, v = testing.qkv_views(1, 1, 32, torch.bfloat16)
     offsets = testing.offsets([1])
     inputs = cuda_attention._inputs(VarlenAttention(q, k, v, offsets, offsets, 1, 1, 0.1))
-    for at in (12, 13):
-        total = (*inputs[:at], 2**31 - 2**20 + 1, *inputs[at + 1 :])
+    for name in ("total_q", "total_k"):
+        total = inputs | {name: 2**31 - 2**20 + 1}
         with pytest.raises(RuntimeError, match="more than 2\\^31 - 2\\^20 tokens"):
-            kernels.varlen_attention_fwd(*total, 0, 0, True, 0, 0)
+            kernels.varlen_attention_fwd(**total, out=0, lse=0)
 
 
 def test_the_emulator_is_never_chosen_by_itself():

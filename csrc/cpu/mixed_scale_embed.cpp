@@ -112,7 +112,7 @@ class Forward {
   Forward(const MixedScaleEmbedFwdArgs& args, const Reader& reader) : a_(args), reader_(reader) {}
 
   void run() const {
-    const int64_t blocks = (a_.source.total_tokens + kTokens - 1) / kTokens;
+    const int64_t blocks = (a_.total_tokens + kTokens - 1) / kTokens;
     const int64_t parts = column_parts(blocks, a_.dim, a_.num_threads);
     const int64_t part_columns = round_up((a_.dim + parts - 1) / parts, kOuterRows);
     const Sizes largest(kTokens, part_columns, reader_.pixels());
@@ -121,7 +121,7 @@ class Forward {
     for (int64_t item = 0; item < blocks * parts; ++item) {
       const int64_t token = item / parts * kTokens, column = item % parts * part_columns;
       if (column >= a_.dim) continue;
-      const Sizes sizes(std::min(kTokens, a_.source.total_tokens - token), std::min(part_columns, a_.dim - column),
+      const Sizes sizes(std::min(kTokens, a_.total_tokens - token), std::min(part_columns, a_.dim - column),
                         reader_.pixels());
       block(token, column, sizes, Buffers(scratch.of_thread(), largest, reader_.line_floats()));
     }
@@ -185,7 +185,7 @@ class Forward {
     }
     const T* bias = static_cast<const T*>(a_.bias);
     for (int64_t i = 0; i < count; ++i) {
-      const int64_t candidate = a_.source.token_index[token + i];
+      const int64_t candidate = a_.token_index[token + i];
       const int64_t entry = std::clamp<int64_t>(candidate, 0, reader_.grid.num_candidates - 1);
       const T* table = static_cast<const T*>(a_.table) + entry * a_.dim + column;
       T* out = static_cast<T*>(a_.out) + (token + i) * a_.dim + column;
@@ -212,11 +212,11 @@ void run_forward(const MixedScaleEmbedFwdArgs& args, const Reader& reader) {
 }  // namespace
 
 void mixed_scale_embed_fwd(const MixedScaleEmbedFwdArgs& args) {
-  with_patch_reader(args.source, [&](const auto& reader) {
+  with_patch_reader(args, [&](const auto& reader) {
     if (!args.is_bf16) return run_forward<F32, float>(args, reader);
 #ifdef __AVX512BF16__
     // Pairs of weights are read as one word: patches of an even size, and a weight that is not a view at an odd offset.
-    if (args.source.patch_size % 2 == 0 && reinterpret_cast<uintptr_t>(args.weight) % 4 == 0)
+    if (args.patch_size % 2 == 0 && reinterpret_cast<uintptr_t>(args.weight) % 4 == 0)
       return run_forward<Bf16Pairs, Bf16>(args, reader);
 #endif
     run_forward<F32, Bf16>(args, reader);

@@ -28,21 +28,22 @@ struct PatchSource {
   std::array<double, 3> mean, std;
 };
 
-struct MixedScaleEmbedFwdArgs {
-  PatchSource source;
-  const void* weight;
-  const void* bias;   // [dim] or null
-  const void* table;  // [num_candidates, dim]
-  void* out;          // [total_tokens, dim]
+// What forward and backward have in common.
+struct MixedScaleEmbedInputs : PatchSource {
+  const void* weight;  // backward reads it for dimages
   int64_t dim;
-  bool is_bf16;  // dtype of weight, bias, table, out: bfloat16 or float32
+  bool is_bf16;  // dtype of weight, bias, table, out and their gradients: bfloat16 or float32
   int num_threads;
 };
 
-struct MixedScaleEmbedBwdArgs {
-  PatchSource source;
+struct MixedScaleEmbedFwdArgs : MixedScaleEmbedInputs {
+  const void* bias;   // [dim] or null
+  const void* table;  // [num_candidates, dim]
+  void* out;          // [total_tokens, dim]
+};
+
+struct MixedScaleEmbedBwdArgs : MixedScaleEmbedInputs {
   const void* dout;             // [total_tokens, dim], dtype of weight
-  const void* weight;           // read for dimages
   const uint8_t* fine_mask;     // [batch, Hc, Wc], not 0 = fine
   const int32_t* region_start;  // [batch, Hc * Wc]
   const int32_t* cu_seqlens;    // [batch + 1]
@@ -50,9 +51,6 @@ struct MixedScaleEmbedBwdArgs {
   void* dweight;
   void* dbias;
   void* dtable;
-  int64_t dim;
-  bool is_bf16;
-  int num_threads;
 };
 
 #define MSVIT_ENTRY(level)                                   \

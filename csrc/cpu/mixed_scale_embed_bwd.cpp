@@ -36,7 +36,7 @@ int64_t row_of(const MixedScaleEmbedBwdArgs& a, const PatchGrid& grid, int64_t i
     if ((a.fine_mask[region] != 0) == coarse) return -1;
     row = int64_t{a.region_start[region]} + place.local;
   }
-  return row >= 0 && row < a.source.total_tokens ? row : -1;
+  return row >= 0 && row < a.total_tokens ? row : -1;
 }
 
 template <class T>
@@ -51,7 +51,7 @@ void write_sum(T* dst, const double* sum, int64_t n) {
 
 template <class T>
 void table_gradient(const MixedScaleEmbedBwdArgs& a) {
-  const PatchGrid grid(a.source);
+  const PatchGrid grid(a);
   const T* dout = static_cast<const T*>(a.dout);
   const Scratch<double> scratch(a.num_threads, a.dim);
 #pragma omp parallel for num_threads(a.num_threads) schedule(static)
@@ -68,14 +68,14 @@ void table_gradient(const MixedScaleEmbedBwdArgs& a) {
 
 template <class T>
 void bias_gradient(const MixedScaleEmbedBwdArgs& a) {
-  const PatchGrid grid(a.source);
+  const PatchGrid grid(a);
   const T* dout = static_cast<const T*>(a.dout);
 #pragma omp parallel for num_threads(a.num_threads) schedule(static)
   for (int64_t column = 0; column < a.dim; column += kColumns) {
     const int64_t count = std::min(kColumns, a.dim - column);
     double sum[kColumns] = {};
-    for (int64_t row = 0; row < a.source.total_tokens; ++row)
-      if (grid.origin(a.source.batch_index[row], a.source.token_index[row]).image >= 0)
+    for (int64_t row = 0; row < a.total_tokens; ++row)
+      if (grid.origin(a.batch_index[row], a.token_index[row]).image >= 0)
         add_row(sum, dout + row * a.dim + column, count);
     write_sum(static_cast<T*>(a.dbias) + column, sum, count);
   }
@@ -102,8 +102,8 @@ class WeightGradient {
     std::memset(sum_.shared(), 0, row_tiles_ * kOuterRows * stride() * sizeof(float));
 #pragma omp parallel num_threads(a_.num_threads)
     {
-      for (int64_t row = 0; row < a_.source.total_tokens; row += kChunk) {
-        const int64_t rows = std::min(kChunk, a_.source.total_tokens - row);
+      for (int64_t row = 0; row < a_.total_tokens; row += kChunk) {
+        const int64_t rows = std::min(kChunk, a_.total_tokens - row);
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < rows; ++i) cut_out(row + i, i);
 #pragma omp for schedule(static)
@@ -159,7 +159,7 @@ class ImageGradient {
  public:
   explicit ImageGradient(const MixedScaleEmbedBwdArgs& args)
       : a_(args),
-        grid_(args.source),
+        grid_(args),
         pixels_(grid_.patch_size * grid_.patch_size),
         depth_(3 * pixels_),
         panels_(ceil_div(depth_, kPanelWidth)),
@@ -211,7 +211,7 @@ class ImageGradient {
   int64_t patches_of(int64_t region) const { return grid_.regions.num_rows(a_.fine_mask[region] != 0); }
 
   void read_row(int64_t row, float* dst) const {
-    if (row < 0 || row >= a_.source.total_tokens)
+    if (row < 0 || row >= a_.total_tokens)
       std::memset(dst, 0, a_.dim * sizeof(float));
     else
       copy_floats(dst, static_cast<const T*>(a_.dout) + row * a_.dim, a_.dim, a_.dim);
@@ -226,7 +226,7 @@ class ImageGradient {
                   x = index % grid_.regions.columns * grid_.side() + local % s * p;
     Pixel* image = static_cast<Pixel*>(a_.dimages) + region / grid_.num_coarse * 3 * grid_.height * grid_.width;
     for (int64_t channel = 0; channel < 3; ++channel) {
-      const float factor = static_cast<float>(1.0 / (a_.source.std[channel] * static_cast<double>(repeat * repeat)));
+      const float factor = static_cast<float>(1.0 / (a_.std[channel] * static_cast<double>(repeat * repeat)));
       for (int64_t i = 0; i < p * repeat; ++i) {
         const float* src = dpatch + channel * pixels_ + i / repeat * p;
         Pixel* dst = image + (channel * grid_.height + y + i) * grid_.width + x;
@@ -244,7 +244,7 @@ class ImageGradient {
 
 template <class T>
 void image_gradient(const MixedScaleEmbedBwdArgs& a) {
-  switch (static_cast<PixelType>(a.source.pixel_type)) {
+  switch (static_cast<PixelType>(a.pixel_type)) {
     case PixelType::float32: return ImageGradient<T, float>(a).run();
     case PixelType::bfloat16: return ImageGradient<T, Bf16>(a).run();
     case PixelType::float16: return ImageGradient<T, Half>(a).run();
@@ -258,7 +258,7 @@ void run_backward(const MixedScaleEmbedBwdArgs& a) {
   if (a.dbias != nullptr) bias_gradient<T>(a);
   if (a.dimages != nullptr) image_gradient<T>(a);
   if (a.dweight != nullptr)
-    with_patch_reader(a.source, [&](const auto& reader) {
+    with_patch_reader(a, [&](const auto& reader) {
       using Reader = std::decay_t<decltype(reader)>;
       WeightGradient<T, Reader>(a, reader).run();
     });

@@ -12,47 +12,38 @@
 
 namespace msvit {
 
-struct VarlenAttentionFwdArgs {
+// What forward and backward have in common.
+struct VarlenAttentionInputs {
   const void* q;                // [total_q, num_heads, head_dim]
   const void* k;                // [total_k, num_heads, head_dim]
   const void* v;                // [total_k, num_heads, head_dim]
   const int32_t* cu_seqlens_q;  // [batch + 1]
   const int32_t* cu_seqlens_k;  // [batch + 1]
   const float* key_weight;      // [total_k] or null: all ones
-  void* out;                    // [total_q, num_heads, head_dim], contiguous
-  float* lse;                   // [num_heads, total_q], contiguous
   int64_t batch, total_q, total_k, num_heads, head_dim;
   int64_t q_stride_token, q_stride_head;
   int64_t k_stride_token, k_stride_head;
   int64_t v_stride_token, v_stride_head;
   float softmax_scale;
-  bool is_bf16;  // dtype of q, k, v, out: bfloat16 or float32
+  bool is_bf16;  // dtype of q, k, v, out and their gradients: bfloat16 or float32
   int num_threads;
 };
 
-struct VarlenAttentionBwdArgs {
-  const void* dout;   // [total_q, num_heads, head_dim]
-  const float* dlse;  // [num_heads, total_q] contiguous, or null: zero
-  const void* q;
-  const void* k;
-  const void* v;
-  const void* out;   // [total_q, num_heads, head_dim], contiguous
-  const float* lse;  // [num_heads, total_q], contiguous
-  const int32_t* cu_seqlens_q;
-  const int32_t* cu_seqlens_k;
-  const float* key_weight;  // [total_k] or null
-  void* dq;                 // [total_q, num_heads, head_dim], contiguous
-  void* dk;                 // [total_k, num_heads, head_dim], contiguous
-  void* dv;                 // [total_k, num_heads, head_dim], contiguous
-  float* dweight;           // [total_k] or null: not wanted
-  int64_t batch, total_q, total_k, num_heads, head_dim;
+struct VarlenAttentionFwdArgs : VarlenAttentionInputs {
+  void* out;   // [total_q, num_heads, head_dim], contiguous
+  float* lse;  // [num_heads, total_q], contiguous
+};
+
+struct VarlenAttentionBwdArgs : VarlenAttentionInputs {
+  const void* dout;  // [total_q, num_heads, head_dim]
   int64_t dout_stride_token, dout_stride_head;
-  int64_t q_stride_token, q_stride_head;
-  int64_t k_stride_token, k_stride_head;
-  int64_t v_stride_token, v_stride_head;
-  float softmax_scale;
-  bool is_bf16;
-  int num_threads;
+  const float* dlse;  // [num_heads, total_q] contiguous, or null: zero
+  const void* out;    // [total_q, num_heads, head_dim], contiguous
+  const float* lse;   // [num_heads, total_q], contiguous
+  void* dq;           // [total_q, num_heads, head_dim], contiguous
+  void* dk;           // [total_k, num_heads, head_dim], contiguous
+  void* dv;           // [total_k, num_heads, head_dim], contiguous
+  float* dweight;     // [total_k] or null: not wanted
 };
 
 #define MSVIT_DECLARE_VARLEN_ATTENTION(isa)                   \

@@ -5,6 +5,8 @@ each thread; register tiles multiply it with the weight in place. fp32 accumulat
 pairs where the CPU has them). The bits do not depend on the number of threads.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -19,18 +21,12 @@ _DTYPES = (torch.float32, torch.bfloat16)
 
 def mixed_scale_embed_fwd(call: MixedScaleEmbed) -> Tensor:
     patches, table, bias = call
-    weight = patches.weight
-    dim = weight.shape[0]
-    out = torch.empty(patches.token_index.shape[0], dim, dtype=weight.dtype)
+    out = torch.empty(patches.token_index.shape[0], patches.weight.shape[0], dtype=patches.weight.dtype)
     _C.mixed_scale_embed_fwd(
-        *_patch_source(patches),
-        weight.data_ptr(),
-        0 if bias is None else bias.data_ptr(),
-        table.data_ptr(),
-        out.data_ptr(),
-        dim,
-        weight.dtype == torch.bfloat16,
-        torch.get_num_threads(),
+        **_inputs(patches),
+        bias=0 if bias is None else bias.data_ptr(),
+        table=table.data_ptr(),
+        out=out.data_ptr(),
     )
     return out
 
@@ -44,17 +40,17 @@ def mixed_scale_embed_bwd(backward: MixedScaleEmbedBackward) -> MixedScaleEmbedG
         bias=weight.new_empty(dim) if backward.needs_bias else None,
         table=weight.new_empty(num_candidates, dim) if backward.needs_table else None,
     )
+    dimages, dweight, dbias, dtable = (0 if gradient is None else gradient.data_ptr() for gradient in gradients)
     _C.mixed_scale_embed_bwd(
-        *_patch_source(patches),
-        backward.dout.data_ptr(),
-        weight.data_ptr(),
-        regions.fine_mask.data_ptr(),
-        regions.region_start.data_ptr(),
-        patches.cu_seqlens.data_ptr(),
-        *(0 if gradient is None else gradient.data_ptr() for gradient in gradients),
-        dim,
-        weight.dtype == torch.bfloat16,
-        torch.get_num_threads(),
+        **_inputs(patches),
+        dout=backward.dout.data_ptr(),
+        fine_mask=regions.fine_mask.data_ptr(),
+        region_start=regions.region_start.data_ptr(),
+        cu_seqlens=patches.cu_seqlens.data_ptr(),
+        dimages=dimages,
+        dweight=dweight,
+        dbias=dbias,
+        dtable=dtable,
     )
     return gradients
 
@@ -69,21 +65,26 @@ def unsupported_reason(device_type: str, dtype: torch.dtype, images_dtype: torch
     return None
 
 
-def _patch_source(patches: Patches) -> tuple:
-    images, mean, std = patches.images, patches.mean, patches.std
+def _inputs(patches: Patches) -> dict[str, Any]:
+    """The fields of `MixedScaleEmbedInputs` (csrc/cpu/mixed_scale_embed.h)."""
+    images, weight, mean, std = patches.images, patches.weight, patches.mean, patches.std
     batch, _, height, width = images.shape
-    return (
-        images.data_ptr(),
-        patches.batch_index.data_ptr(),
-        patches.token_index.data_ptr(),
-        batch,
-        height,
-        width,
-        patches.token_index.shape[0],
-        patches.patch_size,
-        patches.regions.scale_factor,
-        patches.num_prefix,
-        _PIXEL_TYPES[images.dtype],
-        (0.0, 0.0, 0.0) if mean is None else tuple(mean),
-        (1.0, 1.0, 1.0) if std is None else tuple(std),
-    )
+    return {
+        "images": images.data_ptr(),
+        "batch_index": patches.batch_index.data_ptr(),
+        "token_index": patches.token_index.data_ptr(),
+        "batch": batch,
+        "height": height,
+        "width": width,
+        "total_tokens": patches.token_index.shape[0],
+        "patch_size": patches.patch_size,
+        "scale_factor": patches.regions.scale_factor,
+        "num_prefix": patches.num_prefix,
+        "pixel_type": _PIXEL_TYPES[images.dtype],
+        "mean": (0.0, 0.0, 0.0) if mean is None else tuple(mean),
+        "std": (1.0, 1.0, 1.0) if std is None else tuple(std),
+        "weight": weight.data_ptr(),
+        "dim": weight.shape[0],
+        "is_bf16": weight.dtype == torch.bfloat16,
+        "num_threads": torch.get_num_threads(),
+    }

@@ -16,34 +16,37 @@ def mixed_scale_layout_offsets(call: MixedScaleLayoutOffsets) -> tuple[Tensor, T
     cu_seqlens = torch.empty(batch + 1, dtype=torch.int32)
     region_start = torch.empty(batch, rows * columns, dtype=torch.int32)
     _C.mixed_scale_layout_offsets(
-        fine_mask.data_ptr(),
-        num_tokens.data_ptr(),
-        cu_seqlens.data_ptr(),
-        region_start.data_ptr(),
-        batch,
-        rows * columns,
-        scale_factor,
-        num_prefix,
-        torch.get_num_threads(),
+        fine_mask=fine_mask.data_ptr(),
+        num_tokens=num_tokens.data_ptr(),
+        cu_seqlens=cu_seqlens.data_ptr(),
+        region_start=region_start.data_ptr(),
+        batch=batch,
+        num_regions=rows * columns,
+        scale_factor=scale_factor,
+        num_prefix=num_prefix,
+        num_threads=torch.get_num_threads(),
     )
     return num_tokens, cu_seqlens, region_start
 
 
 def mixed_scale_layout_fwd(call: MixedScaleLayoutIndices) -> tuple[Tensor, Tensor]:
     regions, cu_seqlens, total_tokens, num_prefix = call
+    batch, rows, columns = regions.fine_mask.shape
     batch_index = torch.empty(total_tokens, dtype=torch.int32)
     token_index = torch.empty(total_tokens, dtype=torch.int32)
     _C.mixed_scale_layout_fwd(
-        regions.fine_mask.data_ptr(),
-        cu_seqlens.data_ptr(),
-        regions.region_start.data_ptr(),
-        batch_index.data_ptr(),
-        token_index.data_ptr(),
-        *regions.fine_mask.shape,
-        total_tokens,
-        regions.scale_factor,
-        num_prefix,
-        torch.get_num_threads(),
+        fine_mask=regions.fine_mask.data_ptr(),
+        cu_seqlens=cu_seqlens.data_ptr(),
+        region_start=regions.region_start.data_ptr(),
+        batch_index=batch_index.data_ptr(),
+        token_index=token_index.data_ptr(),
+        batch=batch,
+        rows=rows,
+        columns=columns,
+        total_tokens=total_tokens,
+        scale_factor=regions.scale_factor,
+        num_prefix=num_prefix,
+        num_threads=torch.get_num_threads(),
     )
     return batch_index, token_index
 

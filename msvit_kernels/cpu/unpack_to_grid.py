@@ -3,6 +3,8 @@
 One pass over tokens and grid each way; backward adds the cells of a coarse token in fp32, in raster order.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -18,7 +20,7 @@ def unpack_to_grid_fwd(call: UnpackToGrid) -> Tensor:
     tokens, regions = call
     height, width = regions.scales(num_prefix=0).grid_size
     grid = torch.empty(regions.fine_mask.shape[0], tokens.shape[1], height, width, dtype=tokens.dtype)
-    _C.unpack_to_grid_fwd(*_arguments(tokens, grid, regions))
+    _C.unpack_to_grid_fwd(**_arguments(tokens, grid, regions))
     return grid
 
 
@@ -27,7 +29,7 @@ def unpack_to_grid_bwd(backward: UnpackToGridBackward) -> Tensor:
     dtokens = torch.empty(total_tokens, dgrid.shape[1], dtype=dgrid.dtype)
     if dgrid.shape[0] == 0:
         return dtokens.zero_()
-    _C.unpack_to_grid_bwd(*_arguments(dtokens, dgrid, regions))
+    _C.unpack_to_grid_bwd(**_arguments(dtokens, dgrid, regions))
     return dtokens
 
 
@@ -39,17 +41,20 @@ def unsupported_reason(device_type: str, dtype: torch.dtype) -> str | None:
     return None
 
 
-def _arguments(tokens: Tensor, grid: Tensor, regions: Regions) -> tuple:
-    return (
-        regions.fine_mask.data_ptr(),
-        regions.region_start.data_ptr(),
-        tokens.data_ptr(),
-        grid.data_ptr(),
-        *regions.fine_mask.shape,
-        regions.scale_factor,
-        tokens.shape[0],
-        tokens.shape[1],
-        tokens.stride(0),
-        tokens.dtype == torch.bfloat16,
-        torch.get_num_threads(),
-    )
+def _arguments(tokens: Tensor, grid: Tensor, regions: Regions) -> dict[str, Any]:
+    batch, rows, columns = regions.fine_mask.shape
+    return {
+        "fine_mask": regions.fine_mask.data_ptr(),
+        "region_start": regions.region_start.data_ptr(),
+        "tokens": tokens.data_ptr(),
+        "grid": grid.data_ptr(),
+        "batch": batch,
+        "rows": rows,
+        "columns": columns,
+        "scale_factor": regions.scale_factor,
+        "total_tokens": tokens.shape[0],
+        "dim": tokens.shape[1],
+        "token_stride": tokens.stride(0),
+        "is_bf16": tokens.dtype == torch.bfloat16,
+        "num_threads": torch.get_num_threads(),
+    }

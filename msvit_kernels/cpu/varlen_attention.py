@@ -4,6 +4,8 @@ They allocate the results and hand addresses, sizes and strides to msvit_kernels
 torch.get_num_threads(); it changes the time, never a bit of the result.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,74 +16,71 @@ OPTIONS = frozenset({"key_weight"})
 
 
 def varlen_attention_fwd(call: VarlenAttention) -> tuple[Tensor, Tensor]:
-    q, k, v, key_weight = call.q, call.k, call.v, call.key_weight
-    total_q, num_heads, head_dim = q.shape
-    out = torch.empty((total_q, num_heads, head_dim), dtype=q.dtype)
-    lse = torch.empty((num_heads, total_q), dtype=torch.float32)
-    _C.varlen_attention_fwd(
-        q.data_ptr(),
-        k.data_ptr(),
-        v.data_ptr(),
-        call.cu_seqlens_q.data_ptr(),
-        call.cu_seqlens_k.data_ptr(),
-        0 if key_weight is None else key_weight.data_ptr(),
-        out.data_ptr(),
-        lse.data_ptr(),
-        call.cu_seqlens_q.shape[0] - 1,
-        total_q,
-        k.shape[0],
-        num_heads,
-        head_dim,
-        *q.stride()[:2],
-        *k.stride()[:2],
-        *v.stride()[:2],
-        call.softmax_scale,
-        q.dtype == torch.bfloat16,
-        torch.get_num_threads(),
-    )
+    total_q, num_heads, _ = call.q.shape
+    out = _empty_rows(call.q)
+    lse = torch.empty(num_heads, total_q, dtype=torch.float32)
+    _C.varlen_attention_fwd(**_inputs(call), out=out.data_ptr(), lse=lse.data_ptr())
     return out, lse
 
 
 def varlen_attention_bwd(backward: VarlenAttentionBackward) -> VarlenAttentionGradients:
     call, out, lse, dout, dlse, needs_dweight = backward
-    q, k, v, key_weight = call.q, call.k, call.v, call.key_weight
-    total_q, num_heads, head_dim = q.shape
     if dout.stride(2) != 1:
         dout = dout.contiguous()
     out, lse = out.contiguous(), lse.contiguous()
     if dlse is not None:
         dlse = dlse.contiguous()
-    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
-    dweight = torch.empty(k.shape[0], dtype=torch.float32) if needs_dweight else None
+    dq, dk, dv = (_empty_rows(x) for x in (call.q, call.k, call.v))
+    dweight = torch.empty(call.k.shape[0], dtype=torch.float32) if needs_dweight else None
     _C.varlen_attention_bwd(
-        dout.data_ptr(),
-        0 if dlse is None else dlse.data_ptr(),
-        q.data_ptr(),
-        k.data_ptr(),
-        v.data_ptr(),
-        out.data_ptr(),
-        lse.data_ptr(),
-        call.cu_seqlens_q.data_ptr(),
-        call.cu_seqlens_k.data_ptr(),
-        0 if key_weight is None else key_weight.data_ptr(),
-        dq.data_ptr(),
-        dk.data_ptr(),
-        dv.data_ptr(),
-        0 if dweight is None else dweight.data_ptr(),
-        call.cu_seqlens_q.shape[0] - 1,
-        total_q,
-        k.shape[0],
-        num_heads,
-        head_dim,
-        *dout.stride()[:2],
-        *q.stride()[:2],
-        *k.stride()[:2],
-        *v.stride()[:2],
-        call.softmax_scale,
-        q.dtype == torch.bfloat16,
-        torch.get_num_threads(),
+        **_inputs(call),
+        dout=dout.data_ptr(),
+        dout_stride_token=dout.stride(0),
+        dout_stride_head=dout.stride(1),
+        dlse=0 if dlse is None else dlse.data_ptr(),
+        out=out.data_ptr(),
+        lse=lse.data_ptr(),
+        dq=dq.data_ptr(),
+        dk=dk.data_ptr(),
+        dv=dv.data_ptr(),
+        dweight=0 if dweight is None else dweight.data_ptr(),
     )
     return VarlenAttentionGradients(dq, dk, dv, dweight)
+
+
+def _empty_rows(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _inputs(call: VarlenAttention) -> dict[str, Any]:
+    """The fields of `VarlenAttentionInputs` (csrc/cpu/varlen_attention.h)."""
+    q, k, v, key_weight = call.q, call.k, call.v, call.key_weight
+    total_q, num_heads, head_dim = q.shape
+    q_stride_token, q_stride_head, _ = q.stride()
+    k_stride_token, k_stride_head, _ = k.stride()
+    v_stride_token, v_stride_head, _ = v.stride()
+    return {
+        "q": q.data_ptr(),
+        "k": k.data_ptr(),
+        "v": v.data_ptr(),
+        "cu_seqlens_q": call.cu_seqlens_q.data_ptr(),
+        "cu_seqlens_k": call.cu_seqlens_k.data_ptr(),
+        "key_weight": 0 if key_weight is None else key_weight.data_ptr(),
+        "batch": call.cu_seqlens_q.shape[0] - 1,
+        "total_q": total_q,
+        "total_k": k.shape[0],
+        "num_heads": num_heads,
+        "head_dim": head_dim,
+        "q_stride_token": q_stride_token,
+        "q_stride_head": q_stride_head,
+        "k_stride_token": k_stride_token,
+        "k_stride_head": k_stride_head,
+        "v_stride_token": v_stride_token,
+        "v_stride_head": v_stride_head,
+        "softmax_scale": call.softmax_scale,
+        "is_bf16": q.dtype == torch.bfloat16,
+        "num_threads": torch.get_num_threads(),
+    }
 
 
 def unsupported_reason(device_type: str, dtype: torch.dtype, head_dim: int) -> str | None:

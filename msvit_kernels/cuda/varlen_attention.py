@@ -4,6 +4,8 @@ They allocate the results and hand addresses, sizes and strides to the compiled 
 device or looks at what it holds, so that calls can be captured in a CUDA graph.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -16,16 +18,9 @@ OPTIONS = frozenset({"key_weight"})
 def varlen_attention_fwd(call: VarlenAttention) -> tuple[Tensor, Tensor]:
     call = _aligned_call(call)
     q = call.q
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    lse = torch.empty((q.shape[1], q.shape[0]), dtype=torch.float32, device=q.device)
-    kernels.varlen_attention_fwd(
-        *_inputs(call),
-        out.data_ptr(),
-        lse.data_ptr(),
-        q.dtype == torch.bfloat16,
-        device_index(q),
-        stream_of(q),
-    )
+    out = _empty_rows(q)
+    lse = torch.empty(q.shape[1], q.shape[0], dtype=torch.float32, device=q.device)
+    kernels.varlen_attention_fwd(**_inputs(call), out=out.data_ptr(), lse=lse.data_ptr())
     return out, lse
 
 
@@ -34,53 +29,64 @@ def varlen_attention_bwd(backward: VarlenAttentionBackward) -> VarlenAttentionGr
     q, k, v = call.q, call.k, call.v
     out, lse = backward.out.contiguous(), backward.lse.contiguous()
     dlse = None if backward.dlse is None else backward.dlse.contiguous()
-    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    dq, dk, dv = (_empty_rows(x) for x in (q, k, v))
     delta = torch.empty_like(lse)
     # One row of column sums per head, then one sum in a fixed order: adding them up with atomics would change bits.
     weights = q.shape[1], k.shape[0]
     dweight = torch.empty(weights, dtype=torch.float32, device=q.device) if backward.needs_dweight else None
     kernels.varlen_attention_bwd(
-        *_inputs(call),
-        dout.data_ptr(),
-        *dout.stride()[:2],
-        out.data_ptr(),
-        lse.data_ptr(),
-        0 if dlse is None else dlse.data_ptr(),
-        dq.data_ptr(),
-        dk.data_ptr(),
-        dv.data_ptr(),
-        delta.data_ptr(),
-        0 if dweight is None else dweight.data_ptr(),
-        q.dtype == torch.bfloat16,
-        device_index(q),
-        stream_of(q),
+        **_inputs(call),
+        dout=dout.data_ptr(),
+        dout_stride_token=dout.stride(0),
+        dout_stride_head=dout.stride(1),
+        out=out.data_ptr(),
+        lse=lse.data_ptr(),
+        dlse=0 if dlse is None else dlse.data_ptr(),
+        dq=dq.data_ptr(),
+        dk=dk.data_ptr(),
+        dv=dv.data_ptr(),
+        delta=delta.data_ptr(),
+        dweight=0 if dweight is None else dweight.data_ptr(),
     )
     return VarlenAttentionGradients(dq, dk, dv, None if dweight is None else dweight.sum(0))
 
 
-def _inputs(call: VarlenAttention) -> tuple[int | float, ...]:
-    """The fields of `Attention` (csrc/cuda/varlen_attention.h) in order."""
+def _empty_rows(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _inputs(call: VarlenAttention) -> dict[str, Any]:
+    """The fields of `Attention` (csrc/cuda/varlen_attention.h), and how the kernels are launched."""
     q, k, v, key_weight = call.q, call.k, call.v, call.key_weight
     total_q, num_heads, head_dim = q.shape
-    return (
-        q.data_ptr(),
-        *q.stride()[:2],
-        k.data_ptr(),
-        *k.stride()[:2],
-        v.data_ptr(),
-        *v.stride()[:2],
-        call.cu_seqlens_q.data_ptr(),
-        call.cu_seqlens_k.data_ptr(),
-        0 if key_weight is None else key_weight.data_ptr(),
-        total_q,
-        k.shape[0],
-        call.cu_seqlens_q.shape[0] - 1,
-        num_heads,
-        head_dim,
-        call.max_seqlen_q,
-        call.max_seqlen_k,
-        call.softmax_scale,
-    )
+    q_stride_token, q_stride_head, _ = q.stride()
+    k_stride_token, k_stride_head, _ = k.stride()
+    v_stride_token, v_stride_head, _ = v.stride()
+    return {
+        "q": q.data_ptr(),
+        "q_stride_token": q_stride_token,
+        "q_stride_head": q_stride_head,
+        "k": k.data_ptr(),
+        "k_stride_token": k_stride_token,
+        "k_stride_head": k_stride_head,
+        "v": v.data_ptr(),
+        "v_stride_token": v_stride_token,
+        "v_stride_head": v_stride_head,
+        "cu_seqlens_q": call.cu_seqlens_q.data_ptr(),
+        "cu_seqlens_k": call.cu_seqlens_k.data_ptr(),
+        "key_weight": 0 if key_weight is None else key_weight.data_ptr(),
+        "total_q": total_q,
+        "total_k": k.shape[0],
+        "batch": call.cu_seqlens_q.shape[0] - 1,
+        "num_heads": num_heads,
+        "head_dim": head_dim,
+        "max_seqlen_q": call.max_seqlen_q,
+        "max_seqlen_k": call.max_seqlen_k,
+        "softmax_scale": call.softmax_scale,
+        "is_bf16": q.dtype == torch.bfloat16,
+        "device": device_index(q),
+        "stream": stream_of(q),
+    }
 
 
 def _aligned_call(call: VarlenAttention) -> VarlenAttention:
