@@ -1,12 +1,18 @@
-"""The compiled CPU module: every instruction-set level is right, and a build that cannot work says why."""
+"""The compiled modules: instruction-set levels, named arguments, and what a build that cannot work says."""
 
+import ast
+import inspect
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import cuda_emulator
 import pytest
+import torch
+
+import msvit_kernels
 
 ROOT = Path(__file__).resolve().parent.parent
 ISA_LEVELS = ("portable", "avx2", "avx512", "avx512bf16")
@@ -98,6 +104,121 @@ def test_an_unknown_isa_level_is_an_error():
     assert done.returncode != 0
     assert "MSVIT_CPU_ISA: expected one of portable" in done.stderr
     assert "got 'pentium'" in done.stderr
+
+
+# ---- named arguments
+
+
+def stub_arguments(stub):
+    """Arguments of each function in a stub: names, and whether they must be named."""
+    tree = ast.parse((Path(msvit_kernels.__file__).parent / stub).read_text())
+    return {node.name: arguments_of(node) for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def arguments_of(function):
+    return [(x.arg, False) for x in function.args.args] + [(x.arg, True) for x in function.args.kwonlyargs]
+
+
+def compiled_arguments(module):
+    """The same of the functions in a compiled module."""
+    functions = {name: getattr(module, name) for name in dir(module) if not name.startswith("_")}
+    return {name: signature_of(function) for name, function in functions.items()}
+
+
+def signature_of(function):
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # pybind11 writes its signatures into the first line of the docstring only
+        return arguments_of(ast.parse(f"def {function.__doc__.splitlines()[0]}: ...").body[0])
+    return [(x.name, x.kind is x.KEYWORD_ONLY) for x in parameters]
+
+
+def test_the_stub_of_the_cpu_module_is_right():
+    native = pytest.importorskip("msvit_kernels._C")
+    assert compiled_arguments(native) == stub_arguments("_C.pyi")
+
+
+def test_the_stub_of_the_cuda_module_is_right():
+    native = pytest.importorskip("msvit_kernels._cuda")
+    assert compiled_arguments(native) == stub_arguments("_cuda.pyi")
+
+
+def test_the_emulator_has_the_functions_of_the_cuda_module():
+    try:
+        native = cuda_emulator.load(cuda_emulator.build(cuda_emulator.MODULE))
+    except cuda_emulator.UnavailableError as reason:
+        pytest.skip(str(reason))
+    assert compiled_arguments(native) == stub_arguments("_cuda.pyi") | {"emulator_statistics": []}
+
+
+@pytest.fixture
+def attention_call():
+    """Arguments of varlen_attention_fwd for one token, whose output is its value."""
+    names = [name for name, _ in stub_arguments("_C.pyi")["varlen_attention_fwd"]]
+    tensors = {name: torch.randn(16) for name in ("q", "k", "v")} | {"out": torch.zeros(16), "lse": torch.zeros(1)}
+    tensors |= dict.fromkeys(("cu_seqlens_q", "cu_seqlens_k"), torch.tensor([0, 1], dtype=torch.int32))
+    others = {"key_weight": 0, "head_dim": 16, "softmax_scale": 0.25, "is_bf16": False}
+    addresses = {name: x.data_ptr() for name, x in tensors.items()}
+    return dict.fromkeys(names, 1) | others | addresses, tensors
+
+
+def test_arguments_have_names_and_no_order(attention_call):
+    native = pytest.importorskip("msvit_kernels._C")
+    arguments, tensors = attention_call
+    # Names that are equal, but not the objects that Python keeps for names in source text.
+    copies = {"".join(list(name)): value for name, value in arguments.items()}
+    for named in (arguments, dict(reversed(arguments.items())), copies, arguments | {"softmax_scale": 1}):
+        tensors["out"].zero_()
+        assert native.varlen_attention_fwd(**named) is None
+        torch.testing.assert_close(tensors["out"], tensors["v"])
+
+
+WRONG_VALUES = {
+    "q": (None, 1.0, True, "1", -1, 2**64),
+    "batch": (None, 1.0, True, torch.tensor(1), 2**63, -(2**63) - 1),
+    "num_threads": (1.0, 2**31, -(2**31) - 1, 2**64),
+    "softmax_scale": (None, "1", False, torch.tensor(1.0), 10**400),
+    "is_bf16": (None, 0, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_VALUES)
+def test_an_argument_of_a_wrong_type_is_an_error(name, attention_call):
+    native = pytest.importorskip("msvit_kernels._C")
+    for value in WRONG_VALUES[name]:
+        expected = rf"^varlen_attention_fwd: argument '{name}': expected an? .*, got {type(value).__name__}$"
+        with pytest.raises(TypeError, match=expected):
+            native.varlen_attention_fwd(**attention_call[0] | {name: value})
+
+
+@pytest.mark.parametrize("mean", [None, [0.0, 0.0, 0.0], (0.0, 0.0), (0.0, 0.0, "0")], ids=str)
+def test_a_tuple_has_three_floats(mean):
+    native = pytest.importorskip("msvit_kernels._C")
+    arguments = {name: 0 for name, _ in stub_arguments("_C.pyi")["mixed_scale_embed_fwd"]}
+    with pytest.raises(TypeError, match="'mean': expected a tuple of three floats, got "):
+        native.mixed_scale_embed_fwd(**arguments | {"mean": mean})
+
+
+def test_missing_unknown_doubled_and_nameless_arguments_are_errors(attention_call):
+    forward = pytest.importorskip("msvit_kernels._C").varlen_attention_fwd
+    arguments, _ = attention_call
+    for name in arguments:
+        without = {key: value for key, value in arguments.items() if key != name}
+        for wrong in (without, without | {name + "_": 0}):
+            with pytest.raises(TypeError, match=f"^varlen_attention_fwd: missing argument '{name}'$"):
+                forward(**wrong)
+    with pytest.raises(TypeError, match=r"^varlen_attention_fwd: missing argument 'q'$"):
+        forward()
+    with pytest.raises(TypeError, match=r"^varlen_attention_fwd: unknown argument 'query'$"):
+        forward(**arguments, query=0)
+    with pytest.raises(TypeError, match=r"varlen_attention_fwd\(\) got multiple values for keyword argument 'q'"):
+        forward(q=0, **arguments)
+    for wrong in (arguments, {}):
+        with pytest.raises(TypeError, match=r"^varlen_attention_fwd: expected named arguments only, got 2 without"):
+            forward(0, 0, **wrong)
+
+
+# ---- builds
 
 
 @pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="the tests run without the source tree")

@@ -9,6 +9,7 @@ import importlib.util
 import os
 import sys
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -28,7 +29,10 @@ def _emulator() -> ModuleType | None:
 
 
 emulated = _emulator()
-kernels = emulated or importlib.import_module("msvit_kernels._cuda")
+if TYPE_CHECKING:
+    from msvit_kernels import _cuda as kernels
+else:
+    kernels = emulated or importlib.import_module("msvit_kernels._cuda")
 
 
 def device_index(tensor: Tensor) -> int:
