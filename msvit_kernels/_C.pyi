@@ -1,58 +1,39 @@
 """The CPU kernels (csrc/bindings_cpu.cpp). Tensors are addresses, null ones are 0; strides count elements."""
 
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 def cpu_info() -> dict[str, Any]: ...
 def check_offsets(offsets: int, n: int, total: int, max_seqlen: int) -> int: ...
 def check_range(values: int, n: int, upper: int) -> bool: ...
 def fma_peak(iterations: int, num_threads: int, bf16: bool) -> tuple[float, float]: ...
-def varlen_attention_fwd(
-    *,
-    q: int,
-    k: int,
-    v: int,
-    cu_seqlens_q: int,
-    cu_seqlens_k: int,
-    key_weight: int,
-    batch: int,
-    total_q: int,
-    total_k: int,
-    num_heads: int,
-    head_dim: int,
-    q_stride_token: int,
-    q_stride_head: int,
-    k_stride_token: int,
-    k_stride_head: int,
-    v_stride_token: int,
-    v_stride_head: int,
-    softmax_scale: float,
-    is_bf16: bool,
-    num_threads: int,
-    out: int,
-    lse: int,
-) -> None: ...
+
+class VarlenAttentionInputs(TypedDict):
+    """What forward and backward take."""
+
+    q: int
+    k: int
+    v: int
+    cu_seqlens_q: int
+    cu_seqlens_k: int
+    key_weight: int
+    batch: int
+    total_q: int
+    total_k: int
+    num_heads: int
+    head_dim: int
+    q_stride_token: int
+    q_stride_head: int
+    k_stride_token: int
+    k_stride_head: int
+    v_stride_token: int
+    v_stride_head: int
+    softmax_scale: float
+    is_bf16: bool
+    num_threads: int
+
+def varlen_attention_fwd(*, out: int, lse: int, **inputs: Unpack[VarlenAttentionInputs]) -> None: ...
 def varlen_attention_bwd(
     *,
-    q: int,
-    k: int,
-    v: int,
-    cu_seqlens_q: int,
-    cu_seqlens_k: int,
-    key_weight: int,
-    batch: int,
-    total_q: int,
-    total_k: int,
-    num_heads: int,
-    head_dim: int,
-    q_stride_token: int,
-    q_stride_head: int,
-    k_stride_token: int,
-    k_stride_head: int,
-    v_stride_token: int,
-    v_stride_head: int,
-    softmax_scale: float,
-    is_bf16: bool,
-    num_threads: int,
     dout: int,
     dout_stride_token: int,
     dout_stride_head: int,
@@ -63,49 +44,33 @@ def varlen_attention_bwd(
     dk: int,
     dv: int,
     dweight: int,
+    **inputs: Unpack[VarlenAttentionInputs],
 ) -> None: ...
-def mixed_scale_embed_fwd(
-    *,
-    images: int,
-    batch_index: int,
-    token_index: int,
-    batch: int,
-    height: int,
-    width: int,
-    total_tokens: int,
-    patch_size: int,
-    scale_factor: int,
-    num_prefix: int,
-    pixel_type: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    weight: int,
-    dim: int,
-    is_bf16: bool,
-    num_threads: int,
-    bias: int,
-    table: int,
-    out: int,
-) -> None: ...
+
+class MixedScaleEmbedInputs(TypedDict):
+    """What forward and backward take."""
+
+    images: int
+    batch_index: int
+    token_index: int
+    batch: int
+    height: int
+    width: int
+    total_tokens: int
+    patch_size: int
+    scale_factor: int
+    num_prefix: int
+    pixel_type: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    weight: int
+    dim: int
+    is_bf16: bool
+    num_threads: int
+
+def mixed_scale_embed_fwd(*, bias: int, table: int, out: int, **inputs: Unpack[MixedScaleEmbedInputs]) -> None: ...
 def mixed_scale_embed_bwd(
     *,
-    images: int,
-    batch_index: int,
-    token_index: int,
-    batch: int,
-    height: int,
-    width: int,
-    total_tokens: int,
-    patch_size: int,
-    scale_factor: int,
-    num_prefix: int,
-    pixel_type: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    weight: int,
-    dim: int,
-    is_bf16: bool,
-    num_threads: int,
     dout: int,
     fine_mask: int,
     region_start: int,
@@ -114,6 +79,7 @@ def mixed_scale_embed_bwd(
     dweight: int,
     dbias: int,
     dtable: int,
+    **inputs: Unpack[MixedScaleEmbedInputs],
 ) -> None: ...
 def mixed_scale_layout_offsets(
     *,
@@ -142,35 +108,23 @@ def mixed_scale_layout_fwd(
     num_prefix: int,
     num_threads: int,
 ) -> None: ...
-def unpack_to_grid_fwd(
-    *,
-    fine_mask: int,
-    region_start: int,
-    tokens: int,
-    grid: int,
-    batch: int,
-    rows: int,
-    columns: int,
-    scale_factor: int,
-    total_tokens: int,
-    dim: int,
-    token_stride: int,
-    is_bf16: bool,
-    num_threads: int,
-) -> None: ...
-def unpack_to_grid_bwd(
-    *,
-    fine_mask: int,
-    region_start: int,
-    tokens: int,
-    grid: int,
-    batch: int,
-    rows: int,
-    columns: int,
-    scale_factor: int,
-    total_tokens: int,
-    dim: int,
-    token_stride: int,
-    is_bf16: bool,
-    num_threads: int,
-) -> None: ...
+
+class UnpackToGridFields(TypedDict):
+    """What forward and backward take; each writes what the other reads."""
+
+    fine_mask: int
+    region_start: int
+    tokens: int
+    grid: int
+    batch: int
+    rows: int
+    columns: int
+    scale_factor: int
+    total_tokens: int
+    dim: int
+    token_stride: int
+    is_bf16: bool
+    num_threads: int
+
+def unpack_to_grid_fwd(**fields: Unpack[UnpackToGridFields]) -> None: ...
+def unpack_to_grid_bwd(**fields: Unpack[UnpackToGridFields]) -> None: ...

@@ -112,11 +112,19 @@ def test_an_unknown_isa_level_is_an_error():
 def stub_arguments(stub):
     """Arguments of each function in a stub: names, and whether they must be named."""
     tree = ast.parse((Path(msvit_kernels.__file__).parent / stub).read_text())
-    return {node.name: arguments_of(node) for node in tree.body if isinstance(node, ast.FunctionDef)}
+    shared = {
+        node.name: [(line.target.id, True) for line in node.body if isinstance(line, ast.AnnAssign)]
+        for node in tree.body
+        if isinstance(node, ast.ClassDef)
+    }
+    return {node.name: arguments_of(node, shared) for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
-def arguments_of(function):
-    return [(x.arg, False) for x in function.args.args] + [(x.arg, True) for x in function.args.kwonlyargs]
+def arguments_of(function, shared):
+    """`**inputs: Unpack[X]` stands for the fields of X, which come first."""
+    others = shared[function.args.kwarg.annotation.slice.id] if function.args.kwarg else []
+    own = [(x.arg, False) for x in function.args.args] + [(x.arg, True) for x in function.args.kwonlyargs]
+    return others + own
 
 
 def compiled_arguments(module):
@@ -129,7 +137,7 @@ def signature_of(function):
     try:
         parameters = inspect.signature(function).parameters.values()
     except ValueError:  # pybind11 writes its signatures into the first line of the docstring only
-        return arguments_of(ast.parse(f"def {function.__doc__.splitlines()[0]}: ...").body[0])
+        return arguments_of(ast.parse(f"def {function.__doc__.splitlines()[0]}: ...").body[0], {})
     return [(x.name, x.kind is x.KEYWORD_ONLY) for x in parameters]
 
 

@@ -5,8 +5,6 @@ each thread; register tiles multiply it with the weight in place. fp32 accumulat
 pairs where the CPU has them). The bits do not depend on the number of threads.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -65,7 +63,7 @@ def unsupported_reason(device_type: str, dtype: torch.dtype, images_dtype: torch
     return None
 
 
-def _inputs(patches: Patches) -> dict[str, Any]:
+def _inputs(patches: Patches) -> "_C.MixedScaleEmbedInputs":
     """The fields of `MixedScaleEmbedInputs` (csrc/cpu/mixed_scale_embed.h)."""
     images, weight, mean, std = patches.images, patches.weight, patches.mean, patches.std
     batch, _, height, width = images.shape

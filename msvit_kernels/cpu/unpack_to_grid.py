@@ -3,8 +3,6 @@
 One pass over tokens and grid each way; backward adds the cells of a coarse token in fp32, in raster order.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -20,7 +18,7 @@ def unpack_to_grid_fwd(call: UnpackToGrid) -> Tensor:
     tokens, regions = call
     height, width = regions.scales(num_prefix=0).grid_size
     grid = torch.empty(regions.fine_mask.shape[0], tokens.shape[1], height, width, dtype=tokens.dtype)
-    _C.unpack_to_grid_fwd(**_arguments(tokens, grid, regions))
+    _C.unpack_to_grid_fwd(**_fields(tokens, grid, regions))
     return grid
 
 
@@ -29,7 +27,7 @@ def unpack_to_grid_bwd(backward: UnpackToGridBackward) -> Tensor:
     dtokens = torch.empty(total_tokens, dgrid.shape[1], dtype=dgrid.dtype)
     if dgrid.shape[0] == 0:
         return dtokens.zero_()
-    _C.unpack_to_grid_bwd(**_arguments(dtokens, dgrid, regions))
+    _C.unpack_to_grid_bwd(**_fields(dtokens, dgrid, regions))
     return dtokens
 
 
@@ -41,7 +39,7 @@ def unsupported_reason(device_type: str, dtype: torch.dtype) -> str | None:
     return None
 
 
-def _arguments(tokens: Tensor, grid: Tensor, regions: Regions) -> dict[str, Any]:
+def _fields(tokens: Tensor, grid: Tensor, regions: Regions) -> "_C.UnpackToGridFields":
     batch, rows, columns = regions.fine_mask.shape
     return {
         "fine_mask": regions.fine_mask.data_ptr(),

@@ -4,8 +4,6 @@ They allocate the results and hand addresses, sizes and strides to msvit_kernels
 torch.get_num_threads(); it changes the time, never a bit of the result.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -52,7 +50,7 @@ def _empty_rows(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def _inputs(call: VarlenAttention) -> dict[str, Any]:
+def _inputs(call: VarlenAttention) -> "_C.VarlenAttentionInputs":
     """The fields of `VarlenAttentionInputs` (csrc/cpu/varlen_attention.h)."""
     q, k, v, key_weight = call.q, call.k, call.v, call.key_weight
     total_q, num_heads, head_dim = q.shape

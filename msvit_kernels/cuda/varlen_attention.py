@@ -4,13 +4,16 @@ They allocate the results and hand addresses, sizes and strides to the compiled 
 device or looks at what it holds, so that calls can be captured in a CUDA graph.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from msvit_kernels.calls import VarlenAttention, VarlenAttentionBackward, VarlenAttentionGradients
 from msvit_kernels.cuda.native import device_index, device_unsupported, kernels, stream_of
+
+if TYPE_CHECKING:
+    from msvit_kernels import _cuda
 
 OPTIONS = frozenset({"key_weight"})
 
@@ -55,7 +58,7 @@ def _empty_rows(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def _inputs(call: VarlenAttention) -> dict[str, Any]:
+def _inputs(call: VarlenAttention) -> "_cuda.VarlenAttentionInputs":
     """The fields of `Attention` (csrc/cuda/varlen_attention.h), and how the kernels are launched."""
     q, k, v, key_weight = call.q, call.k, call.v, call.key_weight
     total_q, num_heads, head_dim = q.shape
@@ -90,7 +93,8 @@ def _inputs(call: VarlenAttention) -> dict[str, Any]:
 
 
 def _aligned_call(call: VarlenAttention) -> VarlenAttention:
-    return call._replace(q=_aligned(call.q), k=_aligned(call.k), v=_aligned(call.v))
+    q, k, v = _aligned(call.q), _aligned(call.k), _aligned(call.v)
+    return call if q is call.q and k is call.k and v is call.v else call._replace(q=q, k=k, v=v)
 
 
 def _aligned(x: Tensor) -> Tensor:
