@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from msvit.checkpoint import save_checkpoint
 from msvit.gates.mlp import MLPGate
-from msvit.policies import Policy, Threshold
+from msvit.tokens.policies import Policy, Threshold
 
 _KIND = "msvit gate"
 

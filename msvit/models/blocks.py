@@ -4,7 +4,7 @@ import torch
 from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 
-from msvit.sequences import Sequences
+from msvit.tokens.sequences import Sequences
 
 
 class MixedScaleAttention(nn.Module):

@@ -14,7 +14,7 @@ from msvit.checkpoint import load_checkpoint
 from msvit.gates import make_gate
 from msvit.models.support import supported
 from msvit.models.vit import MixedScaleVisionTransformer
-from msvit.policies import Policy
+from msvit.tokens.policies import Policy
 
 # Width, depth and heads of the ViT paper's models.
 SIZES: dict[str, dict[str, int]] = {

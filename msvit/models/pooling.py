@@ -3,7 +3,7 @@
 from timm.layers import AttentionPoolLatent
 from torch import Tensor
 
-from msvit.sequences import Sequences
+from msvit.tokens.sequences import Sequences
 
 
 def attention_pool(pool: AttentionPoolLatent, x: Tensor, sequences: Sequences, with_prefix: bool) -> Tensor:

@@ -12,9 +12,9 @@ from msvit.gates import Gate
 from msvit.models.blocks import MixedScaleBlock
 from msvit.models.pooling import pool_tokens
 from msvit.models.support import supported
-from msvit.policies import Policy, Threshold
-from msvit.sequences import PackedSequences, Sequences, softmax_dtype
-from msvit.tokenization import Decision, Embedding, embed_masked, embed_packed, embed_trimmed, position_table
+from msvit.tokens.embedding import Decision, Embedding, embed_masked, embed_packed, embed_trimmed, position_table
+from msvit.tokens.policies import Policy, Threshold
+from msvit.tokens.sequences import PackedSequences, Sequences, softmax_dtype
 from msvit_kernels import MixedScaleLayout, mixed_scale_layout
 
 TOKEN_MODES: dict[str, Callable[[Tensor, Decision, Embedding], tuple[Tensor, Sequences]]] = {

@@ -13,7 +13,7 @@ import msvit
 from msvit.gates import EntropyGate, MLPGate, RadialGate, RandomGate, load_gate
 from msvit.models import MixedScaleVisionTransformer
 from msvit.models.factory import pretrained_name
-from msvit.policies import Budget
+from msvit.tokens.policies import Budget
 from msvit.training.checkpoints import MODEL_FILE, latest_checkpoint
 from msvit.training.config import Config
 

@@ -7,7 +7,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from msvit.models.blocks import drop_path
-from msvit.tokenization import Decision, Embedding, embed_masked, embed_packed, embed_trimmed, position_table
+from msvit.tokens.embedding import Decision, Embedding, embed_masked, embed_packed, embed_trimmed, position_table
 
 IMAGES = 12
 

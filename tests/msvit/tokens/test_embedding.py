@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from model_helpers import images_of, mask_of
 from torch import Tensor
 
-from msvit.tokenization import (
+from msvit.tokens.embedding import (
     Decision,
     Embedding,
     candidate_weight,

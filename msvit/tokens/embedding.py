@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from msvit.sequences import PackedSequences, PaddedSequences, softmax_dtype
+from msvit.tokens.sequences import PackedSequences, PaddedSequences, softmax_dtype
 from msvit_kernels import mixed_scale_embed, mixed_scale_layout
 
 

@@ -1,0 +1,107 @@
+"""Token policies: which regions become fine, given the gate's logits for a batch.
+
+A policy is called as `policy(logits, scale_factor)` and returns the mask together with the number of fine regions,
+where that number is known on the host before the device has computed anything. A known number keeps shapes static.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Selection(NamedTuple):
+    """fine_mask: bool [batch, Hc, Wc]; num_fine: fine regions of the whole batch, None where only the device knows."""
+
+    fine_mask: Tensor
+    num_fine: int | None
+
+
+class Policy(Protocol):
+    """What `model.policy` must be able to do."""
+
+    def __call__(self, logits: Tensor, scale_factor: int) -> Selection: ...
+
+    def check(self, num_regions: int, scale_factor: int) -> None:
+        """Raises ValueError where a model with that many regions per image cannot follow the policy."""
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A region is fine where the gate's probability exceeds `probability`: `sigmoid(logit) > probability`.
+
+    Args:
+        probability: in [0, 1]; 0.5 means logit > 0.
+
+    Raises:
+        ValueError: `probability` is outside [0, 1].
+    """
+
+    probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.probability <= 1:
+            raise ValueError(f"probability: expected a value in [0, 1], got {self.probability}")
+
+    def __call__(self, logits: Tensor, scale_factor: int) -> Selection:
+        return Selection(logits > _logit(self.probability), None)
+
+    def check(self, num_regions: int, scale_factor: int) -> None:
+        """Any model can follow a threshold."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The highest-scoring regions of the whole batch become fine, as many as the budget holds.
+
+        K = floor(batch * (tokens_per_image - Nc) / (s*s - 1))   fine regions,
+        batch * Nc + K * (s*s - 1)                               patch tokens in the batch
+
+    Args:
+        tokens_per_image: patch tokens per image on average, prefix tokens not counted, between Nc and Nf.
+
+    Raises:
+        ValueError: `tokens_per_image` is not positive; when the model is known, also outside [Nc, Nf].
+
+    Note:
+        Equal scores go to the image and region that comes first. The total does not depend on the images, so nothing
+        waits for the device.
+    """
+
+    tokens_per_image: float
+
+    def __post_init__(self) -> None:
+        if not self.tokens_per_image > 0 or math.isinf(self.tokens_per_image):
+            raise ValueError(f"tokens_per_image: expected a positive number, got {self.tokens_per_image}")
+
+    def __call__(self, logits: Tensor, scale_factor: int) -> Selection:
+        batch, num_regions = logits.shape[0], logits[0].numel() if logits.shape[0] else 0
+        if batch == 0:
+            return Selection(torch.zeros_like(logits, dtype=torch.bool), 0)
+        num_fine = self.num_fine(batch, num_regions, scale_factor)
+        order = logits.flatten().argsort(descending=True, stable=True)
+        fine = torch.zeros(logits.numel(), dtype=torch.bool, device=logits.device)
+        fine.scatter_(0, order[:num_fine], True)
+        return Selection(fine.view(logits.shape), num_fine)
+
+    def num_fine(self, batch: int, num_regions: int, scale_factor: int) -> int:
+        """K: fine regions in a batch of images with `num_regions` regions each."""
+        self.check(num_regions, scale_factor)
+        return int(batch * (self.tokens_per_image - num_regions) // (scale_factor**2 - 1))
+
+    def check(self, num_regions: int, scale_factor: int) -> None:
+        """Raises ValueError where `tokens_per_image` is outside [Nc, Nf]."""
+        most = num_regions * scale_factor**2
+        if not num_regions <= self.tokens_per_image <= most:
+            raise ValueError(
+                f"tokens_per_image: expected {num_regions} (all coarse) to {most} (all fine), "
+                f"got {self.tokens_per_image}"
+            )
+
+
+def _logit(probability: float) -> float:
+    if probability in (0, 1):
+        return math.inf if probability else -math.inf
+    return math.log(probability) - math.log1p(-probability)
