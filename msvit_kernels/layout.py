@@ -49,8 +49,7 @@ class Packing:
         validation.validate_offsets("cu_seqlens", cu_seqlens, None)
         for name, value in (("max_seqlen", max_seqlen), ("total_tokens", total_tokens), ("num_prefix", num_prefix)):
             validation.require_int(name, value, 0)
-        if validation.checks_contents(cu_seqlens):
-            validation.check_offsets("cu_seqlens", cu_seqlens, total_tokens, max_seqlen)
+        _check_offsets("cu_seqlens", cu_seqlens, total_tokens, max_seqlen)
         images = torch.arange(cu_seqlens.shape[0] - 1, dtype=torch.int32, device=cu_seqlens.device)
         batch_index = images.repeat_interleave(cu_seqlens.diff(), output_size=total_tokens)
         return Packing(cu_seqlens, max_seqlen, total_tokens, batch_index, num_prefix)
@@ -77,7 +76,8 @@ class Packing:
             int64 [kept], the rows that stay, in order, and the packing of those.
 
         Raises:
-            TypeError, ValueError: a mask of another shape, dtype or device.
+            TypeError, ValueError: a mask of another shape, dtype or device; `total_tokens` other than the mask asks
+                for, checked on the CPU, and on a GPU under MSVIT_CHECK=1.
         """
         validation.require_tensor("mask", mask, 1, (torch.bool,), self.cu_seqlens.device)
         validation.require_shape("mask", mask, (self.total_tokens,))
@@ -89,6 +89,8 @@ class Packing:
             total_tokens = int(before[-1])
         else:
             validation.require_int("total_tokens", total_tokens, 0)
+            name = "total_tokens: offsets of the rows that stay"
+            _check_offsets(name, cu_seqlens, total_tokens, self.max_seqlen)
         rows = torch.nonzero_static(mask, size=total_tokens).flatten()
         batch_index = self.batch_index.index_select(0, rows)
         return rows, Packing(cu_seqlens, self.max_seqlen, total_tokens, batch_index, self.num_prefix)
@@ -124,6 +126,10 @@ class MixedScaleLayout(Packing):
         """The candidates that the rows were taken from."""
         return Scales((self.fine_mask.shape[1], self.fine_mask.shape[2]), self.scale_factor, self.num_prefix)
 
+    def is_prefix(self) -> Tensor:
+        """bool [total_tokens]: which rows are prefix tokens, whose candidates come first."""
+        return self.token_index < self.num_prefix
+
     @property
     def regions(self) -> Regions:
         """What the operators need to know of the regions."""
@@ -133,6 +139,12 @@ class MixedScaleLayout(Packing):
     def num_candidates(self) -> int:
         """Tokens that an image could have: prefix, coarse and fine ones."""
         return self.scales.num_candidates
+
+
+def _check_offsets(name: str, cu_seqlens: Tensor, total_tokens: int, max_seqlen: int) -> None:
+    # Not while torch.compile traces: whoever uses the offsets checks them when the graph runs.
+    if not torch.compiler.is_compiling() and validation.checks_contents(cu_seqlens):
+        validation.check_offsets(name, cu_seqlens, total_tokens, max_seqlen)
 
 
 def require_layout(layout: Any, device: torch.device) -> None:

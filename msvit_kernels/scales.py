@@ -57,9 +57,18 @@ class Scales:
         """Tokens that an image could have: prefix, coarse and fine ones."""
         return self.num_prefix + self.num_regions + self.most_patches
 
+    @property
+    def possible_patches(self) -> range:
+        """Numbers of patch tokens that an image can have."""
+        return range(self.num_regions, self.most_patches + 1, tokens_gained(self.scale_factor))
+
     def patches(self, num_fine: Count) -> Count:
         """Patch tokens of an image with `num_fine` fine regions; a mean of those gives the mean."""
         return self.num_regions + num_fine * tokens_gained(self.scale_factor)
+
+    def mean_patches(self, fine_share: Count) -> Count:
+        """Patch tokens per image where that share of all regions is fine."""
+        return region_tokens(fine_share, self.scale_factor) * self.num_regions
 
     def total_tokens(self, batch: int, num_fine: int) -> int:
         """Packed rows, prefix included, of a batch that has `num_fine` fine regions in all."""
