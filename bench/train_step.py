@@ -98,8 +98,7 @@ class Trainer:
         if self.gate_loss is None:
             return float(self.model.patch_embed.num_patches)
         fine = self.model.policy.fine_mask.float().mean().item()
-        height, width = self.model.coarse_grid_size
-        return height * width * (1 + fine * (self.model.scale_factor**2 - 1))
+        return self.model.scales.mean_patches(fine)
 
 
 def make_trainers(model_name: str, batch: int, target: float, optimizer: str, device: torch.device) -> list[Trainer]:

@@ -137,9 +137,7 @@ class Zoo:
         """The mixed-scale model under a budget, in one token mode."""
         size = image_size(tokens)
         model = self.mixed_model(size)
-        fine = self.fine_mask(size, tokens, batch).flatten(1).sum(1)
-        regions, saved = (size // COARSE) ** 2, (COARSE // PATCH) ** 2 - 1
-        counts = [regions + saved * count for count in fine.tolist()]
+        counts = model.scales.patches(self.fine_mask(size, tokens, batch).flatten(1).sum(1)).tolist()
         gmacs = sum(msvit.macs(model, count) for count in counts) / len(counts) / 1e9
         call = partial(self._call_mixed, model, mode, Budget(tokens))
         return Method(mode, tokens, sum(counts) / len(counts), size, gmacs, call)
@@ -167,7 +165,7 @@ class Zoo:
             common.RefusalError: with the error and its bound.
         """
         model = self.mixed_model(size)
-        tokens = ((size // COARSE) ** 2 + IMAGE_SIZES[size]) // 2
+        tokens = int(model.scales.mean_patches(0.5))
         images, mask = self.images(size)[:2], self.fine_mask(size, tokens, 2)
         logits = {mode: self._logits(model, mode, images, mask) for mode in MODES}
         oracle = self._logits(copy.deepcopy(model).double(), "masked", images, mask)

@@ -10,7 +10,7 @@ from msvit.cli.errors import one_line_errors
 if TYPE_CHECKING:
     from torch import Tensor
 
-_COARSE, _SCALE_FACTOR = 32, 2
+_COARSE, _FINE = 32, 16
 _GATES = ("entropy", "radial", "random", "checkpoint")
 
 
@@ -56,24 +56,25 @@ def _draw(
     from msvit.data import read_image
     from msvit.policies import Budget, Threshold
     from msvit.visualize import draw_tokens, side_by_side
+    from msvit_kernels.scales import Scales
 
     if size < _COARSE or size % _COARSE:
         raise ValueError(f"--size: expected a multiple of {_COARSE} pixels, got {size}")
     if budget is not None and threshold is not None:
         raise ValueError("--tokens, --threshold: expected one of them, got both")
-    regions = (size // _COARSE) ** 2
-    most = regions * _SCALE_FACTOR**2
+    scales = Scales((size // _COARSE, size // _COARSE), _COARSE // _FINE, num_prefix=0)
+    most = scales.most_patches
     policy = Threshold(threshold) if threshold is not None else Budget(most / 2 if budget is None else budget)
-    policy.check(regions, _SCALE_FACTOR)
+    policy.check(scales.num_regions, scales.scale_factor)
     paths = [_find(name) for name in names]
     images = torch.stack([read_image(path, size) for path in paths])
-    fine_mask = policy(_gate_logits(images, gate, checkpoint, model), _SCALE_FACTOR).fine_mask
-    counts = (regions + (_SCALE_FACTOR**2 - 1) * fine_mask.flatten(1).sum(1)).tolist()
+    fine_mask = policy(_gate_logits(images, gate, checkpoint, model), scales.scale_factor).fine_mask
+    counts = scales.patches(fine_mask.flatten(1).sum(1)).tolist()
     captions = [f"{path.stem}: {count} of {most} tokens" for path, count in zip(paths, counts, strict=True)]
     # The picture is sharper than what the gate saw.
     sharp = [read_image(path, 2 * size) for path in paths]
     pictures = [
-        draw_tokens(image, mask, scale_factor=_SCALE_FACTOR, width=width)
+        draw_tokens(image, mask, scale_factor=scales.scale_factor, width=width)
         for image, mask in zip(sharp, fine_mask, strict=True)
     ]
     side_by_side(pictures, captions).save(output)

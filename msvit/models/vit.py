@@ -8,14 +8,16 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from msvit.gates import Gate
 from msvit.models.blocks import MixedScaleBlock
+from msvit.models.gated import GatedBackbone
 from msvit.models.pooling import pool_tokens
 from msvit.models.support import supported
-from msvit.tokens.embedding import Decision, Embedding, embed_masked, embed_packed, embed_trimmed, position_table
+from msvit.tokens.decision import Decision
+from msvit.tokens.embedding import Embedding, embed_masked, embed_packed, embed_trimmed, position_table
 from msvit.tokens.policies import Policy, Threshold
-from msvit.tokens.sequences import PackedSequences, Sequences, softmax_dtype
-from msvit_kernels import MixedScaleLayout, mixed_scale_layout
+from msvit.tokens.sequences import PackedSequences, Sequences
+from msvit_kernels import Packing
+from msvit_kernels.scales import Scales
 
 TOKEN_MODES: dict[str, Callable[[Tensor, Decision, Embedding], tuple[Tensor, Sequences]]] = {
     "packed": embed_packed,
@@ -24,7 +26,7 @@ TOKEN_MODES: dict[str, Callable[[Tensor, Decision, Embedding], tuple[Tensor, Seq
 }
 
 
-class MixedScaleVisionTransformer(nn.Module):
+class MixedScaleVisionTransformer(GatedBackbone):
     """A ViT whose gate gives every image its own number of tokens.
 
     It holds the modules of the timm model that it is made from, under the same names: parameters are shared with that
@@ -43,6 +45,7 @@ class MixedScaleVisionTransformer(nn.Module):
         gate, policy, token_mode, mean, std: as given, and settable.
         image_size, grid_size, coarse_grid_size: (height, width) in pixels, fine patches and regions.
         patch_size, coarse: in pixels. scale_factor: s = coarse / patch_size.
+        scales: the candidates of an image, from which tokens are counted.
 
     Raises:
         ValueError: what cannot be wrapped, by name; see `msvit.from_timm`.
@@ -59,15 +62,12 @@ class MixedScaleVisionTransformer(nn.Module):
         std: Sequence[float] | None = None,
     ) -> None:
         supported(vit, coarse)
-        super().__init__()
+        height, width = vit.patch_embed.img_size
+        patch_size = vit.patch_embed.patch_size[0]
+        scales = Scales((height // coarse, width // coarse), coarse // patch_size, vit.num_prefix_tokens)
+        super().__init__((height, width), scales, mean, std)
         self.coarse = coarse
-        self.patch_size: int = vit.patch_embed.patch_size[0]
-        self.scale_factor = coarse // self.patch_size
-        self.image_size: tuple[int, int] = tuple(vit.patch_embed.img_size)
-        self.grid_size: tuple[int, int] = tuple(vit.patch_embed.grid_size)
-        self.coarse_grid_size = (self.image_size[0] // coarse, self.image_size[1] // coarse)
-        self.mean = None if mean is None else tuple(mean)
-        self.std = None if std is None else tuple(std)
+        self.patch_size: int = patch_size
         self._adopt(vit)
         self.gate = gate
         self.policy = policy or Threshold()
@@ -107,100 +107,39 @@ class MixedScaleVisionTransformer(nn.Module):
             raise ValueError(f"token_mode: expected one of {', '.join(TOKEN_MODES)}, got {value!r}")
         self._token_mode = value
 
-    @property
-    def policy(self) -> Policy:
-        """Which regions become fine, given the gate's logits."""
-        return self._policy
-
-    @policy.setter
-    def policy(self, value: Policy) -> None:
-        if not callable(value) or not hasattr(value, "check"):
-            raise TypeError(f"policy: expected a policy such as msvit.policies.Threshold, got {type(value).__name__}")
-        value.check(self.coarse_grid_size[0] * self.coarse_grid_size[1], self.scale_factor)
-        self._policy = value
-
-    def forward(self, images: Tensor, fine_mask: Tensor | None = None, *, gate_logits: Tensor | None = None) -> Tensor:
-        """Classifies images.
-
-        Args:
-            images: [batch, 3, H, W], normalised floats, or uint8, which is normalised by `mean` and `std`.
-            fine_mask: bool [batch, Hc, Wc], replaces the gate's decision.
-            gate_logits: [batch, Hc, Wc], what `self.gate(images)` returned, to spare a second call; a learned
-                gate still adds its noise in training.
-
-        Returns:
-            [batch, num_classes] logits; [batch, dim] features where the model has no classifier.
-
-        Raises:
-            ValueError, TypeError: an argument with another shape, dtype or device, by name.
-
-        Note:
-            With a learned gate and gradients enabled, attention weighs keys by the straight-through mask (eq. 2, 10),
-            so that the gate gets its gradient; in the packed mode from active tokens only.
-        """
-        return self.classify(images, self.decide(images, fine_mask, gate_logits=gate_logits))
-
     def classify(self, images: Tensor, decision: Decision) -> Tensor:
         """The second half of `forward`: [batch, num_classes] for a decision that `decide` took."""
         return self._head(*self._encode(images, decision))
 
-    def decide(self, images: Tensor, fine_mask: Tensor | None = None, *, gate_logits: Tensor | None = None) -> Decision:
-        """The first half of `forward`: which regions become fine, by the policy, with noise in training.
-
-        Args and Raises: as in `forward`.
-
-        Returns:
-            The mask, and with a learned gate and gradients enabled its straight-through weight (eq. 2).
-        """
-        self._check_images(images)
-        if fine_mask is not None:
-            self._check_regions("fine_mask", fine_mask, images)
-            if fine_mask.dtype != torch.bool:
-                raise TypeError(f"fine_mask: expected dtype bool, got {fine_mask.dtype}")
-            return Decision(fine_mask)
-        logits = self.gate(images) if gate_logits is None else gate_logits
-        self._check_regions("gate_logits" if gate_logits is not None else "result of the gate", logits, images)
-        wants_gradient = logits.requires_grad and torch.is_grad_enabled()
-        if isinstance(self.gate, Gate):
-            logits = self.gate.sample(logits)
-        mask, num_fine = self.policy(logits.detach(), self.scale_factor)
-        if not wants_gradient:
-            return Decision(mask, num_fine)
-        soft = torch.sigmoid(logits.to(softmax_dtype(logits)) / getattr(self.gate, "temperature", 1.0))
-        # The value of the mask, the gradient of the soft gate.
-        return Decision(mask, num_fine, mask.to(soft.dtype) + (soft - soft.detach()))
-
     def forward_features(
         self, images: Tensor, fine_mask: Tensor | None = None, *, gate_logits: Tensor | None = None
-    ) -> tuple[Tensor, MixedScaleLayout]:
+    ) -> tuple[Tensor, Packing]:
         """Tokens after the last block and its norm, packed, whatever the token mode.
 
         Args and Raises: as in `forward`.
 
         Returns:
-            tokens [total_tokens, dim], and the layout of their rows.
+            tokens [total_tokens, dim], and where they lie: a `MixedScaleLayout`, the same in every token mode.
         """
         decision = self.decide(images, fine_mask, gate_logits=gate_logits)
         tokens, sequences = self._encode(images, decision)
         if isinstance(sequences, PackedSequences):
-            return tokens, sequences.layout
-        layout = mixed_scale_layout(
-            decision.fine_mask, scale_factor=self.scale_factor, num_prefix=self.num_prefix_tokens
-        )
+            return tokens, sequences.packing
+        layout = decision.layout()
         return sequences.pack(tokens, layout), layout
 
-    def forward_head(self, tokens: Tensor, layout: MixedScaleLayout, pre_logits: bool = False) -> Tensor:
+    def forward_head(self, tokens: Tensor, packing: Packing, pre_logits: bool = False) -> Tensor:
         """What `forward` does after `forward_features`.
 
         Args:
             tokens: [total_tokens, dim].
-            layout: of their rows.
+            packing: where they lie; prefix tokens come first in each image.
             pre_logits: leave out the classifier.
 
         Returns:
             [batch, num_classes], or [batch, dim].
         """
-        return self._head(tokens, PackedSequences(layout), pre_logits)
+        return self._head(tokens, PackedSequences(packing), pre_logits)
 
     def position_table(self) -> Tensor:
         """[num_prefix + Nc + Nf, dim]: what each candidate gets added to its patch projection, with gradient."""
@@ -223,8 +162,6 @@ class MixedScaleVisionTransformer(nn.Module):
             weight=self.patch_embed.proj.weight,
             bias=self.patch_embed.proj.bias,
             table=self.position_table(),
-            scale_factor=self.scale_factor,
-            num_prefix=self.num_prefix_tokens,
             mean=self.mean if raw else None,
             std=self.std if raw else None,
         )
@@ -248,26 +185,6 @@ class MixedScaleVisionTransformer(nn.Module):
         )
         pooled = self.head_drop(self.fc_norm(pooled))
         return pooled if pre_logits else self.head(pooled)
-
-    def _check_images(self, images: Tensor) -> None:
-        if not isinstance(images, Tensor):
-            raise TypeError(f"images: expected a tensor, got {type(images).__name__}")
-        expected = (3, *self.image_size)
-        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
-            raise ValueError(f"images: expected shape [batch, {', '.join(map(str, expected))}], got {[*images.shape]}")
-        if images.dtype == torch.uint8 and (self.mean is None or self.std is None):
-            raise ValueError("images: uint8 needs the model's mean and std, which are None; got uint8")
-        if images.dtype != torch.uint8 and not images.is_floating_point():
-            raise TypeError(f"images: expected floats or uint8, got {images.dtype}")
-
-    def _check_regions(self, name: str, values: Tensor, images: Tensor) -> None:
-        if not isinstance(values, Tensor):
-            raise TypeError(f"{name}: expected a tensor, got {type(values).__name__}")
-        expected = (images.shape[0], *self.coarse_grid_size)
-        if tuple(values.shape) != expected:
-            raise ValueError(f"{name}: expected shape {[*expected]}, got {[*values.shape]}")
-        if values.device != images.device:
-            raise ValueError(f"{name}: expected device {images.device}, where the images are, got {values.device}")
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Whether blocks are computed again in the backward pass instead of keeping their activations."""

@@ -124,18 +124,17 @@ def evaluate(
         On the CPU.
     """
     device = model.patch_embed.proj.weight.device
-    decided, correct = [], []
+    decided, tokens, correct = [], [], []
     reset_noise(model, 0)
     for start in range(0, len(test.images), batch_size):
         part = slice(start, start + batch_size)
         images = test.images[part].to(device)
         decision = model.decide(images, None if masks is None else masks[part].to(device))
         decided.append(decision.fine_mask.cpu())
+        tokens.append(decision.num_patches().cpu())
         correct.append(model.classify(images, decision).argmax(1).cpu() == test.labels[part])
-    fine = torch.cat(decided)
-    regions = fine[0].numel()
-    tokens = regions + (model.scale_factor**2 - 1) * fine.flatten(1).sum(1)
-    return Evaluation(fine, torch.cat(correct), tokens, mean_gmacs(model, tokens))
+    counts = torch.cat(tokens)
+    return Evaluation(torch.cat(decided), torch.cat(correct), counts, mean_gmacs(model, counts))
 
 
 def mean_gmacs(model: MixedScaleVisionTransformer, tokens: Tensor) -> float:

@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from msvit.tokens.decision import Decision
 from msvit.tokens.sequences import PackedSequences, PaddedSequences, softmax_dtype
-from msvit_kernels import mixed_scale_embed, mixed_scale_layout
+from msvit_kernels import mixed_scale_embed
+from msvit_kernels.scales import Scales
 
 
 @dataclass(frozen=True)
@@ -21,15 +23,12 @@ class Embedding:
     Attributes:
         weight: [dim, 3, p, p], bias: [dim] or None, of the patch projection.
         table: [num_prefix + Nc + Nf, dim], see `position_table`.
-        scale_factor: s. num_prefix: prefix tokens.
         mean, std: three floats each where the images still have to be normalised, else None.
     """
 
     weight: Tensor
     bias: Tensor | None
     table: Tensor
-    scale_factor: int
-    num_prefix: int
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
 
@@ -38,20 +37,19 @@ class Embedding:
         return self.weight.shape[-1]
 
 
-@dataclass(frozen=True)
-class Decision:
-    """Which regions are fine.
+def in_candidate_order(prefix: Tensor, coarse: Tensor, fine: Tensor, axis: int) -> Tensor:
+    """Values of all candidates side by side. Nothing else knows where the coarse and the fine ones lie.
 
-    Attributes:
-        fine_mask: bool [batch, Hc, Wc].
-        num_fine: fine regions of the batch where the host knows them, else None.
-        fine_weight: [batch, Hc, Wc], `fine_mask` as 0 or 1 with the straight-through gradient of the gate (eq. 2);
-            None where no gate gradient is asked for.
+    Args:
+        prefix: [..., num_prefix, ...], the prefix tokens on axis `axis`.
+        coarse: [..., Hc, Wc, ...], the coarse grid on axes `axis` and `axis + 1`.
+        fine: [..., Hf, Wf, ...], likewise the fine grid.
+        axis: of the candidates in the result.
+
+    Returns:
+        [..., num_prefix + Nc + Nf, ...].
     """
-
-    fine_mask: Tensor
-    num_fine: int | None = None
-    fine_weight: Tensor | None = None
+    return torch.cat([prefix, coarse.flatten(axis, axis + 1), fine.flatten(axis, axis + 1)], axis)
 
 
 def position_table(prefix: Tensor, grid: Tensor, scale_factor: int) -> Tensor:
@@ -65,25 +63,13 @@ def position_table(prefix: Tensor, grid: Tensor, scale_factor: int) -> Tensor:
     Returns:
         [num_prefix + Nc + Nf, dim], differentiable in both.
     """
-    height, width, dim = grid.shape
-    s = scale_factor
-    coarse = grid.view(height // s, s, width // s, s, dim).mean(dim=(1, 3))
-    return torch.cat([prefix, coarse.flatten(0, 1), grid.flatten(0, 1)])
+    blocks = grid.unflatten(1, (-1, scale_factor)).unflatten(0, (-1, scale_factor))  # [Hc, s, Wc, s, dim]
+    return in_candidate_order(prefix, blocks.mean(dim=(1, 3)), grid, 0)
 
 
 def embed_packed(images: Tensor, decision: Decision, embedding: Embedding) -> tuple[Tensor, PackedSequences]:
     """Active tokens only: [total_tokens, dim]."""
-    batch, num_regions = images.shape[0], decision.fine_mask[0].numel() if images.shape[0] else 0
-    total_tokens = None
-    if decision.num_fine is not None:
-        tokens_won = decision.num_fine * (embedding.scale_factor**2 - 1)
-        total_tokens = batch * (embedding.num_prefix + num_regions) + tokens_won
-    layout = mixed_scale_layout(
-        decision.fine_mask,
-        scale_factor=embedding.scale_factor,
-        num_prefix=embedding.num_prefix,
-        total_tokens=total_tokens,
-    )
+    layout = decision.layout()
     tokens = mixed_scale_embed(
         images,
         layout,
@@ -96,19 +82,20 @@ def embed_packed(images: Tensor, decision: Decision, embedding: Embedding) -> tu
     )
     key_weight = None
     if decision.fine_weight is not None:
-        weight = candidate_weight(decision.fine_weight, embedding)
+        weight = candidate_weight(decision.fine_weight, decision.scales)
         key_weight = weight[layout.batch_index, layout.token_index].to(softmax_dtype(tokens))
     return tokens, PackedSequences(layout, key_weight)
 
 
 def embed_masked(images: Tensor, decision: Decision, embedding: Embedding) -> tuple[Tensor, PaddedSequences]:
     """All candidates of every image: [batch * num_candidates, dim] (eq. 10, appendix F.1)."""
-    tokens = _embed_candidates(images, embedding)
-    active = candidate_weight(decision.fine_mask.to(tokens.dtype), embedding) > 0
+    scales = decision.scales
+    tokens = _embed_candidates(images, embedding, scales)
+    active = candidate_weight(decision.fine_mask.to(tokens.dtype), scales) > 0
     key_weight = None
     if decision.fine_weight is not None:
-        key_weight = candidate_weight(decision.fine_weight, embedding).to(softmax_dtype(tokens))
-    return tokens.flatten(0, 1), PaddedSequences(active, key_weight, None, embedding.num_prefix)
+        key_weight = candidate_weight(decision.fine_weight, scales).to(softmax_dtype(tokens))
+    return tokens.flatten(0, 1), PaddedSequences(active, key_weight, None, scales.num_prefix)
 
 
 def embed_trimmed(images: Tensor, decision: Decision, embedding: Embedding) -> tuple[Tensor, PaddedSequences]:
@@ -127,20 +114,19 @@ def embed_trimmed(images: Tensor, decision: Decision, embedding: Embedding) -> t
     return tokens.flatten(0, 1), trimmed
 
 
-def candidate_weight(fine_weight: Tensor, embedding: Embedding) -> Tensor:
+def candidate_weight(fine_weight: Tensor, scales: Scales) -> Tensor:
     """Activity of every candidate: w for fine tokens, 1 - w for coarse ones (eq. 3), 1 for prefix tokens.
 
     Args:
         fine_weight: [batch, Hc, Wc] in [0, 1].
-        embedding: has the scale factor and the number of prefix tokens.
+        scales: the candidates of an image.
 
     Returns:
         [batch, num_prefix + Nc + Nf], same dtype.
     """
-    s = embedding.scale_factor
-    prefix = fine_weight.new_ones(fine_weight.shape[0], embedding.num_prefix)
-    fine = fine_weight.repeat_interleave(s, 1).repeat_interleave(s, 2)
-    return torch.cat([prefix, 1 - fine_weight.flatten(1), fine.flatten(1)], dim=1)
+    prefix = fine_weight.new_ones(fine_weight.shape[0], scales.num_prefix)
+    fine = fine_weight.repeat_interleave(scales.scale_factor, 1).repeat_interleave(scales.scale_factor, 2)
+    return in_candidate_order(prefix, 1 - fine_weight, fine, 1)
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -148,15 +134,16 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return (images.to(mean.dtype) / 255 - mean) / std
 
 
-def _embed_candidates(images: Tensor, embedding: Embedding) -> Tensor:
+def _embed_candidates(images: Tensor, embedding: Embedding, scales: Scales) -> Tensor:
     """[batch, num_candidates, dim], by two convolutions."""
     weight, bias, p = embedding.weight, embedding.bias, embedding.patch_size
     if embedding.mean is not None and embedding.std is not None:
         mean, std = (weight.new_tensor(x, dtype=torch.float32).view(3, 1, 1) for x in (embedding.mean, embedding.std))
         images = normalise(images, mean, std)
     images = images.to(weight.dtype)
-    coarse = F.conv2d(F.avg_pool2d(images, embedding.scale_factor), weight, bias, stride=p)
+    coarse = F.conv2d(F.avg_pool2d(images, scales.scale_factor), weight, bias, stride=p)
     fine = F.conv2d(images, weight, bias, stride=p)
-    patches = torch.cat([coarse.flatten(2), fine.flatten(2)], dim=2).mT  # [batch, Nc + Nf, dim]
-    prefix, positions = embedding.table.split([embedding.num_prefix, patches.shape[1]])
-    return torch.cat([prefix.expand(images.shape[0], -1, -1), patches + positions], dim=1)
+    # Prefix tokens have no pixels: all of them is in the table.
+    prefix = weight.new_zeros(images.shape[0], scales.num_prefix, weight.shape[0])
+    patches = in_candidate_order(prefix, coarse.permute(0, 2, 3, 1), fine.permute(0, 2, 3, 1), 1)
+    return patches + embedding.table

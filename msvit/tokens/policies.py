@@ -11,6 +11,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from msvit_kernels.scales import region_tokens, tokens_gained
+
 
 class Selection(NamedTuple):
     """fine_mask: bool [batch, Hc, Wc]; num_fine: fine regions of the whole batch, None where only the device knows."""
@@ -89,11 +91,11 @@ class Budget:
     def num_fine(self, batch: int, num_regions: int, scale_factor: int) -> int:
         """K: fine regions in a batch of images with `num_regions` regions each."""
         self.check(num_regions, scale_factor)
-        return int(batch * (self.tokens_per_image - num_regions) // (scale_factor**2 - 1))
+        return int(batch * (self.tokens_per_image - num_regions) // tokens_gained(scale_factor))
 
     def check(self, num_regions: int, scale_factor: int) -> None:
         """Raises ValueError where `tokens_per_image` is outside [Nc, Nf]."""
-        most = num_regions * scale_factor**2
+        most = num_regions * region_tokens(1, scale_factor)
         if not num_regions <= self.tokens_per_image <= most:
             raise ValueError(
                 f"tokens_per_image: expected {num_regions} (all coarse) to {most} (all fine), "

@@ -1,17 +1,30 @@
-"""How the tokens of a batch lie in memory, and what depends on it: attention, pooling, drop path.
+"""How the tokens of a batch lie in memory, and what depends on it: attention, pooling, drop path, leaving rows out.
 
 In every layout tokens are rows of one [rows, dim] tensor, so that norm, linear, MLP and layer-scale modules run on them
 unchanged. `PackedSequences` holds the active tokens of all images end to end; `PaddedSequences` holds k tokens of every
 image, of which only the active ones are attended to (eq. 10 of the MSViT paper).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from msvit_kernels import MixedScaleLayout, varlen_attention
+from msvit_kernels import MixedScaleLayout, Packing, varlen_attention
+
+
+class AttentionTerms(NamedTuple):
+    """What the probabilities of a self-attention are made of: p_ij = w_j exp(softmax_scale q_i . k_j - lse_i).
+
+    q, k: [rows, num_heads, head_dim]. lse: fp32 [num_heads, rows]. w is the key weight of the sequences, if any.
+    """
+
+    q: Tensor
+    k: Tensor
+    lse: Tensor
+    softmax_scale: float
 
 
 @dataclass(frozen=True)
@@ -19,39 +32,85 @@ class PackedSequences:
     """Active tokens only.
 
     Attributes:
-        layout: of the packed rows.
+        packing: of the rows; a `MixedScaleLayout` as long as no reducer has changed them.
         key_weight: fp32 [total_tokens], 1 with the gradient of the gate; None where no gate gradient is asked for.
     """
 
-    layout: MixedScaleLayout
+    packing: Packing
     key_weight: Tensor | None = None
 
     @property
     def batch(self) -> int:
-        return self.layout.batch
+        return self.packing.batch
+
+    @property
+    def num_prefix(self) -> int:
+        """Prefix tokens of each image, which come first."""
+        return self.packing.num_prefix
+
+    @property
+    def batch_index(self) -> Tensor:
+        """int32 [rows]: the image of each row."""
+        return self.packing.batch_index
+
+    def is_prefix(self) -> Tensor:
+        """bool [rows]: which rows are prefix tokens."""
+        return self.packing.is_prefix()
+
+    def is_active(self) -> Tensor:
+        """bool [rows]: which rows are attended to: all."""
+        return torch.ones_like(self.packing.batch_index, dtype=torch.bool)
+
+    def keep(self, tokens: Tensor, mask: Tensor, total_tokens: int | None = None) -> tuple[Tensor, "PackedSequences"]:
+        """Leaves rows out.
+
+        Args:
+            tokens: [rows, dim].
+            mask: bool [rows], the rows that stay; prefix tokens stay in any case.
+            total_tokens: how many active rows stay, prefix included, if the caller knows it: then nothing is read
+                from the device. None: one integer is.
+
+        Returns:
+            The tokens that stay, in order, and their sequences.
+        """
+        rows, packing = self.packing.keep(mask, total_tokens)
+        weight = None if self.key_weight is None else self.key_weight.index_select(0, rows)
+        return tokens.index_select(0, rows), PackedSequences(packing, weight)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, softmax_scale: float) -> Tensor:
         """Self-attention inside each image. q, k, v: [rows, num_heads, head_dim]; returns the same shape."""
-        layout = self.layout
-        return varlen_attention(
-            q, k, v, layout.cu_seqlens, layout.max_seqlen, key_weight=self.key_weight, softmax_scale=softmax_scale
+        return self.attend_with_terms(q, k, v, softmax_scale)[0]
+
+    def attend_with_terms(self, q: Tensor, k: Tensor, v: Tensor, softmax_scale: float) -> tuple[Tensor, AttentionTerms]:
+        """As `attend`, and what the probabilities are made of."""
+        packing = self.packing
+        out, lse = varlen_attention(
+            q,
+            k,
+            v,
+            packing.cu_seqlens,
+            packing.max_seqlen,
+            key_weight=self.key_weight,
+            softmax_scale=softmax_scale,
+            return_lse=True,
         )
+        return out, AttentionTerms(q, k, lse, softmax_scale)
 
     def attend_pool(self, q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, with_prefix: bool) -> Tensor:
         """One query per image. q: [batch, num_heads, head_dim], k, v: [rows, ...]; returns the shape of q."""
-        layout = self.layout
+        packing = self.packing
         weight = self.key_weight
-        if not with_prefix and layout.num_prefix:
-            is_patch = (layout.token_index >= layout.num_prefix).to(softmax_dtype(k))
-            weight = is_patch if weight is None else is_patch * weight
+        if not with_prefix and packing.num_prefix:
+            weight = k.new_ones(len(k), dtype=softmax_dtype(k)) if weight is None else weight
+            weight = weight.masked_fill(packing.is_prefix(), 0.0)
         return varlen_attention(
             q,
             k,
             v,
             _uniform_offsets(self.batch, 1, q.device),
             1,
-            cu_seqlens_k=layout.cu_seqlens,
-            max_seqlen_k=layout.max_seqlen,
+            cu_seqlens_k=packing.cu_seqlens,
+            max_seqlen_k=packing.max_seqlen,
             key_weight=weight,
             softmax_scale=softmax_scale,
         )
@@ -68,15 +127,11 @@ class PackedSequences:
 
     def first(self, x: Tensor) -> Tensor:
         """First prefix token of each image: [rows, dim] -> [batch, dim]."""
-        return x.index_select(0, self.layout.cu_seqlens[:-1])
+        return x.index_select(0, self.packing.cu_seqlens[:-1])
 
     def scale_images(self, x: Tensor, factors: Tensor) -> Tensor:
         """Rows of x multiplied by the factor of their image. factors: [batch]."""
-        return x * factors.index_select(0, self.layout.batch_index)[:, None]
-
-    def pack(self, x: Tensor, layout: MixedScaleLayout) -> Tensor:
-        """Rows in the order of the layout: x itself."""
-        return x
+        return x * factors.index_select(0, self.packing.batch_index)[:, None]
 
 
 @dataclass(frozen=True)
@@ -105,13 +160,39 @@ class PaddedSequences:
     def length(self) -> int:
         return self.active.shape[1]
 
+    @property
+    def batch_index(self) -> Tensor:
+        """int32 [rows]: the image of each row."""
+        return self._all_rows().batch_index
+
+    def is_prefix(self) -> Tensor:
+        """bool [rows]: which rows are prefix tokens."""
+        return self._all_rows().is_prefix()
+
+    def is_active(self) -> Tensor:
+        """bool [rows]: which rows are attended to."""
+        return self.active.flatten()
+
+    def keep(self, tokens: Tensor, mask: Tensor, total_tokens: int | None = None) -> tuple[Tensor, "PaddedSequences"]:
+        """As in `PackedSequences`, but the rows that are left out keep their place, inactive and with key weight 0."""
+        kept = (mask | self.is_prefix()).view(self.active.shape)
+        weight = None if self.key_weight is None else self.key_weight.masked_fill(~kept, 0.0)
+        return tokens, replace(self, active=self.active & kept, key_weight=weight)
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor, softmax_scale: float) -> Tensor:
         """Self-attention inside each image. q, k, v: [batch * k, num_heads, head_dim]; returns the same shape."""
         if self.key_weight is None:
             return self._masked_sdpa(q, k, v, self.active, softmax_scale).flatten(0, 1)
+        return self.attend_with_terms(q, k, v, softmax_scale)[0]
+
+    def attend_with_terms(self, q: Tensor, k: Tensor, v: Tensor, softmax_scale: float) -> tuple[Tensor, AttentionTerms]:
+        """As `attend`, and what the probabilities are made of. SDPA does not return it, so that it is not used here."""
         offsets = _uniform_offsets(self.batch, self.length, q.device)
-        weight = self.key_weight.flatten()
-        return varlen_attention(q, k, v, offsets, self.length, key_weight=weight, softmax_scale=softmax_scale)
+        weight = self._weight(softmax_dtype(q)).flatten()
+        out, lse = varlen_attention(
+            q, k, v, offsets, self.length, key_weight=weight, softmax_scale=softmax_scale, return_lse=True
+        )
+        return out, AttentionTerms(q, k, lse, softmax_scale)
 
     def attend_pool(self, q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, with_prefix: bool) -> Tensor:
         """One query per image. q: [batch, num_heads, head_dim], k, v: [batch * k, ...]; returns the shape of q."""
@@ -132,8 +213,7 @@ class PaddedSequences:
 
     def mean(self, x: Tensor, num_heads: int, with_prefix: bool) -> Tensor:
         """Weighted mean over the tokens of each image: [batch * k, dim] -> [batch, dim]."""
-        weight = self.active.to(softmax_dtype(x)) if self.key_weight is None else self.key_weight
-        weight = self._without_prefix(weight, with_prefix)[..., None]
+        weight = self._without_prefix(self._weight(softmax_dtype(x)), with_prefix)[..., None]
         return ((self._padded(x) * weight).sum(1) / weight.sum(1)).to(x.dtype)
 
     def first(self, x: Tensor) -> Tensor:
@@ -150,6 +230,20 @@ class PaddedSequences:
         if self.position is not None:
             position = self.position[layout.batch_index, position]
         return x.index_select(0, layout.batch_index * self.length + position)
+
+    def pack_active(self, x: Tensor) -> tuple[Tensor, Packing]:
+        """Active rows in the order in which they lie here, and where they lie then. Reads one integer."""
+        rows, packing = self._all_rows().keep(self.active.flatten())
+        return x.index_select(0, rows), packing
+
+    def _all_rows(self) -> Packing:
+        """The packing of all rows, active or not."""
+        offsets = _uniform_offsets(self.batch, self.length, self.active.device)
+        return Packing.from_offsets(offsets, self.length, self.batch * self.length, self.num_prefix)
+
+    def _weight(self, dtype: torch.dtype) -> Tensor:
+        """[batch, k]: the key weight, or the activity in its place."""
+        return self.active.to(dtype) if self.key_weight is None else self.key_weight
 
     def _padded(self, x: Tensor) -> Tensor:
         return x.view(self.batch, self.length, x.shape[1])

@@ -51,7 +51,7 @@ def evaluate(
     top1 = MulticlassAccuracy(classes, average="micro").to(device)
     top5 = MulticlassAccuracy(classes, average="micro", top_k=min(5, classes)).to(device)
     loss, share, cost = (MeanMetric(nan_strategy="disable").to(device) for _ in range(3))
-    costs = _cost_by_fine_regions(model).to(device)
+    costs = _cost_by_patches(model).to(device)
     modes = {module: module.training for module in model.modules()}
     model.eval()
     reset_noise(model, 0)
@@ -60,14 +60,14 @@ def evaluate(
         check_labels(batch.labels, classes)
         labels = batch.labels.to(device)
         with autocast():
-            tokens, layout = model.forward_features(batch.images.to(device))
-            logits = model.forward_head(tokens, layout).float()
-        fine = layout.fine_mask.flatten(1).sum(1)
+            pixels = batch.images.to(device)
+            decision = model.decide(pixels)
+            logits = model.classify(pixels, decision).float()
         top1.update(logits, labels)
         top5.update(logits, labels)
         loss.update(F.cross_entropy(logits, labels, reduction="none"))
-        share.update(fine / layout.fine_mask[0].numel())
-        cost.update(costs[fine])
+        share.update(decision.fine_shares())
+        cost.update(costs[decision.num_patches()])
         images += len(labels)
     for module, mode in modes.items():
         module.training = mode
@@ -75,13 +75,12 @@ def evaluate(
         torch.distributed.all_reduce(images)
     if not int(images):
         raise ValueError("expected at least one image to evaluate on, got none")
-    regions = model.coarse_grid_size[0] * model.coarse_grid_size[1]
     fine_share = float(share.compute())
     return Evaluation(
         loss=float(loss.compute()),
         top1=float(top1.compute()),
         top5=float(top5.compute()),
-        tokens_per_image=regions * (1 + (model.scale_factor**2 - 1) * fine_share),
+        tokens_per_image=model.scales.mean_patches(fine_share),
         fine_share=fine_share,
         gmacs=float(cost.compute()),
         images=int(images),
@@ -95,9 +94,9 @@ def check_labels(labels: Tensor, num_classes: int) -> None:
         raise ValueError(f"--num-classes: got {num_classes}, but an image has the label {int(wrong[0])}")
 
 
-def _cost_by_fine_regions(model: MixedScaleVisionTransformer) -> Tensor:
-    """GMACs of an image with 0, 1, ... fine regions."""
-    regions = model.coarse_grid_size[0] * model.coarse_grid_size[1]
-    won = model.scale_factor**2 - 1
-    gate = gate_macs(model)
-    return torch.tensor([(macs(model, regions + won * fine) + gate) / 1e9 for fine in range(regions + 1)])
+def _cost_by_patches(model: MixedScaleVisionTransformer) -> Tensor:
+    """GMACs of an image by its number of patch tokens; 0 for a number that no image has."""
+    gate, costs = gate_macs(model), torch.zeros(model.scales.most_patches + 1)
+    for count in model.scales.possible_patches:
+        costs[count] = (macs(model, count) + gate) / 1e9
+    return costs

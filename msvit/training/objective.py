@@ -40,10 +40,7 @@ class Objective(nn.Module):
         decision = model.decide(images, gate_logits=self._limited(gate_logits))
         task = F.cross_entropy(model.classify(images, decision).float(), labels, label_smoothing=self.label_smoothing)
         gate = task.new_zeros(()) if self.gate_loss is None else self.gate_loss(gate_logits.flatten(1))
-        regions = decision.fine_mask[0].numel()
-        fine_share = decision.fine_mask.float().mean()
-        tokens = regions * (1 + (model.scale_factor**2 - 1) * fine_share)
-        return Losses(task + self.gate_weight * gate, task, gate, tokens)
+        return Losses(task + self.gate_weight * gate, task, gate, decision.patches_per_image())
 
     def _limited(self, gate_logits: Tensor) -> Tensor:
         """The same, without the outliers of the gradient that an inactive token has: exp(score - lse) has no bound."""

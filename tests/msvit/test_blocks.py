@@ -4,28 +4,27 @@ import pytest
 import torch
 from model_helpers import images_of, mask_of, small_vit
 from timm.layers import DropPath
-from torch import Tensor, nn
+from torch import nn
 
 from msvit.models.blocks import drop_path
-from msvit.tokens.embedding import Decision, Embedding, embed_masked, embed_packed, embed_trimmed, position_table
+from msvit.tokens.decision import Decision
+from msvit.tokens.embedding import Embedding, embed_masked, embed_packed, embed_trimmed, position_table
+from msvit_kernels.scales import Scales
 
 IMAGES = 12
 
 
 PROJ = small_vit().patch_embed.proj
 TABLE = position_table(torch.zeros(1, 32), torch.zeros(6, 6, 32), 2)
-EMBEDDING = Embedding(PROJ.weight, PROJ.bias, TABLE, 2, 1, None, None)
+EMBEDDING = Embedding(PROJ.weight, PROJ.bias, TABLE, None, None)
+DECISION = Decision(mask_of((IMAGES, 3, 3)), Scales((3, 3), 2, 1))
 
 
 def factors(embed, module: nn.Module) -> list[set[float]]:
     """What each image's rows were multiplied by, one set per image."""
-    tokens, sequences = embed(images_of(48, IMAGES), Decision(mask_of((IMAGES, 3, 3))), EMBEDDING)
+    tokens, sequences = embed(images_of(48, IMAGES), DECISION, EMBEDDING)
     out = drop_path(torch.ones_like(tokens), module, sequences)
-    if hasattr(sequences, "layout"):
-        images: Tensor = sequences.layout.batch_index
-    else:
-        images = torch.arange(IMAGES).repeat_interleave(sequences.length)
-    return [set(out[images == b].flatten().tolist()) for b in range(IMAGES)]
+    return [set(out[sequences.batch_index == b].flatten().tolist()) for b in range(IMAGES)]
 
 
 @pytest.mark.parametrize("embed", [embed_packed, embed_trimmed, embed_masked])

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from model_helpers import images_of, mask_of
 from torch import Tensor
 
+from msvit.tokens.decision import Decision
 from msvit.tokens.embedding import (
-    Decision,
     Embedding,
     candidate_weight,
     embed_masked,
@@ -15,19 +15,21 @@ from msvit.tokens.embedding import (
     embed_trimmed,
     position_table,
 )
+from msvit_kernels.scales import Scales
 
 CASES = [pytest.param(2, 1, id="s2"), pytest.param(3, 0, id="s3-no-prefix"), pytest.param(4, 5, id="s4-registers")]
 PATCH, DIM, GRID = 4, 16, (2, 3)
 
 
-def make_case(scale_factor: int, num_prefix: int) -> tuple[Tensor, Tensor, Embedding]:
+def make_case(scale_factor: int, num_prefix: int) -> tuple[Tensor, Decision, Embedding]:
     height, width = (n * scale_factor for n in GRID)
     table = position_table(torch.randn(num_prefix, DIM), torch.randn(height, width, DIM), scale_factor)
     weight, bias = torch.randn(DIM, 3, PATCH, PATCH) / 7, torch.randn(DIM)
     images = images_of(max(height, width) * PATCH, batch=3)[:, :, : height * PATCH, : width * PATCH].contiguous()
     mask = mask_of((3, *GRID))
     mask[1] = False
-    return images, mask, Embedding(weight, bias, table, scale_factor, num_prefix, None, None)
+    decision = Decision(mask, Scales(GRID, scale_factor, num_prefix))
+    return images, decision, Embedding(weight, bias, table, None, None)
 
 
 def contract_order(mask: Tensor, s: int, num_prefix: int) -> list[list[int]]:
@@ -46,8 +48,8 @@ def contract_order(mask: Tensor, s: int, num_prefix: int) -> list[list[int]]:
     return rows
 
 
-def token_by_hand(images: Tensor, b: int, candidate: int, embedding: Embedding) -> Tensor:
-    s, p, num_prefix = embedding.scale_factor, PATCH, embedding.num_prefix
+def token_by_hand(images: Tensor, b: int, candidate: int, scales: Scales, embedding: Embedding) -> Tensor:
+    s, p, num_prefix = scales.scale_factor, PATCH, scales.num_prefix
     height, width = GRID
     row = embedding.table[candidate]
     if candidate < num_prefix:
@@ -65,34 +67,36 @@ def token_by_hand(images: Tensor, b: int, candidate: int, embedding: Embedding) 
 
 @pytest.mark.parametrize(("scale_factor", "num_prefix"), CASES)
 def test_packed_rows_follow_the_contract(scale_factor: int, num_prefix: int) -> None:
-    images, mask, embedding = make_case(scale_factor, num_prefix)
-    tokens, sequences = embed_packed(images, Decision(mask), embedding)
-    orders = contract_order(mask, scale_factor, num_prefix)
-    layout = sequences.layout
+    images, decision, embedding = make_case(scale_factor, num_prefix)
+    tokens, sequences = embed_packed(images, decision, embedding)
+    orders = contract_order(decision.fine_mask, scale_factor, num_prefix)
+    layout = sequences.packing
     assert layout.token_index.tolist() == [candidate for order in orders for candidate in order]
     assert layout.batch_index.tolist() == [b for b, order in enumerate(orders) for _ in order]
     assert layout.num_tokens.tolist() == [len(order) for order in orders]
-    expected = [token_by_hand(images, b, candidate, embedding) for b, order in enumerate(orders) for candidate in order]
+    expected = [
+        token_by_hand(images, b, i, decision.scales, embedding) for b, order in enumerate(orders) for i in order
+    ]
     torch.testing.assert_close(tokens, torch.stack(expected), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("scale_factor", "num_prefix"), CASES)
 def test_masked_keeps_all_candidates(scale_factor: int, num_prefix: int) -> None:
-    images, mask, embedding = make_case(scale_factor, num_prefix)
-    tokens, sequences = embed_masked(images, Decision(mask), embedding)
-    orders = contract_order(mask, scale_factor, num_prefix)
+    images, decision, embedding = make_case(scale_factor, num_prefix)
+    tokens, sequences = embed_masked(images, decision, embedding)
+    orders = contract_order(decision.fine_mask, scale_factor, num_prefix)
     assert sequences.active.shape == (3, len(embedding.table))
     assert [row.nonzero().flatten().tolist() for row in sequences.active] == [sorted(order) for order in orders]
-    packed, packed_sequences = embed_packed(images, Decision(mask), embedding)
-    torch.testing.assert_close(sequences.pack(tokens, packed_sequences.layout), packed, atol=1e-5, rtol=1e-5)
+    packed, packed_sequences = embed_packed(images, decision, embedding)
+    torch.testing.assert_close(sequences.pack(tokens, packed_sequences.packing), packed, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("scale_factor", "num_prefix"), CASES)
 def test_trimmed_keeps_as_many_as_the_fullest_image(scale_factor: int, num_prefix: int) -> None:
-    images, mask, embedding = make_case(scale_factor, num_prefix)
-    masked, masked_sequences = embed_masked(images, Decision(mask), embedding)
-    tokens, sequences = embed_trimmed(images, Decision(mask), embedding)
-    orders = contract_order(mask, scale_factor, num_prefix)
+    images, decision, embedding = make_case(scale_factor, num_prefix)
+    masked, masked_sequences = embed_masked(images, decision, embedding)
+    tokens, sequences = embed_trimmed(images, decision, embedding)
+    orders = contract_order(decision.fine_mask, scale_factor, num_prefix)
     k = max(map(len, orders))
     assert sequences.active.shape == (3, k)
     assert sequences.active.int().diff(dim=1).le(0).all()  # activity descends
@@ -100,7 +104,7 @@ def test_trimmed_keeps_as_many_as_the_fullest_image(scale_factor: int, num_prefi
         inactive = [i for i in range(len(embedding.table)) if i not in order]
         kept = (sorted(order) + inactive)[:k]  # among equals the candidates' own order
         assert torch.equal(tokens.view(3, k, DIM)[b], masked.view(3, -1, DIM)[b, kept])
-    layout = embed_packed(images, Decision(mask), embedding)[1].layout
+    layout = embed_packed(images, decision, embedding)[1].packing
     assert torch.equal(sequences.pack(tokens, layout), masked_sequences.pack(masked, layout))
 
 
@@ -115,9 +119,8 @@ def test_position_table_averages_the_fine_grid() -> None:
 
 def test_candidate_weight_sums_to_one_per_cell() -> None:
     """Every cell of the fine grid is covered once: w by its fine token, 1 - w by the coarse one (eq. 3)."""
-    _, _, embedding = make_case(2, 1)
     weight = torch.rand(3, *GRID)
-    candidates = candidate_weight(weight, embedding)
+    candidates = candidate_weight(weight, Scales(GRID, 2, 1))
     prefix, coarse, fine = candidates.split([1, 6, 24], dim=1)
     assert prefix.eq(1).all()
     cells = coarse.unflatten(1, GRID).repeat_interleave(2, 1).repeat_interleave(2, 2).flatten(1) + fine
@@ -126,10 +129,10 @@ def test_candidate_weight_sums_to_one_per_cell() -> None:
 
 @pytest.mark.parametrize("embed", [embed_packed, embed_masked, embed_trimmed])
 def test_fused_normalisation(embed) -> None:
-    images, mask, embedding = make_case(2, 1)
+    images, decision, embedding = make_case(2, 1)
     raw = torch.randint(0, 256, images.shape, dtype=torch.uint8)
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
     floats = (raw / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
-    fused = Embedding(embedding.weight, embedding.bias, embedding.table, 2, 1, mean, std)
-    tokens, _ = embed(raw, Decision(mask), fused)
-    torch.testing.assert_close(tokens, embed(floats, Decision(mask), embedding)[0], atol=1e-4, rtol=1e-4)
+    fused = Embedding(embedding.weight, embedding.bias, embedding.table, mean, std)
+    tokens, _ = embed(raw, decision, fused)
+    torch.testing.assert_close(tokens, embed(floats, decision, embedding)[0], atol=1e-4, rtol=1e-4)

@@ -1,0 +1,144 @@
+"""What backbones with a gate share: its decision, the policy, and the checks of what they are called with."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from msvit.tokens.decision import Decision, take_decision
+from msvit.tokens.policies import Policy
+from msvit_kernels.scales import Scales
+
+
+class GatedBackbone(nn.Module):
+    """Base class of models that take a decision for each image and then classify its tokens.
+
+    A subclass registers its own modules first and then sets `gate` and `policy`, so that the gate's parameters come
+    last, and implements `classify`.
+
+    Args:
+        image_size: (height, width) in pixels.
+        scales: the candidates of an image.
+        mean, std: three floats each, per channel in [0, 1], by which uint8 images are normalised; None: such images
+            are refused. Float images are taken as normalised already.
+
+    Attributes:
+        gate: module that maps images to logits [batch, Hc, Wc].
+        policy: which regions become fine, given the logits.
+        image_size, scales, mean, std: as given.
+        grid_size, coarse_grid_size, scale_factor: fine patches (height, width), regions (height, width) and fine
+            patches along one side of a region, all from `scales`.
+    """
+
+    gate: nn.Module
+
+    def __init__(
+        self,
+        image_size: tuple[int, int],
+        scales: Scales,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.image_size = image_size
+        self.scales = scales
+        self.mean = None if mean is None else tuple(mean)
+        self.std = None if std is None else tuple(std)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # A property comes first: nn.Module would register a module under its name, past the checks.
+        if isinstance(getattr(type(self), name, None), property):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """(Hf, Wf), the fine grid."""
+        return self.scales.grid_size
+
+    @property
+    def coarse_grid_size(self) -> tuple[int, int]:
+        """(Hc, Wc), the regions."""
+        return self.scales.regions
+
+    @property
+    def scale_factor(self) -> int:
+        """Fine patches along one side of a region."""
+        return self.scales.scale_factor
+
+    @property
+    def policy(self) -> Policy:
+        """Which regions become fine, given the gate's logits."""
+        return self._policy
+
+    @policy.setter
+    def policy(self, value: Policy) -> None:
+        if not callable(value) or not hasattr(value, "check"):
+            raise TypeError(f"policy: expected a policy such as msvit.policies.Threshold, got {type(value).__name__}")
+        value.check(self.scales.num_regions, self.scales.scale_factor)
+        self._policy = value
+
+    def forward(self, images: Tensor, fine_mask: Tensor | None = None, *, gate_logits: Tensor | None = None) -> Tensor:
+        """Classifies images.
+
+        Args:
+            images: [batch, 3, H, W], normalised floats, or uint8, which is normalised by `mean` and `std`.
+            fine_mask: bool [batch, Hc, Wc], replaces the gate's decision.
+            gate_logits: [batch, Hc, Wc], what `self.gate(images)` returned, to spare a second call; a learned
+                gate still adds its noise in training.
+
+        Returns:
+            [batch, num_classes] logits; [batch, dim] features where the model has no classifier.
+
+        Raises:
+            ValueError, TypeError: an argument with another shape, dtype or device, by name.
+
+        Note:
+            With a learned gate and gradients enabled, attention weighs keys by the straight-through mask (eq. 2, 10),
+            so that the gate gets its gradient; in the packed mode from active tokens only.
+        """
+        return self.classify(images, self.decide(images, fine_mask, gate_logits=gate_logits))
+
+    def decide(self, images: Tensor, fine_mask: Tensor | None = None, *, gate_logits: Tensor | None = None) -> Decision:
+        """The first half of `forward`: which regions become fine, by the policy, with noise in training.
+
+        Args and Raises: as in `forward`.
+
+        Returns:
+            The decision; with a learned gate and gradients enabled it has a straight-through weight (eq. 2).
+        """
+        self._check_images(images)
+        if fine_mask is not None:
+            self._check_regions("fine_mask", fine_mask, images)
+            if fine_mask.dtype != torch.bool:
+                raise TypeError(f"fine_mask: expected dtype bool, got {fine_mask.dtype}")
+            return Decision(fine_mask, self.scales)
+        logits = self.gate(images) if gate_logits is None else gate_logits
+        self._check_regions("gate_logits" if gate_logits is not None else "result of the gate", logits, images)
+        return take_decision(self.gate, self.policy, logits, self.scales)
+
+    def classify(self, images: Tensor, decision: Decision) -> Tensor:
+        """The second half of `forward`: [batch, num_classes] for a decision that `decide` took."""
+        raise NotImplementedError
+
+    def _check_images(self, images: Tensor) -> None:
+        if not isinstance(images, Tensor):
+            raise TypeError(f"images: expected a tensor, got {type(images).__name__}")
+        expected = (3, *self.image_size)
+        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
+            raise ValueError(f"images: expected shape [batch, {', '.join(map(str, expected))}], got {[*images.shape]}")
+        if images.dtype == torch.uint8 and (self.mean is None or self.std is None):
+            raise ValueError("images: uint8 needs the model's mean and std, which are None; got uint8")
+        if images.dtype != torch.uint8 and not images.is_floating_point():
+            raise TypeError(f"images: expected floats or uint8, got {images.dtype}")
+
+    def _check_regions(self, name: str, values: Tensor, images: Tensor) -> None:
+        if not isinstance(values, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(values).__name__}")
+        expected = (images.shape[0], *self.coarse_grid_size)
+        if tuple(values.shape) != expected:
+            raise ValueError(f"{name}: expected shape {[*expected]}, got {[*values.shape]}")
+        if values.device != images.device:
+            raise ValueError(f"{name}: expected device {images.device}, where the images are, got {values.device}")
