@@ -271,4 +271,4 @@ def softmax_dtype(x: Tensor) -> torch.dtype:
 
 
 def _uniform_offsets(batch: int, length: int, device: torch.device) -> Tensor:
-    return torch.arange(batch + 1, dtype=torch.int32, device=device) * length
+    return torch.arange(0, batch * length + 1, length, dtype=torch.int32, device=device)

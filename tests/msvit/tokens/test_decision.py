@@ -1,0 +1,88 @@
+"""What a decision says of token counts, against the layout that it leads to, and what another backbone gets of it."""
+
+import pytest
+import torch
+from model_helpers import images_of, mask_of
+from torch import Tensor, nn
+
+from msvit.gates import EntropyGate
+from msvit.models.gated import GatedBackbone
+from msvit.policies import Budget, Selection
+from msvit.tokens.decision import Decision, take_decision
+from msvit_kernels.scales import Scales
+
+SCALES = [
+    pytest.param(Scales((2, 3), 2, 1), id="s2"),
+    pytest.param(Scales((3, 2), 3, 0), id="s3-no-prefix"),
+    pytest.param(Scales((1, 1), 4, 5), id="s4-one-region"),
+]
+
+
+@pytest.mark.parametrize("fine", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("scales", SCALES)
+def test_counts_are_those_of_the_layout(scales: Scales, fine: float) -> None:
+    mask = mask_of((4, *scales.regions), fine)
+    decision = Decision(mask, scales, int(mask.sum()))
+    layout = decision.layout()
+    assert decision.total_tokens == layout.total_tokens == int(layout.cu_seqlens[-1])
+    assert layout.scales == scales
+    assert torch.equal(decision.num_patches(), (layout.num_tokens - scales.num_prefix).long())
+    torch.testing.assert_close(decision.patches_per_image(), decision.num_patches().float().mean())
+    torch.testing.assert_close(decision.fine_shares(), mask.float().mean((1, 2)))
+    assert set(decision.num_patches().tolist()) <= set(scales.possible_patches)
+    assert (scales.possible_patches[0], scales.possible_patches[-1]) == (scales.num_regions, scales.most_patches)
+
+
+def test_total_is_unknown_without_a_count() -> None:
+    decision = Decision(mask_of((2, 2, 3)), Scales((2, 3), 2, 1))
+    assert decision.total_tokens is None
+    assert decision.layout().total_tokens == 2 * (1 + 6) + 3 * int(decision.fine_mask.sum())
+
+
+def test_weight_is_the_mask_with_the_gradient_of_the_soft_gate() -> None:
+    logits = torch.linspace(-2, 2, 12).view(2, 2, 3).requires_grad_()
+    decision = take_decision(nn.Identity(), Budget(12), logits, Scales((2, 3), 2, 1))
+    assert torch.equal(decision.fine_weight, decision.fine_mask.float())
+    decision.fine_weight.sum().backward()
+    probability = logits.detach().sigmoid()
+    torch.testing.assert_close(logits.grad, probability * (1 - probability))
+    with torch.no_grad():
+        assert take_decision(nn.Identity(), Budget(12), logits, Scales((2, 3), 2, 1)).fine_weight is None
+
+
+class TokenCounter(GatedBackbone):
+    """A backbone without a single layer: it classifies images by their number of tokens."""
+
+    def __init__(self) -> None:
+        super().__init__((48, 48), Scales((3, 3), 4, 0))
+        self.gate = EntropyGate(16)
+        self.policy = Budget(24)
+
+    def classify(self, images: Tensor, decision: Decision) -> Tensor:
+        return decision.num_patches()[:, None].float()
+
+
+def test_another_backbone() -> None:
+    model, images = TokenCounter(), images_of(48, 3)
+    assert model(images).sum() == 3 * 24
+    assert (model.scale_factor, model.grid_size, model.coarse_grid_size) == (4, (12, 12), (3, 3))
+    assert model(images, torch.ones(3, 3, 3, dtype=torch.bool)).tolist() == [[144.0]] * 3
+    with pytest.raises(ValueError, match=r"expected 9 \(all coarse\) to 144 \(all fine\), got 145"):
+        model.policy = Budget(145)
+    with pytest.raises(ValueError, match=r"images: expected shape \[batch, 3, 48, 48\]"):
+        model(images_of(32))
+
+
+def test_a_module_can_be_the_policy() -> None:
+    class Coarse(nn.Module):
+        def forward(self, logits: Tensor, scale_factor: int) -> Selection:
+            return Selection(torch.zeros_like(logits, dtype=torch.bool), 0)
+
+        def check(self, num_regions: int, scale_factor: int) -> None:
+            pass
+
+    model = TokenCounter()
+    model.policy = Coarse()
+    assert model(images_of(48)).tolist() == [[9.0]] * 2
+    with pytest.raises(TypeError, match=r"policy: expected a policy such as msvit\.policies\.Threshold, got Identity"):
+        model.policy = nn.Identity()
