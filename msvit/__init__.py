@@ -3,7 +3,7 @@
 Importing registers the models with timm.
 """
 
-from msvit import gates, losses, policies
+from msvit import gates, losses, policies, reducers
 from msvit.checkpoint import load_checkpoint, save_checkpoint
 from msvit.macs import gate_macs, macs
 from msvit.models import MixedScaleVisionTransformer, create_model, from_timm
@@ -18,5 +18,6 @@ __all__ = [
     "losses",
     "macs",
     "policies",
+    "reducers",
     "save_checkpoint",
 ]

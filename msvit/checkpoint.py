@@ -50,7 +50,7 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, load_head
     """Loads a checkpoint of an msvit model, or of the timm model that it wraps.
 
     Position grids are resampled where the image size differs (bicubic, as timm does). A checkpoint without a gate
-    leaves the model's gate as it is.
+    leaves the model's gate as it is, one without reducers the model's reducers.
 
     Args:
         model: made by `create_model` or `from_timm`.
@@ -58,7 +58,7 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, load_head
         load_head: False leaves the classifier aside and keeps the model's own.
 
     Returns:
-        Names of the parameters that the checkpoint did not set: the gate's, the classifier's, or none.
+        Names of the parameters that the checkpoint did not set: those of the gate, the reducers or the classifier.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -80,8 +80,9 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, load_head
 
 
 def _is_optional(name: str, state: Mapping[str, Tensor], load_head: bool) -> bool:
-    if name.startswith("gate."):
-        return not any(key.startswith("gate.") for key in state)
+    for part in ("gate.", "reducers."):
+        if name.startswith(part):
+            return not any(key.startswith(part) for key in state)
     return name.startswith("head.") and not load_head
 
 

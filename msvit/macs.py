@@ -21,12 +21,16 @@ def macs(model: nn.Module, num_tokens: int) -> int:
     Raises:
         TypeError: the model is neither.
         ValueError: `num_tokens` is negative.
+        NotImplementedError: the model has reducers, which change the number of tokens on the way.
     """
     for name in ("patch_embed", "blocks", "head", "num_prefix_tokens"):
         if not hasattr(model, name):
             raise TypeError(f"model: expected an msvit model or a timm VisionTransformer, got {type(model).__name__}")
     if num_tokens < 0:
         raise ValueError(f"num_tokens: expected 0 or more patch tokens, got {num_tokens}")
+    if reducers := getattr(model, "reducers", None):
+        blocks = ", ".join(map(str, sorted(reducers)))
+        raise NotImplementedError(f"model: expected one without reducers, got one with reducers at blocks {blocks}")
     vit: Any = model
     length = num_tokens + vit.num_prefix_tokens
     total = num_tokens * vit.patch_embed.proj.weight.numel()

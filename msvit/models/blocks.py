@@ -4,7 +4,8 @@ import torch
 from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 
-from msvit.tokens.sequences import Sequences
+from msvit.reducers import Reducer
+from msvit.tokens.sequences import AttentionTerms, Sequences
 
 
 class MixedScaleAttention(nn.Module):
@@ -24,16 +25,23 @@ class MixedScaleAttention(nn.Module):
         self.proj = attn.proj
         self.proj_drop = attn.proj_drop
 
-    def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
+    def forward(
+        self, x: Tensor, sequences: Sequences, with_terms: bool = False
+    ) -> tuple[Tensor, AttentionTerms | None]:
+        """x: [rows, dim]; returns the same shape and, if asked for, what the probabilities were made of."""
         # [rows, dim] -> three views [rows, num_heads, head_dim] of one projection
         q, k, v = self.qkv(x).view(x.shape[0], 3, self.num_heads, self.head_dim).unbind(1)
         # Under autocast a norm returns fp32.
         q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
-        out = self.norm(sequences.attend(q, k, v, self.scale).flatten(1))
+        terms = None
+        if with_terms:
+            out, terms = sequences.attend_with_terms(q, k, v, self.scale)
+        else:
+            out = sequences.attend(q, k, v, self.scale)
+        out = self.norm(out.flatten(1))
         if self.gate is not None:
             out = out * self.gate(x).sigmoid()
-        attended: Tensor = self.proj_drop(self.proj(out))
-        return attended
+        return self.proj_drop(self.proj(out)), terms
 
 
 class MixedScaleBlock(nn.Module):
@@ -51,10 +59,28 @@ class MixedScaleBlock(nn.Module):
         self.ls2 = block.ls2
         self.drop_path2 = block.drop_path2
 
-    def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
-        """x: [rows, dim], laid out as `sequences` says; returns the same shape."""
-        x = x + drop_path(self.ls1(self.attn(self.norm1(x), sequences)), self.drop_path1, sequences)
-        return x + drop_path(self.ls2(self.mlp(self.norm2(x))), self.drop_path2, sequences)
+    def forward(
+        self, x: Tensor, sequences: Sequences, reducer: Reducer | None = None
+    ) -> Tensor | tuple[Tensor, Sequences]:
+        """Runs the block, and the reducer at its place.
+
+        Args:
+            x: [rows, dim], laid out as `sequences` says.
+            sequences: which rows belong to which image.
+            reducer: changes the rows before the block or after its attention.
+
+        Returns:
+            The same shape; with a reducer its rows, and how those are laid out.
+        """
+        after_attention = reducer is not None and reducer.place == "after_attention"
+        if reducer is not None and not after_attention:
+            x, sequences = reducer(x, sequences, None)
+        attended, terms = self.attn(self.norm1(x), sequences, after_attention)
+        x = x + drop_path(self.ls1(attended), self.drop_path1, sequences)
+        if reducer is not None and after_attention:
+            x, sequences = reducer(x, sequences, terms)
+        x = x + drop_path(self.ls2(self.mlp(self.norm2(x))), self.drop_path2, sequences)
+        return x if reducer is None else (x, sequences)
 
 
 def drop_path(x: Tensor, module: nn.Module, sequences: Sequences) -> Tensor:

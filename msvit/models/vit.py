@@ -1,6 +1,6 @@
 """The mixed-scale ViT: tokenisation, attention and pooling around the modules of a timm `VisionTransformer`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -12,6 +12,7 @@ from msvit.models.blocks import MixedScaleBlock
 from msvit.models.gated import GatedBackbone
 from msvit.models.pooling import pool_tokens
 from msvit.models.support import supported
+from msvit.reducers import Reducer, ReducersOf, checked_reducers
 from msvit.tokens.decision import Decision
 from msvit.tokens.embedding import Embedding, embed_masked, embed_packed, embed_trimmed, position_table
 from msvit.tokens.policies import Policy, Threshold
@@ -43,6 +44,7 @@ class MixedScaleVisionTransformer(GatedBackbone):
 
     Attributes:
         gate, policy, token_mode, mean, std: as given, and settable.
+        reducers: steps between or inside blocks that change the tokens; none by default, see `msvit.reducers`.
         image_size, grid_size, coarse_grid_size: (height, width) in pixels, fine patches and regions.
         patch_size, coarse: in pixels. scale_factor: s = coarse / patch_size.
         scales: the candidates of an image, from which tokens are counted.
@@ -68,6 +70,7 @@ class MixedScaleVisionTransformer(GatedBackbone):
         super().__init__((height, width), scales, mean, std)
         self.coarse = coarse
         self.patch_size: int = patch_size
+        self._reducers: dict[int, Reducer] = {}
         self._adopt(vit)
         self.gate = gate
         self.policy = policy or Threshold()
@@ -107,6 +110,20 @@ class MixedScaleVisionTransformer(GatedBackbone):
             raise ValueError(f"token_mode: expected one of {', '.join(TOKEN_MODES)}, got {value!r}")
         self._token_mode = value
 
+    @property
+    def reducers(self) -> MutableMapping[int, Reducer]:
+        """The reducer of each block that has one."""
+        return ReducersOf(self)
+
+    @reducers.setter
+    def reducers(self, value: Mapping[int, Reducer]) -> None:
+        self._reducers = checked_reducers(value, len(self.blocks))
+        modules = {str(block): reducer for block, reducer in self._reducers.items() if isinstance(reducer, nn.Module)}
+        # Under the name of this property, which `add_module` does not allow.
+        self._modules.pop("reducers", None)
+        if modules:
+            self._modules["reducers"] = nn.ModuleDict(modules)
+
     def classify(self, images: Tensor, decision: Decision) -> Tensor:
         """The second half of `forward`: [batch, num_classes] for a decision that `decide` took."""
         return self._head(*self._encode(images, decision))
@@ -119,12 +136,16 @@ class MixedScaleVisionTransformer(GatedBackbone):
         Args and Raises: as in `forward`.
 
         Returns:
-            tokens [total_tokens, dim], and where they lie: a `MixedScaleLayout`, the same in every token mode.
+            tokens [total_tokens, dim], and where they lie: a `MixedScaleLayout`, the same in every token mode. With
+            reducers it is the packing that they left; in the padded modes the active rows in the order of the
+            candidates: prefix tokens, then coarse, then fine ones.
         """
         decision = self.decide(images, fine_mask, gate_logits=gate_logits)
         tokens, sequences = self._encode(images, decision)
         if isinstance(sequences, PackedSequences):
             return tokens, sequences.packing
+        if self._reducers:
+            return sequences.pack_active(tokens)
         layout = decision.layout()
         return sequences.pack(tokens, layout), layout
 
@@ -167,11 +188,12 @@ class MixedScaleVisionTransformer(GatedBackbone):
         )
         x, sequences = TOKEN_MODES[self.token_mode](images, decision, embedding)
         x = self.norm_pre(self.pos_drop(x))
-        for block in self.blocks:
-            if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, sequences, use_reentrant=False)
+        run = _run_checkpointed if self.grad_checkpointing and torch.is_grad_enabled() else _run
+        for index, block in enumerate(self.blocks):
+            if index in self._reducers:
+                x, sequences = run(block, x, sequences, self._reducers[index])
             else:
-                x = block(x, sequences)
+                x = run(block, x, sequences)
         return self.norm(x), sequences
 
     def _head(self, x: Tensor, sequences: Sequences, pre_logits: bool = False) -> Tensor:
@@ -206,3 +228,11 @@ class MixedScaleVisionTransformer(GatedBackbone):
         """Names of the parameters that weight decay should leave alone."""
         names = {"pos_embed", "cls_token", "reg_token", "gate.pos_embed"}
         return names & {name for name, _ in self.named_parameters()}
+
+
+def _run(block: nn.Module, *arguments: Any) -> Any:
+    return block(*arguments)
+
+
+def _run_checkpointed(block: nn.Module, *arguments: Any) -> Any:
+    return checkpoint(block, *arguments, use_reentrant=False)
