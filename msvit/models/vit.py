@@ -12,7 +12,7 @@ from msvit.models.blocks import MixedScaleBlock
 from msvit.models.gated import GatedBackbone
 from msvit.models.pooling import pool_tokens
 from msvit.models.support import supported
-from msvit.reducers import Reducer, ReducersOf, checked_reducers
+from msvit.reducers.base import Reducer, ReducersOf, checked_reducers
 from msvit.tokens.decision import Decision
 from msvit.tokens.embedding import Embedding, embed_masked, embed_packed, embed_trimmed, position_table
 from msvit.tokens.policies import Policy, Threshold
@@ -139,6 +139,9 @@ class MixedScaleVisionTransformer(GatedBackbone):
             tokens [total_tokens, dim], and where they lie: a `MixedScaleLayout`, the same in every token mode. With
             reducers it is the packing that they left; in the padded modes the active rows in the order of the
             candidates: prefix tokens, then coarse, then fine ones.
+
+        Note:
+            A key weight that a reducer made is not returned, so that `forward_head` pools without it.
         """
         decision = self.decide(images, fine_mask, gate_logits=gate_logits)
         tokens, sequences = self._encode(images, decision)

@@ -1,6 +1,6 @@
 """Reducers: steps between or inside blocks that leave tokens out, merge them or add some (`model.reducers`)."""
 
-from msvit.reducers.base import PLACES, Reducer, ReducersOf, checked_reducers
+from msvit.reducers.base import PLACES, Reducer
 from msvit.tokens.sequences import AttentionTerms, PackedSequences, PaddedSequences, Sequences
 
 __all__ = [
@@ -9,7 +9,5 @@ __all__ = [
     "PackedSequences",
     "PaddedSequences",
     "Reducer",
-    "ReducersOf",
     "Sequences",
-    "checked_reducers",
 ]
