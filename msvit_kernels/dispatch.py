@@ -119,11 +119,10 @@ def attention_function(
     options: tuple[str, ...] = (),
 ) -> Callable[..., Any]:
     """Raw function `name` of `varlen_attention`, whose backend on Hopper depends on the length of the sequences."""
-    is_long = device.type == "cuda" and max_seqlen > LONGEST_FOR_CUDA[name] and _is_hopper(device)
+    kind = device.type
+    is_long = kind == "cuda" and max_seqlen > LONGEST_FOR_CUDA[name] and _is_hopper(device)
     preferred = "triton" if is_long else None
-    return resolve_function(
-        "varlen_attention", name, backend, device.type, dtype, preferred, options, head_dim=head_dim
-    )
+    return resolve_function("varlen_attention", name, backend, kind, dtype, preferred, options, head_dim=head_dim)
 
 
 @functools.cache

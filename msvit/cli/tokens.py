@@ -56,7 +56,7 @@ def _draw(
     from msvit.data import read_image
     from msvit.policies import Budget, Threshold
     from msvit.visualize import draw_tokens, side_by_side
-    from msvit_kernels.scales import Scales
+    from msvit_kernels import Scales
 
     if size < _COARSE or size % _COARSE:
         raise ValueError(f"--size: expected a multiple of {_COARSE} pixels, got {size}")

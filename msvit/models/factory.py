@@ -1,5 +1,6 @@
 """`create_model` and `from_timm`: models by name, and around existing timm models."""
 
+import inspect
 import os
 import re
 from collections.abc import Sequence
@@ -30,33 +31,17 @@ _NAME = re.compile(rf"msvit_({'|'.join(SIZES)})_patch({'|'.join(SCALES)})_([1-9]
 
 
 def create_model(
-    name: str,
-    *,
-    pretrained: bool = False,
-    checkpoint_path: str | os.PathLike[str] | None = None,
-    load_head: bool = True,
-    img_size: int | tuple[int, int] | None = None,
-    gate: str | nn.Module = "mlp",
-    policy: Policy | None = None,
-    token_mode: str = "packed",
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    **vit_kwargs: Any,
+    name: str, *, pretrained: bool = False, img_size: int | tuple[int, int] | None = None, **options: Any
 ) -> MixedScaleVisionTransformer:
     """Makes a mixed-scale ViT by name.
 
     Args:
         name: "msvit_{tiny,small,base,large}_patch{16_32,8_16,32_64}_{image size in pixels}".
         pretrained: load timm's weights of the ViT of that size and patch, as timm finds them; the gate starts anew.
-        checkpoint_path: file to load afterwards, see `msvit.load_checkpoint`.
-        load_head: False leaves the classifier of that file aside.
         img_size: pixels, replaces the number in the name; a multiple of the region's width.
-        gate: "mlp", "radial", "random", "entropy", "fine", "coarse", or a module, see `msvit.gates`.
-        policy: see `msvit.policies`; `Threshold(0.5)` by default.
-        token_mode: "packed", "trimmed" or "masked".
-        mean: three floats, by which uint8 images are normalised; those of timm's ViT by default.
-        std: likewise.
-        vit_kwargs: arguments of timm's `VisionTransformer`, such as `num_classes`, `drop_path_rate`, `global_pool`.
+        options: `gate`, `policy`, `token_mode`, `mean`, `std`, `checkpoint_path` and `load_head` as in `from_timm`;
+            the others are arguments of timm's `VisionTransformer`, such as `num_classes`, `drop_path_rate`,
+            `global_pool`.
 
     Returns:
         The model, on the CPU, in fp32 and in training mode.
@@ -64,26 +49,17 @@ def create_model(
     Raises:
         ValueError: an unknown name, an image size that regions do not divide, no weights of that name, or an argument
             that the model refuses.
-        TypeError: an argument that `VisionTransformer` does not know.
+        TypeError: an argument that neither `from_timm` nor `VisionTransformer` knows.
     """
     size, patch_size, coarse, name_img_size = _parse(name)
     img_size = name_img_size if img_size is None else img_size
+    wrapping = {key: options.pop(key) for key in _WRAPPING & options.keys()}
     if pretrained:
-        vit = timm.create_model(pretrained_name(name), pretrained=True, img_size=img_size, **vit_kwargs)
+        vit = timm.create_model(pretrained_name(name), pretrained=True, img_size=img_size, **options)
     else:
-        vit = VisionTransformer(img_size=img_size, patch_size=patch_size, **{**SIZES[size], **vit_kwargs})
+        vit = VisionTransformer(img_size=img_size, patch_size=patch_size, **{**SIZES[size], **options})
         cast(Any, vit).pretrained_cfg = default_cfg(vit.patch_embed.img_size, vit.num_classes)
-    return from_timm(
-        vit,
-        coarse,
-        checkpoint_path=checkpoint_path,
-        load_head=load_head,
-        gate=gate,
-        policy=policy,
-        token_mode=token_mode,
-        mean=mean,
-        std=std,
-    )
+    return from_timm(vit, coarse, **wrapping)
 
 
 def from_timm(
@@ -112,7 +88,7 @@ def from_timm(
         pretrained: for a name, load timm's weights.
         checkpoint_path: file to load afterwards, see `msvit.load_checkpoint`.
         load_head: False leaves the classifier of that file aside.
-        gate: as in `create_model`.
+        gate: "mlp", "radial", "random", "entropy", "fine", "coarse", or a module, see `msvit.gates`.
         policy: see `msvit.policies`; `Threshold(0.5)` by default.
         token_mode: "packed", "trimmed" or "masked".
         mean: three floats, by which uint8 images are normalised; those of the timm model by default.
@@ -136,6 +112,12 @@ def from_timm(
     if checkpoint_path is not None:
         load_checkpoint(model, checkpoint_path, load_head=load_head)
     return model
+
+
+# Arguments of `from_timm` that `create_model` passes on.
+_WRAPPING = {name for name, p in inspect.signature(from_timm).parameters.items() if p.kind is p.KEYWORD_ONLY} - {
+    "pretrained"
+}
 
 
 def _timm_model(model_or_name: nn.Module | str, pretrained: bool, timm_kwargs: dict[str, Any]) -> nn.Module:

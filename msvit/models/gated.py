@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from msvit.tokens.decision import Decision, take_decision
 from msvit.tokens.policies import Policy
-from msvit_kernels.scales import Scales
+from msvit_kernels import Scales
 
 
 class GatedBackbone(nn.Module):

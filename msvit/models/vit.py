@@ -17,8 +17,7 @@ from msvit.tokens.decision import Decision
 from msvit.tokens.embedding import Embedding, embed_masked, embed_packed, embed_trimmed, position_table
 from msvit.tokens.policies import Policy, Threshold
 from msvit.tokens.sequences import PackedSequences, Sequences
-from msvit_kernels import Packing
-from msvit_kernels.scales import Scales
+from msvit_kernels import Packing, Scales
 
 TOKEN_MODES: dict[str, Callable[[Tensor, Decision, Embedding], tuple[Tensor, Sequences]]] = {
     "packed": embed_packed,

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from msvit.gates import Gate
 from msvit.tokens.policies import Policy
 from msvit.tokens.sequences import softmax_dtype
-from msvit_kernels import MixedScaleLayout, mixed_scale_layout
-from msvit_kernels.scales import Scales
+from msvit_kernels import MixedScaleLayout, Scales, mixed_scale_layout
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from msvit.tokens.decision import Decision
 from msvit.tokens.sequences import PackedSequences, PaddedSequences, softmax_dtype
-from msvit_kernels import mixed_scale_embed
-from msvit_kernels.scales import Scales
+from msvit_kernels import Scales, mixed_scale_embed
 
 
 @dataclass(frozen=True)

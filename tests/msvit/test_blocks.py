@@ -9,7 +9,7 @@ from torch import nn
 from msvit.models.blocks import drop_path
 from msvit.tokens.decision import Decision
 from msvit.tokens.embedding import Embedding, embed_masked, embed_packed, embed_trimmed, position_table
-from msvit_kernels.scales import Scales
+from msvit_kernels import Scales
 
 IMAGES = 12
 

@@ -9,7 +9,7 @@ from msvit.gates import EntropyGate
 from msvit.models.gated import GatedBackbone
 from msvit.policies import Budget, Selection
 from msvit.tokens.decision import Decision, take_decision
-from msvit_kernels.scales import Scales
+from msvit_kernels import Scales
 
 SCALES = [
     pytest.param(Scales((2, 3), 2, 1), id="s2"),

@@ -15,7 +15,7 @@ from msvit.tokens.embedding import (
     embed_trimmed,
     position_table,
 )
-from msvit_kernels.scales import Scales
+from msvit_kernels import Scales
 
 CASES = [pytest.param(2, 1, id="s2"), pytest.param(3, 0, id="s3-no-prefix"), pytest.param(4, 5, id="s4-registers")]
 PATCH, DIM, GRID = 4, 16, (2, 3)
