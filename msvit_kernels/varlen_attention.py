@@ -105,10 +105,10 @@ def varlen_attention(
         max_seqlen,
         max_seqlen if max_seqlen_k is None else max_seqlen_k,
         q.shape[2] ** -0.5 if softmax_scale is None else softmax_scale,
-        key_weight=key_weight,
+        key_weight,
     )
     if plain and not options(call) and _nothing_records(q, k, v):
-        out, lse = unrecorded(call, backend)
+        out, lse = unrecorded(call, backend, given=())
     else:
         out, lse = operator(call, backend)
     return (out, lse) if return_lse else out

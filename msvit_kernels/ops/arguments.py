@@ -1,7 +1,8 @@
 """From the records of `calls` to argument lists, as torch's dispatcher wants them, and back."""
 
 import functools
-from collections.abc import Iterable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar, get_type_hints
 
 from torch import Tensor
@@ -50,25 +51,27 @@ def unflatten(record: type[Record], values: Iterable[Any]) -> Record:
 def options(call: tuple[Any, ...]) -> tuple[str, ...]:
     """Names of the options that have another value than their default, those of inner records included."""
     given: tuple[str, ...] = ()
-    for name, path, default in _options(type(call)):
-        value: Any = call
-        for at in path:
-            value = value[at]
-        if value is not default:
+    for name, get, default in known_options(type(call)):
+        if get(call) is not default:
             given += (name,)
     return given
 
 
 @functools.cache
-def _options(record: Any) -> list[tuple[str, tuple[int, ...], Any]]:
-    """Of each option its name, where it is (the place in the record, of which the place, ...) and its default."""
-    found = []
+def known_options(record: Any) -> list[tuple[str, Callable[[Any], Any], Any]]:
+    """Of each option its name, what gets its value from a call, and its default."""
+    found: list[tuple[str, Callable[[Any], Any], Any]] = []
     for at, (name, kind) in enumerate(_fields(record).items()):
         if _is_record(kind):
-            found += [(inner, (at, *path), default) for inner, path, default in _options(kind)]
+            inner = operator.itemgetter(at)
+            found += [(name, _composed(get, inner), default) for name, get, default in known_options(kind)]
         elif name in record._field_defaults:
-            found.append((name, (at,), record._field_defaults[name]))
+            found.append((name, operator.itemgetter(at), record._field_defaults[name]))
     return found
+
+
+def _composed(outer: Callable[[Any], Any], inner: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda call: outer(inner(call))
 
 
 @functools.cache

@@ -12,30 +12,32 @@ from msvit_kernels.ops.arguments import options
 from msvit_kernels.ops.registry import Derivative, define, none_as_empty
 
 
-def unrecorded(call: VarlenAttention, backend: str | None) -> tuple[Tensor, Tensor]:
-    """What the operator does with a call that has no options and that torch has no need to record."""
-    return _run_with(call, backend, ())
+def unrecorded(call: VarlenAttention, backend: str | None, given: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+    """What runs below autograd; the public function calls it directly if torch has nothing to record.
 
-
-def _run(call: VarlenAttention, backend: str | None) -> tuple[Tensor, Tensor]:
-    return _run_with(call, backend, options(call))
-
-
-def _run_with(call: VarlenAttention, backend: str | None, given: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+    Args:
+        call: validated, but for what offsets and weights hold.
+        backend: a name, or None for the first that can.
+        given: `options(call)`.
+    """
+    total_q, total_k = call.q.shape[0], call.k.shape[0]
     if validation.checks_contents(call.q):
-        validation.check_offsets("cu_seqlens", call.cu_seqlens_q, call.q.shape[0], call.max_seqlen_q)
+        validation.check_offsets("cu_seqlens", call.cu_seqlens_q, total_q, call.max_seqlen_q)
         if call.cu_seqlens_k is not call.cu_seqlens_q:
-            validation.check_offsets("cu_seqlens_k", call.cu_seqlens_k, call.k.shape[0], call.max_seqlen_k)
+            validation.check_offsets("cu_seqlens_k", call.cu_seqlens_k, total_k, call.max_seqlen_k)
         if call.key_weight is not None:
             validation.check_key_weight(call.key_weight)
-    call = _clamped(call)
+    call = _clamped(call, total_q, total_k)
     result: tuple[Tensor, Tensor] = _function("varlen_attention_fwd", call, backend, given)(call)
     return result
 
 
-def _clamped(call: VarlenAttention) -> VarlenAttention:
+def _run(call: VarlenAttention, backend: str | None) -> tuple[Tensor, Tensor]:
+    return unrecorded(call, backend, options(call))
+
+
+def _clamped(call: VarlenAttention, total_q: int, total_k: int) -> VarlenAttention:
     """Bounds may be far above what there is; they choose kernels and size their grids."""
-    total_q, total_k = call.q.shape[0], call.k.shape[0]
     if call.max_seqlen_q <= total_q and call.max_seqlen_k <= total_k:
         return call
     return call._replace(max_seqlen_q=min(call.max_seqlen_q, total_q), max_seqlen_k=min(call.max_seqlen_k, total_k))
@@ -66,7 +68,7 @@ def _backward(
 
 
 def _run_backward(backward: VarlenAttentionBackward, backend: str | None) -> tuple[Tensor, ...]:
-    call = _clamped(backward.call)
+    call = _clamped(backward.call, backward.call.q.shape[0], backward.call.k.shape[0])
     gradients = _function("varlen_attention_bwd", call, backend, options(call))(backward._replace(call=call))
     return none_as_empty(gradients, like=call.q)
 
