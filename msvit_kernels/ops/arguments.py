@@ -24,6 +24,11 @@ def schema(record: type[tuple[Any, ...]]) -> str:
     return ", ".join(f"{_SCHEMA_TYPES[kind]} {name}" for name, kind in _arguments(record))
 
 
+def gradients_schema(record: type[tuple[Any, ...]]) -> str:
+    """The fields of a record of gradients as results: "(Tensor dq, Tensor dk, ...)"."""
+    return f"({', '.join(f'Tensor d{name}' for name in names(record))})"
+
+
 def names(record: type[tuple[Any, ...]]) -> list[str]:
     """Names of the arguments, in the order of the schema."""
     return [name for name, _ in _arguments(record)]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from msvit_kernels import dispatch, validation
 from msvit_kernels.calls import MixedScaleEmbed, MixedScaleEmbedBackward, MixedScaleEmbedGradients
-from msvit_kernels.ops.arguments import options
+from msvit_kernels.ops.arguments import gradients_schema, options
 from msvit_kernels.ops.registry import Derivative, define, none_as_empty
 
 
@@ -77,7 +77,7 @@ mixed_scale_embed = define("mixed_scale_embed", MixedScaleEmbed, "Tensor", _run,
 _differentiate = define(
     "mixed_scale_embed_bwd",
     MixedScaleEmbedBackward,
-    "(Tensor dimages, Tensor dweight, Tensor dbias, Tensor dtable)",
+    gradients_schema(MixedScaleEmbedGradients),
     _run_backward,
     _fake_backward,
 )

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from msvit_kernels import dispatch, validation
 from msvit_kernels.calls import VarlenAttention, VarlenAttentionBackward, VarlenAttentionGradients
-from msvit_kernels.ops.arguments import options
+from msvit_kernels.ops.arguments import gradients_schema, options
 from msvit_kernels.ops.registry import Derivative, define, none_as_empty
 
 
@@ -91,7 +91,7 @@ varlen_attention = define(
 _differentiate = define(
     "varlen_attention_bwd",
     VarlenAttentionBackward,
-    "(Tensor dq, Tensor dk, Tensor dv, Tensor dweight)",
+    gradients_schema(VarlenAttentionGradients),
     _run_backward,
     _fake_backward,
 )
