@@ -44,18 +44,34 @@ struct Launch : Call {
   uintptr_t stream;
 };
 
-// Named arguments: for the field of that name, for that of `in`, and the three of a tensor's rows.
+// Named arguments: for the field of that name, for that of `in`, and for the strides of a tensor.
 #define F(name) MSVIT_FIELD(name, name)
 #define IN(name) MSVIT_FIELD(name, in.name)
-#define ROWS(name, rows)                                                             \
-  MSVIT_FIELD(name, rows.data), MSVIT_FIELD(name##_stride_token, rows.token_stride), \
-      MSVIT_FIELD(name##_stride_head, rows.head_stride)
+#define STRIDES(name, rows) \
+  MSVIT_FIELD(name##_stride_token, rows.token_stride), MSVIT_FIELD(name##_stride_head, rows.head_stride)
 
 void define_varlen_attention(py::module_& m) {
-  const std::tuple inputs{ROWS(q, in.q),  ROWS(k, in.k),    ROWS(v, in.v),    IN(cu_seqlens_q),  IN(cu_seqlens_k),
-                          IN(key_weight), IN(total_q),      IN(total_k),      IN(batch),         IN(num_heads),
-                          IN(head_dim),   IN(max_seqlen_q), IN(max_seqlen_k), IN(softmax_scale), F(is_bf16),
-                          F(device),      F(stream)};
+  // In the order of AttentionFields (msvit_kernels/native_fields.py), then what only these kernels take.
+  const std::tuple inputs{MSVIT_FIELD(q, in.q.data),
+                          MSVIT_FIELD(k, in.k.data),
+                          MSVIT_FIELD(v, in.v.data),
+                          IN(cu_seqlens_q),
+                          IN(cu_seqlens_k),
+                          IN(key_weight),
+                          IN(batch),
+                          IN(total_q),
+                          IN(total_k),
+                          IN(num_heads),
+                          IN(head_dim),
+                          STRIDES(q, in.q),
+                          STRIDES(k, in.k),
+                          STRIDES(v, in.v),
+                          IN(softmax_scale),
+                          F(is_bf16),
+                          IN(max_seqlen_q),
+                          IN(max_seqlen_k),
+                          F(device),
+                          F(stream)};
   msvit::define_named<Launch<msvit::cuda::AttentionForward>>(
       m, "varlen_attention_fwd",
       [](const auto& args) { msvit::cuda::varlen_attention_fwd(args, args.is_bf16, args.device, args.stream); },
@@ -63,8 +79,8 @@ void define_varlen_attention(py::module_& m) {
   msvit::define_named<Launch<msvit::cuda::AttentionBackward>>(
       m, "varlen_attention_bwd",
       [](const auto& args) { msvit::cuda::varlen_attention_bwd(args, args.is_bf16, args.device, args.stream); },
-      std::tuple_cat(inputs,
-                     std::tuple{ROWS(dout, dout), F(out), F(lse), F(dlse), F(dq), F(dk), F(dv), F(delta), F(dweight)}));
+      std::tuple_cat(inputs, std::tuple{MSVIT_FIELD(dout, dout.data), STRIDES(dout, dout), F(out), F(lse), F(dlse),
+                                        F(dq), F(dk), F(dv), F(delta), F(dweight)}));
 }
 
 }  // namespace

@@ -20,8 +20,8 @@
 
 namespace msvit {
 
-// `convert` stores a Python value in a field. It returns null, or what it expected and did not get. Nothing is rounded
-// or cut off on the way: a bool is no int, a float is no int, an int may stand for a float.
+// `convert` stores a Python value in a field. It returns null if it could, else a description of what it expected. A
+// bool is not an int, nor is a float; an int may stand for a float. Ints that do not fit are refused.
 
 inline bool is_int(PyObject* value) { return PyLong_Check(value) && !PyBool_Check(value); }
 
@@ -141,6 +141,9 @@ class NamedFunction {
       function.run_(args);
     } catch (const std::exception& error) {
       PyErr_SetString(PyExc_RuntimeError, error.what());
+      return nullptr;
+    } catch (...) {
+      PyErr_SetString(PyExc_RuntimeError, "an exception that is not a std::exception");
       return nullptr;
     }
     Py_RETURN_NONE;

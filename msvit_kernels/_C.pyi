@@ -2,33 +2,16 @@
 
 from typing import Any, TypedDict, Unpack
 
+from msvit_kernels.native_fields import AttentionFields
+
 def cpu_info() -> dict[str, Any]: ...
 def check_offsets(offsets: int, n: int, total: int, max_seqlen: int) -> int: ...
 def check_range(values: int, n: int, upper: int) -> bool: ...
 def fma_peak(iterations: int, num_threads: int, bf16: bool) -> tuple[float, float]: ...
 
-class VarlenAttentionInputs(TypedDict):
+class VarlenAttentionInputs(AttentionFields):
     """What forward and backward take."""
 
-    q: int
-    k: int
-    v: int
-    cu_seqlens_q: int
-    cu_seqlens_k: int
-    key_weight: int
-    batch: int
-    total_q: int
-    total_k: int
-    num_heads: int
-    head_dim: int
-    q_stride_token: int
-    q_stride_head: int
-    k_stride_token: int
-    k_stride_head: int
-    v_stride_token: int
-    v_stride_head: int
-    softmax_scale: float
-    is_bf16: bool
     num_threads: int
 
 def varlen_attention_fwd(*, out: int, lse: int, **inputs: Unpack[VarlenAttentionInputs]) -> None: ...
@@ -61,8 +44,8 @@ class MixedScaleEmbedInputs(TypedDict):
     scale_factor: int
     num_prefix: int
     pixel_type: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
     weight: int
     dim: int
     is_bf16: bool

@@ -42,12 +42,12 @@ class VarlenAttentionBackward(NamedTuple):
 
 
 class VarlenAttentionGradients(NamedTuple):
-    """By what they are the gradients of; None for one that was not asked for."""
+    """The gradient of each argument that has one; None if it was not asked for."""
 
     q: Tensor
     k: Tensor
     v: Tensor
-    key_weight: Tensor | None
+    key_weight: Tensor | None = None
 
 
 class Regions(NamedTuple):
@@ -114,7 +114,7 @@ class MixedScaleEmbedBackward(NamedTuple):
 
 
 class MixedScaleEmbedGradients(NamedTuple):
-    """By what they are the gradients of; None for one that was not asked for."""
+    """The gradient of each argument that has one; None if it was not asked for."""
 
     images: Tensor | None = None
     weight: Tensor | None = None
@@ -138,6 +138,6 @@ class UnpackToGridBackward(NamedTuple):
 
 
 class UnpackToGridGradients(NamedTuple):
-    """By what it is the gradient of."""
+    """The gradient of the one argument that has one."""
 
     tokens: Tensor

@@ -50,8 +50,8 @@ def unsupported_reason(
     if isinstance(module, str):
         return module
     reason: str | None = module.unsupported_reason(device_type, dtype, **details)
-    unknown = [option for option in options if option not in module.OPTIONS]
-    return reason or (f"does not take {', '.join(unknown)}" if unknown else None)
+    unknown = ", ".join(option for option in options if option not in module.OPTIONS)
+    return "; ".join(filter(None, [reason, unknown and f"does not take {unknown}"])) or None
 
 
 @functools.cache

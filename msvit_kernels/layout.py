@@ -50,6 +50,7 @@ class Packing:
         for name, value in (("max_seqlen", max_seqlen), ("total_tokens", total_tokens), ("num_prefix", num_prefix)):
             validation.require_int(name, value, 0)
         _check_offsets("cu_seqlens", cu_seqlens, total_tokens, max_seqlen)
+        _check_prefix(cu_seqlens, num_prefix)
         images = torch.arange(cu_seqlens.shape[0] - 1, dtype=torch.int32, device=cu_seqlens.device)
         batch_index = images.repeat_interleave(cu_seqlens.diff(), output_size=total_tokens)
         return Packing(cu_seqlens, max_seqlen, total_tokens, batch_index, num_prefix)
@@ -91,7 +92,8 @@ class Packing:
             validation.require_int("total_tokens", total_tokens, 0)
             name = "total_tokens: offsets of the rows that stay"
             _check_offsets(name, cu_seqlens, total_tokens, self.max_seqlen)
-        rows = torch.nonzero_static(mask, size=total_tokens).flatten()
+        # Filled up with a row that exists, in case that the mask has fewer and nobody looked.
+        rows = torch.nonzero_static(mask, size=total_tokens, fill_value=0).flatten()
         batch_index = self.batch_index.index_select(0, rows)
         return rows, Packing(cu_seqlens, self.max_seqlen, total_tokens, batch_index, self.num_prefix)
 
@@ -145,6 +147,13 @@ def _check_offsets(name: str, cu_seqlens: Tensor, total_tokens: int, max_seqlen:
     # Not while torch.compile traces: whoever uses the offsets checks them when the graph runs.
     if not torch.compiler.is_compiling() and validation.checks_contents(cu_seqlens):
         validation.check_offsets(name, cu_seqlens, total_tokens, max_seqlen)
+
+
+def _check_prefix(cu_seqlens: Tensor, num_prefix: int) -> None:
+    if torch.compiler.is_compiling() or not num_prefix or cu_seqlens.shape[0] < 2:
+        return
+    if validation.checks_contents(cu_seqlens) and (shortest := int(cu_seqlens.diff().min())) < num_prefix:
+        raise ValueError(f"num_prefix: expected at most the rows of the shortest image, {shortest}, got {num_prefix}")
 
 
 def require_layout(layout: Any, device: torch.device) -> None:

@@ -32,6 +32,14 @@ class Scales:
     scale_factor: int
     num_prefix: int
 
+    def __post_init__(self) -> None:
+        # Each by itself: a comparison of two sizes would tie them to each other in torch.compile.
+        if self.regions[0] < 0 or self.regions[1] < 0:
+            raise ValueError(f"regions: expected two numbers of at least 0, got {self.regions}")
+        for name, value, least in (("scale_factor", self.scale_factor, 2), ("num_prefix", self.num_prefix, 0)):
+            if value < least:
+                raise ValueError(f"{name}: expected at least {least}, got {value}")
+
     @property
     def num_regions(self) -> int:
         """Nc = Hc * Wc."""

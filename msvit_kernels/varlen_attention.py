@@ -16,7 +16,7 @@ _FAST_DTYPES = frozenset(validation.FLOATING_DTYPES)
 
 
 class _Options(TypedDict, total=False):
-    """The optional arguments, for type checkers: what is returned depends on another one alone."""
+    """The optional arguments for type checkers, but for `return_lse`, on which the type of the result depends."""
 
     cu_seqlens_k: Tensor | None
     max_seqlen_k: int | None

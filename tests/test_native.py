@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import msvit_kernels
+from msvit_kernels.native_fields import AttentionFields
 
 ROOT = Path(__file__).resolve().parent.parent
 ISA_LEVELS = ("portable", "avx2", "avx512", "avx512bf16")
@@ -112,11 +113,12 @@ def test_an_unknown_isa_level_is_an_error():
 def stub_arguments(stub):
     """Arguments of each function in a stub: names, and whether they must be named."""
     tree = ast.parse((Path(msvit_kernels.__file__).parent / stub).read_text())
-    shared = {
-        node.name: [(line.target.id, True) for line in node.body if isinstance(line, ast.AnnAssign)]
-        for node in tree.body
-        if isinstance(node, ast.ClassDef)
-    }
+    shared = {"TypedDict": [], "AttentionFields": [(name, True) for name in AttentionFields.__annotations__]}
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            inherited = [argument for base in node.bases for argument in shared[base.id]]
+            own = [(line.target.id, True) for line in node.body if isinstance(line, ast.AnnAssign)]
+            shared[node.name] = inherited + own
     return {node.name: arguments_of(node, shared) for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from msvit_kernels import _C
 from msvit_kernels.calls import VarlenAttention, VarlenAttentionBackward, VarlenAttentionGradients
+from msvit_kernels.native_fields import attention_fields
 
 OPTIONS = frozenset({"key_weight"})
 
@@ -17,7 +18,9 @@ def varlen_attention_fwd(call: VarlenAttention) -> tuple[Tensor, Tensor]:
     total_q, num_heads, _ = call.q.shape
     out = _empty_rows(call.q)
     lse = torch.empty(num_heads, total_q, dtype=torch.float32)
-    _C.varlen_attention_fwd(**_inputs(call), out=out.data_ptr(), lse=lse.data_ptr())
+    _C.varlen_attention_fwd(
+        **attention_fields(call), num_threads=torch.get_num_threads(), out=out.data_ptr(), lse=lse.data_ptr()
+    )
     return out, lse
 
 
@@ -31,7 +34,8 @@ def varlen_attention_bwd(backward: VarlenAttentionBackward) -> VarlenAttentionGr
     dq, dk, dv = (_empty_rows(x) for x in (call.q, call.k, call.v))
     dweight = torch.empty(call.k.shape[0], dtype=torch.float32) if needs_dweight else None
     _C.varlen_attention_bwd(
-        **_inputs(call),
+        **attention_fields(call),
+        num_threads=torch.get_num_threads(),
         dout=dout.data_ptr(),
         dout_stride_token=dout.stride(0),
         dout_stride_head=dout.stride(1),
@@ -48,37 +52,6 @@ def varlen_attention_bwd(backward: VarlenAttentionBackward) -> VarlenAttentionGr
 
 def _empty_rows(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-def _inputs(call: VarlenAttention) -> "_C.VarlenAttentionInputs":
-    """The fields of `VarlenAttentionInputs` (csrc/cpu/varlen_attention.h)."""
-    q, k, v, key_weight = call.q, call.k, call.v, call.key_weight
-    total_q, num_heads, head_dim = q.shape
-    q_stride_token, q_stride_head, _ = q.stride()
-    k_stride_token, k_stride_head, _ = k.stride()
-    v_stride_token, v_stride_head, _ = v.stride()
-    return {
-        "q": q.data_ptr(),
-        "k": k.data_ptr(),
-        "v": v.data_ptr(),
-        "cu_seqlens_q": call.cu_seqlens_q.data_ptr(),
-        "cu_seqlens_k": call.cu_seqlens_k.data_ptr(),
-        "key_weight": 0 if key_weight is None else key_weight.data_ptr(),
-        "batch": call.cu_seqlens_q.shape[0] - 1,
-        "total_q": total_q,
-        "total_k": k.shape[0],
-        "num_heads": num_heads,
-        "head_dim": head_dim,
-        "q_stride_token": q_stride_token,
-        "q_stride_head": q_stride_head,
-        "k_stride_token": k_stride_token,
-        "k_stride_head": k_stride_head,
-        "v_stride_token": v_stride_token,
-        "v_stride_head": v_stride_head,
-        "softmax_scale": call.softmax_scale,
-        "is_bf16": q.dtype == torch.bfloat16,
-        "num_threads": torch.get_num_threads(),
-    }
 
 
 def unsupported_reason(device_type: str, dtype: torch.dtype, head_dim: int) -> str | None:

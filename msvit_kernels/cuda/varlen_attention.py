@@ -11,6 +11,7 @@ from torch import Tensor
 
 from msvit_kernels.calls import VarlenAttention, VarlenAttentionBackward, VarlenAttentionGradients
 from msvit_kernels.cuda.native import device_index, device_unsupported, kernels, stream_of
+from msvit_kernels.native_fields import attention_fields
 
 if TYPE_CHECKING:
     from msvit_kernels import _cuda
@@ -23,7 +24,7 @@ def varlen_attention_fwd(call: VarlenAttention) -> tuple[Tensor, Tensor]:
     q = call.q
     out = _empty_rows(q)
     lse = torch.empty(q.shape[1], q.shape[0], dtype=torch.float32, device=q.device)
-    kernels.varlen_attention_fwd(**_inputs(call), out=out.data_ptr(), lse=lse.data_ptr())
+    kernels.varlen_attention_fwd(**attention_fields(call), **_launch(call), out=out.data_ptr(), lse=lse.data_ptr())
     return out, lse
 
 
@@ -38,7 +39,8 @@ def varlen_attention_bwd(backward: VarlenAttentionBackward) -> VarlenAttentionGr
     weights = q.shape[1], k.shape[0]
     dweight = torch.empty(weights, dtype=torch.float32, device=q.device) if backward.needs_dweight else None
     kernels.varlen_attention_bwd(
-        **_inputs(call),
+        **attention_fields(call),
+        **_launch(call),
         dout=dout.data_ptr(),
         dout_stride_token=dout.stride(0),
         dout_stride_head=dout.stride(1),
@@ -58,37 +60,13 @@ def _empty_rows(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def _inputs(call: VarlenAttention) -> "_cuda.VarlenAttentionInputs":
-    """The fields of `Attention` (csrc/cuda/varlen_attention.h), and how the kernels are launched."""
-    q, k, v, key_weight = call.q, call.k, call.v, call.key_weight
-    total_q, num_heads, head_dim = q.shape
-    q_stride_token, q_stride_head, _ = q.stride()
-    k_stride_token, k_stride_head, _ = k.stride()
-    v_stride_token, v_stride_head, _ = v.stride()
+def _launch(call: VarlenAttention) -> "_cuda.Launch":
+    """What the kernels are launched with, beside the fields of the call."""
     return {
-        "q": q.data_ptr(),
-        "q_stride_token": q_stride_token,
-        "q_stride_head": q_stride_head,
-        "k": k.data_ptr(),
-        "k_stride_token": k_stride_token,
-        "k_stride_head": k_stride_head,
-        "v": v.data_ptr(),
-        "v_stride_token": v_stride_token,
-        "v_stride_head": v_stride_head,
-        "cu_seqlens_q": call.cu_seqlens_q.data_ptr(),
-        "cu_seqlens_k": call.cu_seqlens_k.data_ptr(),
-        "key_weight": 0 if key_weight is None else key_weight.data_ptr(),
-        "total_q": total_q,
-        "total_k": k.shape[0],
-        "batch": call.cu_seqlens_q.shape[0] - 1,
-        "num_heads": num_heads,
-        "head_dim": head_dim,
         "max_seqlen_q": call.max_seqlen_q,
         "max_seqlen_k": call.max_seqlen_k,
-        "softmax_scale": call.softmax_scale,
-        "is_bf16": q.dtype == torch.bfloat16,
-        "device": device_index(q),
-        "stream": stream_of(q),
+        "device": device_index(call.q),
+        "stream": stream_of(call.q),
     }
 
 

@@ -9,19 +9,30 @@ from torch import Tensor
 
 Record = TypeVar("Record", bound=tuple[Any, ...])
 
-_SCHEMA_TYPES = {
+_SCHEMA_TYPES: dict[Any, str] = {
     Tensor: "Tensor",
-    Tensor | None: "Tensor?",
     int: "SymInt",
     float: "float",
     bool: "bool",
-    Sequence[float] | None: "float[]?",
+    str: "str",
+    Sequence[int]: "SymInt[]",
+    Sequence[float]: "float[]",
 }
+_SCHEMA_TYPES |= {kind | None: f"{name}?" for kind, name in _SCHEMA_TYPES.items()}
 
 
 def schema(record: type[tuple[Any, ...]]) -> str:
-    """The fields as arguments in torch's schema language: "Tensor q, Tensor k, ..."."""
-    return ", ".join(f"{_SCHEMA_TYPES[kind]} {name}" for name, kind in _arguments(record))
+    """The fields as arguments in torch's schema language: "Tensor q, Tensor k, ...".
+
+    Raises:
+        TypeError: a field has a type that the language lacks, or that nobody needed yet.
+    """
+    arguments = _arguments(record)
+    for name, kind in arguments:
+        if kind not in _SCHEMA_TYPES:
+            known = ", ".join(getattr(each, "__name__", str(each)) for each in _SCHEMA_TYPES)
+            raise TypeError(f"{record.__name__}.{name}: expected one of {known}, got {kind}")
+    return ", ".join(f"{_SCHEMA_TYPES[kind]} {name}" for name, kind in arguments)
 
 
 def gradients_schema(record: type[tuple[Any, ...]]) -> str:
@@ -57,14 +68,16 @@ def options(call: tuple[Any, ...]) -> tuple[str, ...]:
     """Names of the options that have another value than their default, those of inner records included."""
     given: tuple[str, ...] = ()
     for name, get, default in known_options(type(call)):
-        if get(call) is not default:
+        value = get(call)
+        # By value: torch's dispatcher makes new floats and strings. A tensor is never equal to a default.
+        if value is not default and (isinstance(value, Tensor) or value != default):
             given += (name,)
     return given
 
 
 @functools.cache
 def known_options(record: Any) -> list[tuple[str, Callable[[Any], Any], Any]]:
-    """Of each option its name, what gets its value from a call, and its default."""
+    """The name of each option, a function that gets its value from a call, and its default."""
     found: list[tuple[str, Callable[[Any], Any], Any]] = []
     for at, (name, kind) in enumerate(_fields(record).items()):
         if _is_record(kind):

@@ -70,7 +70,7 @@ def _register_derivative(name: str, record: type[Any], derivative: Derivative) -
         tensors: list[Tensor] = []
         ctx.saved = _take_tensors(derivative.save(unflatten(record, values), output), tensors)
         ctx.save_for_backward(*tensors)
-        # Of several outputs, one that got no gradient saves the backward some work.
+        # If only one of several outputs got a gradient, the backward has less to do.
         ctx.set_materialize_grads(not isinstance(output, tuple))
 
     def backward(ctx: Any, *douts: Tensor | None) -> tuple[Tensor | None, ...]:

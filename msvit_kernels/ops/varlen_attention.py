@@ -76,7 +76,9 @@ def _run_backward(backward: VarlenAttentionBackward, backend: str | None) -> tup
 def _fake_backward(backward: VarlenAttentionBackward) -> tuple[Tensor, ...]:
     q, k, v = backward.call.q, backward.call.k, backward.call.v
     dweight = k.new_empty(k.shape[0], dtype=backward.lse.dtype) if backward.needs_dweight else None
-    gradients = VarlenAttentionGradients(q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), dweight)
+    gradients = VarlenAttentionGradients(
+        q=q.new_empty(q.shape), k=k.new_empty(k.shape), v=v.new_empty(v.shape), key_weight=dweight
+    )
     return none_as_empty(gradients, like=q)
 
 
