@@ -1,4 +1,4 @@
-"""How the tokens of a batch lie in memory, and what depends on it: attention, pooling, drop path, leaving rows out.
+"""How the tokens of a batch lie in memory, and the steps that depend on it: attention, pooling, drop path, `keep`.
 
 In every layout tokens are rows of one [rows, dim] tensor, so that norm, linear, MLP and layer-scale modules run on them
 unchanged. `PackedSequences` holds the active tokens of all images end to end; `PaddedSequences` holds k tokens of every
@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from msvit_kernels import MixedScaleLayout, Packing, varlen_attention
+from msvit_kernels import MixedScaleLayout, Packing, validation, varlen_attention
 
 
 class AttentionTerms(NamedTuple):
-    """What the probabilities of a self-attention are made of: p_ij = w_j exp(softmax_scale q_i . k_j - lse_i).
+    """The terms of the probabilities of a self-attention: p_ij = w_j exp(softmax_scale q_i . k_j - lse_i).
 
     q, k: [rows, num_heads, head_dim]. lse: fp32 [num_heads, rows]. w is the key weight of the sequences, if any.
     """
@@ -33,7 +33,7 @@ class PackedSequences:
 
     Attributes:
         packing: of the rows; a `MixedScaleLayout` as long as no reducer has changed them.
-        key_weight: fp32 [total_tokens], 1 with the gradient of the gate; None where no gate gradient is asked for.
+        key_weight: fp32 [total_tokens], 1 with the gradient of the gate; None if no gate gradient is asked for.
     """
 
     packing: Packing
@@ -42,6 +42,10 @@ class PackedSequences:
     @property
     def batch(self) -> int:
         return self.packing.batch
+
+    @property
+    def num_rows(self) -> int:
+        return self.packing.total_tokens
 
     @property
     def num_prefix(self) -> int:
@@ -58,7 +62,7 @@ class PackedSequences:
         return self.packing.is_prefix()
 
     def is_active(self) -> Tensor:
-        """bool [rows]: which rows are attended to: all."""
+        """bool [rows]: which rows are attended to, here all of them."""
         return torch.ones_like(self.packing.batch_index, dtype=torch.bool)
 
     def keep(self, tokens: Tensor, mask: Tensor, total_tokens: int | None = None) -> tuple[Tensor, "PackedSequences"]:
@@ -72,7 +76,12 @@ class PackedSequences:
 
         Returns:
             The tokens that stay, in order, and their sequences.
+
+        Raises:
+            TypeError, ValueError: tokens or a mask of another shape, dtype or device; a `total_tokens` that is not an
+                int >= 0, or not the number that the mask keeps (checked on the CPU, and on a GPU under MSVIT_CHECK=1).
         """
+        _check_keep(tokens, mask, total_tokens, self.packing.total_tokens, self.packing.cu_seqlens.device)
         rows, packing = self.packing.keep(mask, total_tokens)
         weight = None if self.key_weight is None else self.key_weight.index_select(0, rows)
         return tokens.index_select(0, rows), PackedSequences(packing, weight)
@@ -82,7 +91,7 @@ class PackedSequences:
         return self.attend_with_terms(q, k, v, softmax_scale)[0]
 
     def attend_with_terms(self, q: Tensor, k: Tensor, v: Tensor, softmax_scale: float) -> tuple[Tensor, AttentionTerms]:
-        """As `attend`, and what the probabilities are made of."""
+        """As `attend`, with the terms of the probabilities."""
         packing = self.packing
         out, lse = varlen_attention(
             q,
@@ -116,10 +125,10 @@ class PackedSequences:
         )
 
     def mean(self, x: Tensor, num_heads: int, with_prefix: bool) -> Tensor:
-        """Mean over the active tokens of each image: [rows, dim] -> [batch, dim].
+        """Mean over the active tokens of each image, 0 if there are none: [rows, dim] -> [batch, dim].
 
-        A query of zeros weighs all keys alike, so the attention kernel does the segmented mean, deterministically and
-        with the gradient of the key weight.
+        A query of zeros weighs all keys alike, so the attention kernel computes the mean of each segment,
+        deterministically and with the gradient of the key weight.
         """
         values = x.view(x.shape[0], num_heads, x.shape[1] // num_heads)
         query = values.new_zeros(self.batch, *values.shape[1:])
@@ -140,10 +149,10 @@ class PaddedSequences:
 
     Attributes:
         active: bool [batch, k].
-        key_weight: fp32 [batch, k], 0 or 1 with the gradient of the gate; None where no gate gradient is asked for,
-            and then attention is padded SDPA with a key mask.
-        position: int64 [batch, num_candidates], where each candidate lies among the k; anything for those left out.
-            None where candidates lie in their own order.
+        key_weight: fp32 [batch, k], 0 or 1 with the gradient of the gate; None if no gate gradient is asked for, and
+            then attention is padded SDPA with a key mask.
+        position: int64 [batch, num_candidates], the place of each candidate among the k; any number for those left
+            out. None if candidates lie in their own order.
         num_prefix: prefix tokens, which come first.
     """
 
@@ -161,6 +170,10 @@ class PaddedSequences:
         return self.active.shape[1]
 
     @property
+    def num_rows(self) -> int:
+        return self.batch * self.length
+
+    @property
     def batch_index(self) -> Tensor:
         """int32 [rows]: the image of each row."""
         return self._all_rows().batch_index
@@ -175,7 +188,11 @@ class PaddedSequences:
 
     def keep(self, tokens: Tensor, mask: Tensor, total_tokens: int | None = None) -> tuple[Tensor, "PaddedSequences"]:
         """As in `PackedSequences`, but the rows that are left out keep their place, inactive and with key weight 0."""
+        _check_keep(tokens, mask, total_tokens, self.num_rows, self.active.device)
         kept = (mask | self.is_prefix()).view(self.active.shape)
+        if total_tokens is not None and not torch.compiler.is_compiling() and validation.checks_contents(mask):
+            # No shape here depends on the number: the packing of the rows that stay is made for its check alone.
+            self._all_rows().keep((self.active & kept).flatten(), total_tokens)
         weight = None if self.key_weight is None else self.key_weight.masked_fill(~kept, 0.0)
         return tokens, replace(self, active=self.active & kept, key_weight=weight)
 
@@ -186,7 +203,7 @@ class PaddedSequences:
         return self.attend_with_terms(q, k, v, softmax_scale)[0]
 
     def attend_with_terms(self, q: Tensor, k: Tensor, v: Tensor, softmax_scale: float) -> tuple[Tensor, AttentionTerms]:
-        """As `attend`, and what the probabilities are made of. SDPA does not return it, so that it is not used here."""
+        """As `attend`, with the terms of the probabilities; by `varlen_attention`, since SDPA does not return lse."""
         offsets = _uniform_offsets(self.batch, self.length, q.device)
         weight = self._weight(softmax_dtype(q)).flatten()
         out, lse = varlen_attention(
@@ -198,7 +215,10 @@ class PaddedSequences:
         """One query per image. q: [batch, num_heads, head_dim], k, v: [batch * k, ...]; returns the shape of q."""
         if self.key_weight is None:
             active = self._without_prefix(self.active, with_prefix)
-            return self._masked_sdpa(q, k, v, active, softmax_scale).flatten(0, 1)
+            # SDPA without a single key may give NaN.
+            empty = ~active.any(1, keepdim=True)
+            out = self._masked_sdpa(q, k, v, active | empty, softmax_scale).flatten(0, 1)
+            return out.masked_fill(empty[..., None], 0.0)
         return varlen_attention(
             q,
             k,
@@ -212,9 +232,12 @@ class PaddedSequences:
         )
 
     def mean(self, x: Tensor, num_heads: int, with_prefix: bool) -> Tensor:
-        """Weighted mean over the tokens of each image: [batch * k, dim] -> [batch, dim]."""
+        """Weighted mean over the tokens of each image, 0 if there are none: [batch * k, dim] -> [batch, dim]."""
         weight = self._without_prefix(self._weight(softmax_dtype(x)), with_prefix)[..., None]
-        return ((self._padded(x) * weight).sum(1) / weight.sum(1)).to(x.dtype)
+        total = weight.sum(1)
+        empty = total == 0
+        mean = (self._padded(x) * weight).sum(1) / total.masked_fill(empty, 1.0)
+        return mean.masked_fill(empty, 0.0).to(x.dtype)
 
     def first(self, x: Tensor) -> Tensor:
         """First prefix token of each image: [batch * k, dim] -> [batch, dim]."""
@@ -232,7 +255,7 @@ class PaddedSequences:
         return x.index_select(0, layout.batch_index * self.length + position)
 
     def pack_active(self, x: Tensor) -> tuple[Tensor, Packing]:
-        """Active rows in the order in which they lie here, and where they lie then. Reads one integer."""
+        """Active rows in the order in which they lie here, and their packing. Reads one integer from the device."""
         rows, packing = self._all_rows().keep(self.active.flatten())
         return x.index_select(0, rows), packing
 
@@ -242,7 +265,7 @@ class PaddedSequences:
         return Packing.from_offsets(offsets, self.length, self.batch * self.length, self.num_prefix)
 
     def _weight(self, dtype: torch.dtype) -> Tensor:
-        """[batch, k]: the key weight, or the activity in its place."""
+        """[batch, k]: the key weight, or the activity if there is none."""
         return self.active.to(dtype) if self.key_weight is None else self.key_weight
 
     def _padded(self, x: Tensor) -> Tensor:
@@ -268,6 +291,16 @@ Sequences = PackedSequences | PaddedSequences
 def softmax_dtype(x: Tensor) -> torch.dtype:
     """Dtype of the key weights that go with tokens x: fp32, for fp64 tokens fp64."""
     return torch.promote_types(x.dtype, torch.float32)
+
+
+def _check_keep(tokens: Tensor, mask: Tensor, total_tokens: int | None, num_rows: int, device: torch.device) -> None:
+    """Raises unless `keep` can take these arguments; reads nothing from the device."""
+    validation.require_tensor("mask", mask, 1, (torch.bool,), device)
+    validation.require_shape("mask", mask, (num_rows,))
+    validation.require_tensor("tokens", tokens, 2, validation.FLOATING_DTYPES, device)
+    validation.require_shape("tokens", tokens, (num_rows, tokens.shape[1]))
+    if total_tokens is not None:
+        validation.require_int("total_tokens", total_tokens, 0)
 
 
 def _uniform_offsets(batch: int, length: int, device: torch.device) -> Tensor:
