@@ -1,5 +1,6 @@
 """Checkpoints: safetensors files, and whatever `torch.load(weights_only=True)` reads."""
 
+import json
 import os
 import pickle
 import uuid
@@ -8,21 +9,26 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
 # Where training scripts keep the weights inside a checkpoint, the averaged ones first.
 _NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")
+# Entry of a file's metadata: JSON, from further names of a tensor to the name that it is stored under.
+_SHARED = "msvit_shared"
 
 
 def save_checkpoint(model: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
     """Writes the model's parameters as a safetensors file, in one step: a reader sees the old file or the new one.
 
+    A tensor that has several names, as the parameters of a module that stands at two places have, is stored once, under
+    the first of them. `load_checkpoint` sets all of them.
+
     Args:
-        model: any module without shared parameters.
+        model: any module.
         path: of the file; its folder must exist.
         metadata: texts to store with it.
 
@@ -30,12 +36,13 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str], metadata: Ma
         OSError: the file cannot be written; then the old one is still there.
     """
     path = Path(path)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    tensors, shared = _distinct(model.state_dict())
+    about = {"format": "pt", **(metadata or {}), **({_SHARED: json.dumps(shared)} if shared else {})}
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     temporary.touch(exist_ok=False)
     mode = temporary.stat().st_mode
     try:
-        save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
+        save_file(tensors, temporary, metadata=about)
         temporary.chmod(mode)  # some versions of safetensors make a file that only its owner can read
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -46,11 +53,31 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str], metadata: Ma
         temporary.unlink(missing_ok=True)
 
 
+def _distinct(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a state dict on the CPU, each once and in memory of its own, and the further names of some."""
+    tensors: dict[str, Tensor] = {}
+    shared: dict[str, str] = {}
+    names: dict[Any, str] = {}
+    storages = set()
+    for name, tensor in state.items():
+        storage = (tensor.device, tensor.untyped_storage().data_ptr())
+        key = (*storage, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
+        if tensor.numel() and key in names:
+            shared[name] = names[key]
+            continue
+        names[key] = name
+        on_cpu = tensor.detach().cpu().contiguous()
+        # safetensors refuses tensors that overlap in part, such as a weight and one row of it.
+        tensors[name] = on_cpu.clone() if storage in storages else on_cpu
+        storages.add(storage)
+    return tensors, shared
+
+
 def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, load_head: bool = True) -> list[str]:
     """Loads a checkpoint of an msvit model, or of the timm model that it wraps.
 
-    Position grids are resampled where the image size differs (bicubic, as timm does). A checkpoint without a gate
-    leaves the model's gate as it is, one without reducers the model's reducers.
+    Position grids are resampled if the image size differs (bicubic, as timm does). A part of the model that the
+    checkpoint has no parameter of stays as it is, if that part is the gate, the policy or the reducers.
 
     Args:
         model: made by `create_model` or `from_timm`.
@@ -58,7 +85,8 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, load_head
         load_head: False leaves the classifier aside and keeps the model's own.
 
     Returns:
-        Names of the parameters that the checkpoint did not set: those of the gate, the reducers or the classifier.
+        Names of the parameters that the checkpoint did not set: those of the gate, the policy, the reducers or the
+        classifier.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -80,7 +108,7 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, load_head
 
 
 def _is_optional(name: str, state: Mapping[str, Tensor], load_head: bool) -> bool:
-    for part in ("gate.", "reducers."):
+    for part in ("gate.", "policy.", "reducers."):
         if name.startswith(part):
             return not any(key.startswith(part) for key in state)
     return name.startswith("head.") and not load_head
@@ -124,7 +152,7 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"checkpoint {path}: no such file")
     try:
         state = _read(path)
-    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, KeyError, OSError) as error:
+    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, KeyError, ValueError, OSError) as error:
         raise ValueError(f"checkpoint {path} cannot be read, damaged or of another kind: {error}") from error
     for key in _NESTED:
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
@@ -143,8 +171,15 @@ def _read(path: Path) -> Any:
         start = file.read(9)
     # A safetensors file is the length of its header, in eight bytes, and the header, which is JSON.
     if start[8:] == b"{":
-        return load_file(path)
+        return _read_safetensors(path)
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    with safe_open(path, framework="pt") as file:
+        shared = json.loads((file.metadata() or {}).get(_SHARED, "{}"))
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return tensors | {name: tensors[stored] for name, stored in shared.items()}
 
 
 def _resample_gate_positions(state: dict[str, Tensor], model: nn.Module) -> None:

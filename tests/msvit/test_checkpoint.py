@@ -172,3 +172,28 @@ def test_timm_weights_through_timm_itself(tmp_path: Path, create: str) -> None:
     assert model.num_classes == 4
     for name in ("blocks.1.attn.qkv.weight", "pos_embed", "cls_token", "patch_embed.proj.bias"):
         assert torch.equal(model.state_dict()[name], vit.state_dict()[name]), name
+
+
+def test_shared_parameters_are_stored_once(tmp_path: Path) -> None:
+    """A block that stands at two places, and a buffer that is a part of a parameter."""
+    path, saved, apart, shared = tmp_path / "model.safetensors", small_model(1), small_model(2), small_model(3)
+    for model in (saved, shared):
+        model.blocks[1] = model.blocks[0]
+    saved.head.register_buffer("row", saved.head.weight.detach()[1])
+    msvit.save_checkpoint(saved, path)
+    assert not [name for name in load_file(path) if name.startswith("blocks.1.")]
+    del saved.head.row
+    for model in (apart, shared):
+        model.head.register_buffer("row", torch.zeros(32))
+        assert msvit.load_checkpoint(model, path) == []
+        assert torch.equal(model.head.row, saved.head.weight[1])
+        del model.head.row
+        torch.testing.assert_close(model.state_dict(), saved.state_dict(), rtol=0, atol=0)
+
+
+def test_damaged_list_of_shared_parameters(tmp_path: Path) -> None:
+    path, model = tmp_path / "model.safetensors", small_model()
+    for text in ("{", '{"head.weight": "tail.weight"}'):
+        save_file(model.state_dict(), path, metadata={"msvit_shared": text})
+        with pytest.raises(ValueError, match="cannot be read"):
+            msvit.load_checkpoint(model, path)
