@@ -28,7 +28,7 @@ def macs(model: nn.Module, num_tokens: int) -> int:
             raise TypeError(f"model: expected an msvit model or a timm VisionTransformer, got {type(model).__name__}")
     if num_tokens < 0:
         raise ValueError(f"num_tokens: expected 0 or more patch tokens, got {num_tokens}")
-    if reducers := getattr(model, "reducers", None):
+    if len(reducers := getattr(model, "reducers", ())):
         blocks = ", ".join(map(str, sorted(reducers)))
         raise NotImplementedError(f"model: expected one without reducers, got one with reducers at blocks {blocks}")
     vit: Any = model

@@ -4,7 +4,7 @@ import torch
 from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 
-from msvit.reducers import Reducer
+from msvit.reducers.base import PlacedReducer, apply_reducer
 from msvit.tokens.sequences import AttentionTerms, Sequences
 
 
@@ -27,8 +27,8 @@ class MixedScaleAttention(nn.Module):
 
     def forward(
         self, x: Tensor, sequences: Sequences, with_terms: bool = False
-    ) -> tuple[Tensor, AttentionTerms | None]:
-        """x: [rows, dim]; returns the same shape and, if asked for, what the probabilities were made of."""
+    ) -> Tensor | tuple[Tensor, AttentionTerms]:
+        """x: [rows, dim]; returns the same shape, and the terms of the probabilities if `with_terms`."""
         # [rows, dim] -> three views [rows, num_heads, head_dim] of one projection
         q, k, v = self.qkv(x).view(x.shape[0], 3, self.num_heads, self.head_dim).unbind(1)
         # Under autocast a norm returns fp32.
@@ -41,7 +41,8 @@ class MixedScaleAttention(nn.Module):
         out = self.norm(out.flatten(1))
         if self.gate is not None:
             out = out * self.gate(x).sigmoid()
-        return self.proj_drop(self.proj(out)), terms
+        attended: Tensor = self.proj_drop(self.proj(out))
+        return attended if terms is None else (attended, terms)
 
 
 class MixedScaleBlock(nn.Module):
@@ -60,27 +61,28 @@ class MixedScaleBlock(nn.Module):
         self.drop_path2 = block.drop_path2
 
     def forward(
-        self, x: Tensor, sequences: Sequences, reducer: Reducer | None = None
+        self, x: Tensor, sequences: Sequences, placed: PlacedReducer | None = None
     ) -> Tensor | tuple[Tensor, Sequences]:
         """Runs the block, and the reducer at its place.
 
         Args:
             x: [rows, dim], laid out as `sequences` says.
             sequences: which rows belong to which image.
-            reducer: changes the rows before the block or after its attention.
+            placed: the reducer of the block, which changes the rows before the block or after its attention.
 
         Returns:
-            The same shape; with a reducer its rows, and how those are laid out.
+            The same shape; with a reducer the pair of its rows and their layout.
         """
-        after_attention = reducer is not None and reducer.place == "after_attention"
-        if reducer is not None and not after_attention:
-            x, sequences = reducer(x, sequences, None)
-        attended, terms = self.attn(self.norm1(x), sequences, after_attention)
-        x = x + drop_path(self.ls1(attended), self.drop_path1, sequences)
-        if reducer is not None and after_attention:
-            x, sequences = reducer(x, sequences, terms)
+        if placed is not None and placed.place == "before_block":
+            x, sequences = apply_reducer(placed, x, sequences, None)
+        if placed is not None and placed.place == "after_attention":
+            attended, terms = self.attn(self.norm1(x), sequences, with_terms=True)
+            x = x + drop_path(self.ls1(attended), self.drop_path1, sequences)
+            x, sequences = apply_reducer(placed, x, sequences, terms)
+        else:
+            x = x + drop_path(self.ls1(self.attn(self.norm1(x), sequences)), self.drop_path1, sequences)
         x = x + drop_path(self.ls2(self.mlp(self.norm2(x))), self.drop_path2, sequences)
-        return x if reducer is None else (x, sequences)
+        return x if placed is None else (x, sequences)
 
 
 def drop_path(x: Tensor, module: nn.Module, sequences: Sequences) -> Tensor:

@@ -1,7 +1,7 @@
-"""What backbones with a gate share: its decision, the policy, and the checks of what they are called with."""
+"""The base class of backbones with a gate: it takes the decision and checks the arguments of a call."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,8 @@ from msvit_kernels import Scales
 class GatedBackbone(nn.Module):
     """Base class of models that take a decision for each image and then classify its tokens.
 
-    A subclass registers its own modules first and then sets `gate` and `policy`, so that the gate's parameters come
-    last, and implements `classify`.
+    A subclass implements `classify`. It registers its own modules first and then sets `gate` and `policy`, so that the
+    gate's parameters come after its own.
 
     Args:
         image_size: (height, width) in pixels.
@@ -25,7 +25,8 @@ class GatedBackbone(nn.Module):
 
     Attributes:
         gate: module that maps images to logits [batch, Hc, Wc].
-        policy: which regions become fine, given the logits.
+        policy: which regions become fine, given the logits. If it is a module, its parameters are those of the model,
+            named `policy.*`; they go with it when another policy is set.
         image_size, scales, mean, std: as given.
         grid_size, coarse_grid_size, scale_factor: fine patches (height, width), regions (height, width) and fine
             patches along one side of a region, all from `scales`.
@@ -53,6 +54,13 @@ class GatedBackbone(nn.Module):
         else:
             super().__setattr__(name, value)
 
+    def __delattr__(self, name: str) -> None:
+        # As in `__setattr__`: nn.Module would delete the module behind a property.
+        if isinstance(getattr(type(self), name, None), property):
+            object.__delattr__(self, name)
+        else:
+            super().__delattr__(name)
+
     @property
     def grid_size(self) -> tuple[int, int]:
         """(Hf, Wf), the fine grid."""
@@ -70,15 +78,22 @@ class GatedBackbone(nn.Module):
 
     @property
     def policy(self) -> Policy:
-        """Which regions become fine, given the gate's logits."""
-        return self._policy
+        """The policy, which chooses the fine regions by the gate's logits."""
+        policy: Any = self._modules.get("policy")
+        return cast(Policy, self._policy if policy is None else policy)
 
     @policy.setter
     def policy(self, value: Policy) -> None:
         if not callable(value) or not hasattr(value, "check"):
             raise TypeError(f"policy: expected a policy such as msvit.policies.Threshold, got {type(value).__name__}")
         value.check(self.scales.num_regions, self.scales.scale_factor)
-        self._policy = value
+        self._modules.pop("policy", None)
+        self._policy: Policy | None = None
+        if isinstance(value, nn.Module):
+            # Under the name of this property, which `add_module` does not allow.
+            self._modules["policy"] = value
+        else:
+            self._policy = value
 
     def forward(self, images: Tensor, fine_mask: Tensor | None = None, *, gate_logits: Tensor | None = None) -> Tensor:
         """Classifies images.
@@ -86,11 +101,11 @@ class GatedBackbone(nn.Module):
         Args:
             images: [batch, 3, H, W], normalised floats, or uint8, which is normalised by `mean` and `std`.
             fine_mask: bool [batch, Hc, Wc], replaces the gate's decision.
-            gate_logits: [batch, Hc, Wc], what `self.gate(images)` returned, to spare a second call; a learned
+            gate_logits: [batch, Hc, Wc], the result of `self.gate(images)`, which is then not called again; a learned
                 gate still adds its noise in training.
 
         Returns:
-            [batch, num_classes] logits; [batch, dim] features where the model has no classifier.
+            [batch, num_classes] logits; [batch, dim] features if the model has no classifier.
 
         Raises:
             ValueError, TypeError: an argument with another shape, dtype or device, by name.

@@ -1,6 +1,6 @@
 """The mixed-scale ViT: tokenisation, attention and pooling around the modules of a timm `VisionTransformer`."""
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -12,7 +12,7 @@ from msvit.models.blocks import MixedScaleBlock
 from msvit.models.gated import GatedBackbone
 from msvit.models.pooling import pool_tokens
 from msvit.models.support import supported
-from msvit.reducers.base import Reducer, ReducersOf, checked_reducers
+from msvit.reducers import Reducer, Reducers
 from msvit.tokens.decision import Decision
 from msvit.tokens.embedding import Embedding, embed_masked, embed_packed, embed_trimmed, position_table
 from msvit.tokens.policies import Policy, Threshold
@@ -69,11 +69,12 @@ class MixedScaleVisionTransformer(GatedBackbone):
         super().__init__((height, width), scales, mean, std)
         self.coarse = coarse
         self.patch_size: int = patch_size
-        self._reducers: dict[int, Reducer] = {}
         self._adopt(vit)
         self.gate = gate
         self.policy = policy or Threshold()
         self.token_mode = token_mode
+        # Under the name of a property, which `add_module` does not allow.
+        self._modules["reducers"] = Reducers(len(self.blocks))
 
     def _adopt(self, vit: VisionTransformer) -> None:
         self.num_classes: int = vit.num_classes
@@ -110,18 +111,17 @@ class MixedScaleVisionTransformer(GatedBackbone):
         self._token_mode = value
 
     @property
-    def reducers(self) -> MutableMapping[int, Reducer]:
-        """The reducer of each block that has one."""
-        return ReducersOf(self)
+    def reducers(self) -> Reducers:
+        """The reducer of each block that has one: a module, and a mapping from blocks to reducers."""
+        return cast(Reducers, self._modules["reducers"])
 
     @reducers.setter
     def reducers(self, value: Mapping[int, Reducer]) -> None:
-        self._reducers = checked_reducers(value, len(self.blocks))
-        modules = {str(block): reducer for block, reducer in self._reducers.items() if isinstance(reducer, nn.Module)}
-        # Under the name of this property, which `add_module` does not allow.
-        self._modules.pop("reducers", None)
-        if modules:
-            self._modules["reducers"] = nn.ModuleDict(modules)
+        self.reducers.replace(value)
+
+    @reducers.deleter
+    def reducers(self) -> None:
+        self.reducers.clear()
 
     def classify(self, images: Tensor, decision: Decision) -> Tensor:
         """The second half of `forward`: [batch, num_classes] for a decision that `decide` took."""
@@ -135,37 +135,37 @@ class MixedScaleVisionTransformer(GatedBackbone):
         Args and Raises: as in `forward`.
 
         Returns:
-            tokens [total_tokens, dim], and where they lie: a `MixedScaleLayout`, the same in every token mode. With
-            reducers it is the packing that they left; in the padded modes the active rows in the order of the
-            candidates: prefix tokens, then coarse, then fine ones.
+            tokens [total_tokens, dim], and their layout: a `MixedScaleLayout`, the same in every token mode. With
+            reducers it is a `Packing` of the rows that are left; in the padded modes these are the active rows in the
+            order of the candidates: prefix tokens, then coarse, then fine ones.
 
         Note:
-            A key weight that a reducer made is not returned, so that `forward_head` pools without it.
+            The key weight is not returned, so `forward_head` pools without the one that a reducer made.
         """
         decision = self.decide(images, fine_mask, gate_logits=gate_logits)
         tokens, sequences = self._encode(images, decision)
         if isinstance(sequences, PackedSequences):
             return tokens, sequences.packing
-        if self._reducers:
+        if len(self.reducers):
             return sequences.pack_active(tokens)
         layout = decision.layout()
         return sequences.pack(tokens, layout), layout
 
-    def forward_head(self, tokens: Tensor, packing: Packing, pre_logits: bool = False) -> Tensor:
-        """What `forward` does after `forward_features`.
+    def forward_head(self, tokens: Tensor, layout: Packing, pre_logits: bool = False) -> Tensor:
+        """Pooling and classifier, the part of `forward` after `forward_features`.
 
         Args:
             tokens: [total_tokens, dim].
-            packing: where they lie; prefix tokens come first in each image.
+            layout: the packing of the rows, a `MixedScaleLayout` or another; prefix tokens come first in each image.
             pre_logits: leave out the classifier.
 
         Returns:
             [batch, num_classes], or [batch, dim].
         """
-        return self._head(tokens, PackedSequences(packing), pre_logits)
+        return self._head(tokens, PackedSequences(layout), pre_logits)
 
     def position_table(self) -> Tensor:
-        """[num_prefix + Nc + Nf, dim]: what each candidate gets added to its patch projection, with gradient."""
+        """[num_prefix + Nc + Nf, dim], with gradient: the vectors added to the patch projections of the candidates."""
         tokens = [token[0] for token in (self.cls_token, self.reg_token) if token is not None]
         height, width = self.grid_size
         weight = self.patch_embed.proj.weight
@@ -192,10 +192,11 @@ class MixedScaleVisionTransformer(GatedBackbone):
         x = self.norm_pre(self.pos_drop(x))
         run = _run_checkpointed if self.grad_checkpointing and torch.is_grad_enabled() else _run
         for index, block in enumerate(self.blocks):
-            if index in self._reducers:
-                x, sequences = run(block, x, sequences, self._reducers[index])
-            else:
+            placed = self.reducers.placed(index)
+            if placed is None:
                 x = run(block, x, sequences)
+            else:
+                x, sequences = run(block, x, sequences, placed)
         return self.norm(x), sequences
 
     def _head(self, x: Tensor, sequences: Sequences, pre_logits: bool = False) -> Tensor:

@@ -1,6 +1,7 @@
-"""Reducers: steps between or inside blocks that leave tokens out, merge them or add some (`model.reducers`)."""
+"""Reducers (`model.reducers`): steps between or inside blocks that leave tokens out, merge some or add some."""
 
 from msvit.reducers.base import PLACES, Reducer
+from msvit.reducers.container import Reducers
 from msvit.tokens.sequences import AttentionTerms, PackedSequences, PaddedSequences, Sequences
 
 __all__ = [
@@ -9,5 +10,6 @@ __all__ = [
     "PackedSequences",
     "PaddedSequences",
     "Reducer",
+    "Reducers",
     "Sequences",
 ]

@@ -1,11 +1,12 @@
-"""What a reducer is, and the check of those that a model is given."""
+"""The interface of a reducer, and the call of one with the checks of its results."""
 
-from collections.abc import Iterator, Mapping, MutableMapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
-from msvit.tokens.sequences import AttentionTerms, Sequences
+from msvit.tokens.sequences import AttentionTerms, PackedSequences, PaddedSequences, Sequences, softmax_dtype
+from msvit_kernels import Packing
 
 PLACES = ("before_block", "after_attention")
 
@@ -17,7 +18,8 @@ class Reducer(Protocol):
     `reducers.<block>.*`.
 
     Attributes:
-        place: "before_block", or "after_attention": after the attention of the block was added, before its MLP.
+        place: "before_block", or "after_attention", which is after the attention of the block was added and before
+            its MLP. It is read once, when the reducer is set.
     """
 
     place: str
@@ -29,59 +31,97 @@ class Reducer(Protocol):
 
         Args:
             tokens: [rows, dim].
-            sequences: where they lie, with the key weight. `sequences.keep` leaves rows out in every token mode.
-            attention: what the attention of the block was made of; None before a block.
+            sequences: layout of the rows, with the key weight. `sequences.keep` leaves rows out in every token mode.
+            attention: queries, keys and log-sum-exp of the attention of the block; None before a block.
 
         Returns:
-            tokens [rows', dim], fewer or more, and where those lie, prefix tokens first in each image.
+            tokens [rows', dim], fewer or more, of the same dtype, and their layout. Every image still begins with its
+            prefix tokens.
         """
 
 
-def checked_reducers(reducers: Mapping[int, Reducer], num_blocks: int) -> dict[int, Reducer]:
-    """A copy, if a model of `num_blocks` blocks can use these reducers.
+class PlacedReducer(NamedTuple):
+    """A reducer, the block that it belongs to, and its place there."""
+
+    block: int
+    place: str
+    reducer: Reducer
+
+
+def apply_reducer(
+    placed: PlacedReducer, tokens: Tensor, sequences: Sequences, attention: AttentionTerms | None
+) -> tuple[Tensor, Sequences]:
+    """Calls a reducer and checks its results. Nothing is read from the device.
+
+    Args and Returns: as in `Reducer.__call__`.
 
     Raises:
-        TypeError: not a mapping from ints to callables.
-        ValueError: a block that the model lacks, or a place that is not in `PLACES`.
+        TypeError, ValueError: a result of another type, shape, dtype or device, or rows that do not fit the sequences.
     """
-    if not isinstance(reducers, Mapping):
-        raise TypeError(f"reducers: expected a dict from block to reducer, got {type(reducers).__name__}")
-    for block, reducer in reducers.items():
-        if isinstance(block, bool) or not isinstance(block, int):
-            raise TypeError(f"reducers: expected numbers of blocks, got {block!r}")
-        if not 0 <= block < num_blocks:
-            raise ValueError(f"reducers: expected blocks from 0 to {num_blocks - 1}, got {block}")
-        if not callable(reducer):
-            raise TypeError(f"reducers[{block}]: expected a callable, got {type(reducer).__name__}")
-        place = getattr(reducer, "place", None)
-        if place not in PLACES:
-            raise ValueError(f"reducers[{block}].place: expected one of {', '.join(PLACES)}, got {place!r}")
-    return dict(reducers)
+    name = f"reducers[{placed.block}]"
+    result: Any = placed.reducer(tokens, sequences, attention)
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise TypeError(f"{name}: expected a pair (tokens, sequences), got {_described(result)}")
+    _check_tokens(name, result[0], tokens)
+    _check_sequences(name, result[1], sequences, result[0])
+    return result
 
 
-class ReducersOf(MutableMapping[int, Reducer]):
-    """`model.reducers` to read and to change: every change goes through the checks of the model."""
+def _check_tokens(name: str, tokens: Any, before: Tensor) -> None:
+    if not isinstance(tokens, Tensor):
+        raise TypeError(f"{name}: expected a tensor of tokens, got {_described(tokens)}")
+    if tokens.ndim != 2 or tokens.shape[1] != before.shape[1]:
+        raise ValueError(f"{name}: expected tokens of shape [rows, {before.shape[1]}], got {[*tokens.shape]}")
+    if tokens.dtype != before.dtype:
+        raise TypeError(f"{name}: expected tokens of dtype {before.dtype}, got {tokens.dtype}")
+    if tokens.device != before.device:
+        raise ValueError(f"{name}: expected tokens on {before.device}, got {tokens.device}")
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
 
-    def __getitem__(self, block: int) -> Reducer:
-        reducer: Reducer = self._model._reducers[block]
-        return reducer
+def _check_sequences(name: str, sequences: Any, before: Sequences, tokens: Tensor) -> None:
+    weight_shape: tuple[int, ...]
+    if isinstance(sequences, PackedSequences):
+        if not isinstance(sequences.packing, Packing):
+            raise TypeError(f"{name}: expected sequences with a Packing, got {_described(sequences.packing)}")
+        offsets, weight_shape = sequences.packing.cu_seqlens, (sequences.packing.total_tokens,)
+    elif isinstance(sequences, PaddedSequences):
+        _check_active(name, sequences.active)
+        offsets, weight_shape = sequences.active, tuple(sequences.active.shape)
+    else:
+        raise TypeError(f"{name}: expected PackedSequences or PaddedSequences, got {_described(sequences)}")
+    if offsets.device != tokens.device:
+        raise ValueError(f"{name}: expected sequences on {tokens.device}, got {offsets.device}")
+    if sequences.batch != before.batch:
+        raise ValueError(f"{name}: expected sequences of {before.batch} images, got {sequences.batch}")
+    if sequences.num_prefix != before.num_prefix:
+        raise ValueError(f"{name}: expected num_prefix {before.num_prefix}, got {sequences.num_prefix}")
+    if tokens.shape[0] != sequences.num_rows:
+        raise ValueError(
+            f"{name}: expected {sequences.num_rows} tokens, as many as the sequences have rows, got {tokens.shape[0]}"
+        )
+    if sequences.key_weight is not None:
+        _check_key_weight(name, sequences.key_weight, weight_shape, tokens)
 
-    def __setitem__(self, block: int, reducer: Reducer) -> None:
-        self._model.reducers = {**self, block: reducer}
 
-    def __delitem__(self, block: int) -> None:
-        rest = dict(self)
-        del rest[block]
-        self._model.reducers = rest
+def _check_active(name: str, active: Any) -> None:
+    if not isinstance(active, Tensor) or active.ndim != 2 or active.dtype != torch.bool:
+        raise TypeError(f"{name}: expected sequences with `active` bool [batch, k], got {_described(active)}")
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._model._reducers)
 
-    def __len__(self) -> int:
-        return len(self._model._reducers)
+def _check_key_weight(name: str, weight: Any, shape: tuple[int, ...], tokens: Tensor) -> None:
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"{name}: expected a tensor as key_weight, got {_described(weight)}")
+    if tuple(weight.shape) != shape:
+        raise ValueError(f"{name}: expected a key_weight of shape {[*shape]}, got {[*weight.shape]}")
+    if weight.dtype != softmax_dtype(tokens):
+        raise TypeError(f"{name}: expected a key_weight of dtype {softmax_dtype(tokens)}, got {weight.dtype}")
+    if weight.device != tokens.device:
+        raise ValueError(f"{name}: expected a key_weight on {tokens.device}, got {weight.device}")
 
-    def __repr__(self) -> str:
-        return repr(dict(self))
+
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor {value.dtype} of shape {[*value.shape]}"
+    if isinstance(value, tuple):
+        return f"a tuple of {len(value)}"
+    return type(value).__name__

@@ -1,10 +1,13 @@
 """Drop path: one draw per image, whatever the layout."""
 
+import importlib
+
 import pytest
 import torch
 from model_helpers import images_of, mask_of, small_vit
+from reducer_helpers import EverySecond, make_model
 from timm.layers import DropPath
-from torch import nn
+from torch import Tensor, nn
 
 from msvit.models.blocks import drop_path
 from msvit.tokens.decision import Decision
@@ -57,3 +60,36 @@ def test_everything_is_dropped() -> None:
 
 def test_without_scaling() -> None:
     assert set.union(*factors(embed_packed, DropPath(0.5, scale_by_keep=False).train())) == {0.0, 1.0}
+
+
+def test_hooks_on_attention_get_a_tensor() -> None:
+    """With a reducer after the attention they get the terms of its probabilities too."""
+    model = make_model({0: EverySecond("before_block"), 1: EverySecond("after_attention")})
+    found = []
+    for block in model.blocks:
+        block.attn.register_forward_hook(lambda _, arguments, out: found.append(out))
+    model(images_of(48).double(), mask_of((2, 3, 3)))
+    assert isinstance(found[0], Tensor)
+    assert (type(found[1]), isinstance(found[1][0], Tensor)) == (tuple, True)
+
+
+EARLIER_NAMES = {
+    "sequences": ["PackedSequences", "PaddedSequences", "Sequences", "softmax_dtype"],
+    "tokenization": [
+        "Decision",
+        "Embedding",
+        "candidate_weight",
+        "embed_masked",
+        "embed_packed",
+        "embed_trimmed",
+        "normalise",
+        "position_table",
+    ],
+}
+
+
+@pytest.mark.parametrize("module", EARLIER_NAMES)
+def test_earlier_modules_can_be_imported(module: str) -> None:
+    found = importlib.import_module(f"msvit.{module}")
+    assert sorted(found.__all__) == EARLIER_NAMES[module]
+    assert all(hasattr(found, name) for name in found.__all__)

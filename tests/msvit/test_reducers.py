@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from model_helpers import LOGITS_TOLERANCE, images_of, mask_of, small_vit
+from reducer_helpers import Best, EverySecond, gradients, make_model
 from torch import Tensor, nn
 
 import msvit
-from msvit.models.vit import TOKEN_MODES, MixedScaleVisionTransformer
+from msvit.models.vit import TOKEN_MODES
 from msvit.policies import Budget
 from msvit.reducers import PLACES, AttentionTerms, PackedSequences, Sequences
 from msvit_kernels import MixedScaleLayout, Packing
@@ -32,51 +33,6 @@ MASKS = [
     pytest.param(lambda: torch.zeros(2, 3, 3).bool(), id="all-coarse"),
     pytest.param(lambda: torch.ones(2, 3, 3).bool(), id="all-fine"),
 ]
-
-
-def patch_ranks(tokens: Tensor, sequences: Sequences) -> Tensor:
-    """int64 [rows]: rank of each patch token in its image by its first feature, from 0; -1 for other rows."""
-    patches = sequences.is_active() & ~sequences.is_prefix()
-    image, score = sequences.batch_index, tokens[:, 0].detach()
-    beaten_by = (image[:, None] == image) & patches & (score[:, None] < score)
-    return beaten_by.sum(1).masked_fill(~patches, -1)
-
-
-class EverySecond:
-    """Keeps the patch tokens of even rank."""
-
-    def __init__(self, place: str) -> None:
-        self.place = place
-
-    def __call__(
-        self, tokens: Tensor, sequences: Sequences, attention: AttentionTerms | None
-    ) -> tuple[Tensor, Sequences]:
-        assert (attention is None) == (self.place == "before_block")
-        return sequences.keep(tokens, patch_ranks(tokens, sequences) % 2 == 0)
-
-    def by_hand(self, x: Tensor, num_prefix: int) -> Tensor:
-        """The same for the tokens of one image, in any order of those that stay."""
-        patches = x[num_prefix:]
-        return torch.cat([x[:num_prefix], patches[patches[:, 0].argsort(descending=True)][::2]])
-
-
-class Best(nn.Module):
-    """Keeps the `count` patch tokens of each image with the highest learned score, times its sigmoid."""
-
-    place = "after_attention"
-
-    def __init__(self, count: int = 1, dim: int = 32) -> None:
-        super().__init__()
-        self.count = count
-        self.score = nn.Linear(dim, 1)
-
-    def forward(
-        self, tokens: Tensor, sequences: Sequences, attention: AttentionTerms | None
-    ) -> tuple[Tensor, Sequences]:
-        score = self.score(tokens)
-        ranks = patch_ranks(score, sequences)
-        total = sequences.batch * (sequences.num_prefix + self.count)
-        return sequences.keep(tokens * score.sigmoid(), (ranks >= 0) & (ranks < self.count), total)
 
 
 class AppendMean:
@@ -103,12 +59,6 @@ class AppendMean:
 
     def by_hand(self, x: Tensor, num_prefix: int) -> Tensor:
         return torch.cat([x, x.mean(0, keepdim=True)])
-
-
-def make_model(reducers: dict[int, Any], gate: str = "entropy", **kwargs: Any) -> MixedScaleVisionTransformer:
-    model = msvit.from_timm(small_vit(**kwargs), 16, gate=gate).double().eval()
-    model.reducers = reducers
-    return model
 
 
 def features_by_hand(reducers: dict[int, Any], images: Tensor, mask: Tensor, **kwargs: Any) -> list[Tensor]:
@@ -159,12 +109,6 @@ def test_more_rows_equal_each_image_by_itself(make_mask) -> None:
     tokens, packing = model.forward_features(images, mask)
     torch.testing.assert_close(tokens[packing.cu_seqlens[:-1]], expected)
     assert packing.cu_seqlens.diff().tolist() == [2 + (11 + 3 * int(fine.sum())) // 2 for fine in mask]
-
-
-def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
-    model.zero_grad()
-    loss.backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("kwargs", POOLS, ids=POOL_IDS)
@@ -351,6 +295,10 @@ WRONG_REDUCERS = [
     pytest.param({2: Best()}, ValueError, "expected blocks from 0 to 1, got 2", id="beyond"),
     pytest.param({-1: Best()}, ValueError, "expected blocks from 0 to 1, got -1", id="negative"),
     pytest.param({0: "evit"}, TypeError, r"reducers\[0\]: expected a callable, got str", id="not-callable"),
+    pytest.param(
+        {0: EverySecond}, TypeError, r"reducers\[0\]: expected an instance, got the class EverySecond", id="class"
+    ),
+    pytest.param({0: Best}, TypeError, r"reducers\[0\]: expected an instance, got the class Best", id="module-class"),
     pytest.param({0: nn.Identity()}, ValueError, r"reducers\[0\].place: expected one of before_block", id="no-place"),
     pytest.param({1: Misplaced()}, ValueError, r"reducers\[1\].place: .* got 'after_block'", id="place"),
 ]

@@ -248,6 +248,8 @@ def test_classifier_can_be_replaced() -> None:
     model = small_model()
     images, mask = images_of(48), mask_of((2, 3, 3))
     features = model.forward_head(*model.forward_features(images, mask), pre_logits=True)
+    tokens, layout = model.forward_features(images, mask)
+    assert torch.equal(model.forward_head(tokens, layout=layout, pre_logits=True), features)
     model.reset_classifier(3)
     assert model(images, mask).shape == (2, 3)
     assert model.get_classifier().out_features == model.num_classes == 3

@@ -1,13 +1,18 @@
-"""What a decision says of token counts, against the layout that it leads to, and what another backbone gets of it."""
+"""Token counts of a decision against those of its layout, another backbone with a gate, and policies as modules."""
+
+import copy
+from pathlib import Path
 
 import pytest
 import torch
 from model_helpers import images_of, mask_of
+from reducer_helpers import make_model
 from torch import Tensor, nn
 
+import msvit
 from msvit.gates import EntropyGate
 from msvit.models.gated import GatedBackbone
-from msvit.policies import Budget, Selection
+from msvit.policies import Budget, Selection, Threshold
 from msvit.tokens.decision import Decision, take_decision
 from msvit_kernels import Scales
 
@@ -86,3 +91,43 @@ def test_a_module_can_be_the_policy() -> None:
     assert model(images_of(48)).tolist() == [[9.0]] * 2
     with pytest.raises(TypeError, match=r"policy: expected a policy such as msvit\.policies\.Threshold, got Identity"):
         model.policy = nn.Identity()
+
+
+class Learned(nn.Module):
+    """A policy with a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.offset = nn.Parameter(torch.zeros(()))
+
+    def forward(self, logits: Tensor, scale_factor: int) -> Selection:
+        return Selection(logits > self.offset, None)
+
+    def check(self, num_regions: int, scale_factor: int) -> None:
+        pass
+
+
+def test_a_policy_that_is_a_module_can_be_replaced(tmp_path: Path) -> None:
+    """Its parameters are those of the model as long as it is the policy."""
+    model, learned = make_model({}, gate="mlp").float(), Learned()
+    before, images = set(model.state_dict()), images_of(48)
+    msvit.save_checkpoint(model, tmp_path / "without.safetensors")
+    model.policy = learned
+    assert model.policy is learned is model.get_submodule("policy")
+    assert set(model.state_dict()) - before == {"policy.offset"}
+    assert torch.func.functional_call(model, {"policy.offset": torch.tensor(1e9)}, images).isfinite().all()
+    assert msvit.load_checkpoint(model, tmp_path / "without.safetensors") == ["policy.offset"]
+    assert model.double().policy.offset.dtype == torch.float64
+    assert copy.deepcopy(model).policy is not learned
+    other = Learned()
+    model.policy = other
+    assert (model.policy, model.get_submodule("policy")) == (other, other)
+    for policy in (Threshold(), Budget(20)):
+        model.policy = policy
+        assert model.policy is policy
+        assert set(model.state_dict()) == before
+    model.policy = learned
+    assert model.policy is learned
+    with pytest.raises(AttributeError):
+        del model.policy
+    assert model.policy is learned

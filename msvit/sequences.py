@@ -1,0 +1,5 @@
+"""Sequences under their earlier name; see `msvit.tokens.sequences`."""
+
+from msvit.tokens.sequences import PackedSequences, PaddedSequences, Sequences, softmax_dtype
+
+__all__ = ["PackedSequences", "PaddedSequences", "Sequences", "softmax_dtype"]
