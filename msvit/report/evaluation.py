@@ -1,5 +1,6 @@
 """What a trained model does with its test images: decisions of the gate, right and wrong answers, cost."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +21,8 @@ class Evaluation:
     Attributes:
         masks: bool [n, Hc, Wc], fine regions.
         correct: bool [n].
-        tokens: int64 [n], patch tokens of each image.
-        gmacs: mean over the images, with the gate.
+        tokens: int64 [n], patch tokens of each image, as the decision chose them before any reducer.
+        gmacs: mean over the images, with the gate; NaN for a model with reducers.
     """
 
     masks: Tensor
@@ -138,7 +139,12 @@ def evaluate(
 
 
 def mean_gmacs(model: MixedScaleVisionTransformer, tokens: Tensor) -> float:
-    """1e9 multiply-accumulates per image, backbone, head and gate, for images of that many patch tokens each."""
+    """1e9 multiply-accumulates per image, backbone, head and gate, for images of that many patch tokens each.
+
+    NaN for a model with reducers, whose cost `msvit.macs` does not count.
+    """
+    if len(model.reducers):
+        return math.nan
     counts, images = tokens.unique(return_counts=True)
     total = sum(msvit.macs(model, int(count)) * int(many) for count, many in zip(counts, images, strict=True))
     return (total / len(tokens) + msvit.gate_macs(model)) / 1e9

@@ -1,5 +1,6 @@
 """Accuracy, tokens and multiply-accumulates of a model on a data set."""
 
+import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -18,7 +19,10 @@ from msvit.training.build import reset_noise
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Means over images: loss, top1 and top5 (shares), patch tokens, share of fine regions, GMACs with the gate."""
+    """Means over images: loss, top1 and top5 (shares), patch tokens, share of fine regions, GMACs with the gate.
+
+    Patch tokens are those that the decision chose, before any reducer. GMACs are NaN for a model with reducers.
+    """
 
     loss: float
     top1: float
@@ -95,8 +99,10 @@ def check_labels(labels: Tensor, num_classes: int) -> None:
 
 
 def _cost_by_patches(model: MixedScaleVisionTransformer) -> Tensor:
-    """GMACs of an image by its number of patch tokens; 0 for a number that no image has."""
+    """GMACs of an image by its number of patch tokens; 0 for a number that no image has, NaN with reducers."""
     gate, costs = gate_macs(model), torch.zeros(model.scales.most_patches + 1)
+    if len(model.reducers):
+        return costs.fill_(math.nan)
     for count in model.scales.possible_patches:
         costs[count] = (macs(model, count) + gate) / 1e9
     return costs
