@@ -52,11 +52,11 @@ def load_gate(
 
     Args:
         path: of the file.
-        grid_size: (Hc, Wc) of the images that it will see; the position encodings are resampled (bicubic) where that
-            is another grid than the one that the gate learned on. None: the gate's own.
-        mean: by which those images are normalised, three floats. Where they differ from those that the gate learned
-            with, its first layer is adapted, so that it decides as before. None: the gate's own.
-        std: likewise.
+        grid_size: (Hc, Wc) of the images that it will see; the position encodings are resampled (bicubic) if the gate
+            learned on another grid. None: the gate's own.
+        mean: three floats, by which those images are normalised together with `std`. If the gate learned with others,
+            its first layer is adapted, so that it decides as before. None: the gate's own.
+        std: three floats, or None.
 
     Returns:
         The gate, on the CPU, in evaluation mode: for `create_model(..., gate=gate)` or `model.gate = gate`.
@@ -103,14 +103,18 @@ def _renormalise(state: dict[str, Tensor], old: Any, new: Any) -> None:
 
 
 @torch.no_grad()
-def agreement(gate_a: nn.Module, gate_b: nn.Module, images: Tensor, policy: Policy | None = None) -> float:
+def agreement(
+    gate_a: nn.Module, gate_b: nn.Module, images: Tensor, policy: Policy | None = None, scale_factor: int = 2
+) -> float:
     """Share of regions for which two gates choose the same scale (78.4 % and 87.1 % in section 4.1 of the paper).
 
     Args:
-        gate_a: maps images to logits [batch, Hc, Wc]; it decides as in evaluation.
-        gate_b: likewise, for the same regions.
+        gate_a: module that maps images to logits [batch, Hc, Wc]; it decides as in evaluation.
+        gate_b: another one for the same regions.
         images: [batch, 3, H, W], uint8, or floats normalised for both.
         policy: from logits to decisions, `Threshold(0.5)` by default.
+        scale_factor: fine patches along one side of a region, `model.scale_factor`, which a gate does not know. The
+            fine regions that a `Budget` can pay for depend on it, those above a threshold do not.
 
     Returns:
         In [0, 1].
@@ -126,7 +130,7 @@ def agreement(gate_a: nn.Module, gate_b: nn.Module, images: Tensor, policy: Poli
             logits = gate.eval()(images)
         finally:
             gate.train(was_training)
-        masks.append(decide(logits, 2).fine_mask)
+        masks.append(decide(logits, scale_factor).fine_mask)
     if masks[0].shape != masks[1].shape or not masks[0].numel():
         shapes = " and ".join(str([*mask.shape]) for mask in masks)
         raise ValueError(f"gate_a, gate_b: expected decisions for the same regions, at least one, got {shapes}")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from model_helpers import images_of
-from torch import Tensor
+from torch import Tensor, nn
 
 import msvit
 from msvit.gates import ConstantGate, EntropyGate, MLPGate, agreement, load_gate, save_gate
@@ -75,6 +75,23 @@ def test_agreement_is_the_share_of_equal_decisions() -> None:
     assert agreement(fine, coarse, pixels(), Threshold(0.99)) == 1
     assert agreement(fine, coarse, pixels(), Budget(18)) == 1, "both take the same number of regions, the first ones"
     assert agreement(gate, EntropyGate(16), pixels()) <= 1
+
+
+def test_agreement_under_a_budget_depends_on_the_scale_factor() -> None:
+    """15 tokens beyond the coarse ones pay for five fine regions of 2 x 2 patches, for one of 3 x 3 or 4 x 4."""
+
+    class Falling(nn.Module):
+        """From the first region to the last, times a sign."""
+
+        def __init__(self, sign: float) -> None:
+            super().__init__()
+            self.sign = sign
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.sign * torch.linspace(1, -1, 9).view(1, 3, 3)
+
+    found = [agreement(Falling(1), Falling(-1), pixels()[:1], Budget(24), scale_factor) for scale_factor in (2, 3, 4)]
+    assert found == pytest.approx([1 / 9, 7 / 9, 7 / 9])
 
 
 def test_agreement_asks_without_noise_and_leaves_the_mode() -> None:
