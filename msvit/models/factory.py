@@ -91,8 +91,8 @@ def from_timm(
         gate: "mlp", "radial", "random", "entropy", "fine", "coarse", or a module, see `msvit.gates`.
         policy: see `msvit.policies`; `Threshold(0.5)` by default.
         token_mode: "packed", "trimmed" or "masked".
-        mean: three floats, by which uint8 images are normalised; those of the timm model by default.
-        std: likewise.
+        mean: three floats, subtracted from uint8 images in [0, 1]; those of the timm model by default.
+        std: three floats, by which the difference is divided; those of the timm model by default.
         timm_kwargs: for a name, arguments of `timm.create_model`, such as `img_size` and `num_classes`.
 
     Returns:

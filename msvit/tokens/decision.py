@@ -1,7 +1,7 @@
-"""The decision: which regions of a batch become fine, and how many tokens its images get by that.
+"""The decision: which regions of a batch become fine, and how many tokens its images then have.
 
-Models, losses and reports ask a decision for counts and for the layout and do not look at its mask, so that regions may
-come to have more than two scales without them.
+Models, losses and reports ask a decision for its counts and its layout and never look at its mask, so more than two
+scales per region would not change them.
 """
 
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ class Decision:
 
     Attributes:
         fine_mask: bool [batch, Hc, Wc].
-        scales: the candidates that it chooses from.
-        num_fine: fine regions of the batch if the host knows them, else None.
+        scales: the candidates of an image, among which it chooses.
+        num_fine: number of fine regions of the batch if the host knows it, else None.
         fine_weight: [batch, Hc, Wc], `fine_mask` as 0 or 1 with the straight-through gradient of the gate (eq. 2);
             None if no gate gradient is asked for.
     """
@@ -51,7 +51,7 @@ class Decision:
         return self.scales.mean_patches(self.fine_mask.float().mean())
 
     def layout(self) -> MixedScaleLayout:
-        """Where the active tokens lie once they are packed."""
+        """The packing of the active tokens."""
         return mixed_scale_layout(
             self.fine_mask,
             scale_factor=self.scales.scale_factor,
@@ -61,12 +61,13 @@ class Decision:
 
 
 def take_decision(gate: nn.Module, policy: Policy, logits: Tensor, scales: Scales) -> Decision:
-    """From the logits of a gate to its decision: noise in training, then the policy (eq. 1, 2).
+    """Turns the logits of a gate into a decision: noise in training, then the policy (eq. 1, 2).
 
     Args:
-        gate: whose `sample` adds the noise and whose `temperature` the gradient is taken at, if it has them.
+        gate: the module that gave the logits. If it is a `Gate`, its `sample` adds the noise; the gradient is that of
+            a sigmoid at its `temperature`, 1 if it has none.
         policy: which regions become fine, given the logits.
-        logits: [batch, Hc, Wc], of that gate.
+        logits: [batch, Hc, Wc].
         scales: the candidates of an image.
 
     Returns:

@@ -17,12 +17,12 @@ from msvit_kernels import Scales, mixed_scale_embed
 
 @dataclass(frozen=True)
 class Embedding:
-    """What turns pixels into tokens.
+    """The parameters that turn pixels into tokens.
 
     Attributes:
         weight: [dim, 3, p, p], bias: [dim] or None, of the patch projection.
         table: [num_prefix + Nc + Nf, dim], see `position_table`.
-        mean, std: three floats each where the images still have to be normalised, else None.
+        mean, std: three floats each if the images still have to be normalised, else None.
     """
 
     weight: Tensor
@@ -37,13 +37,13 @@ class Embedding:
 
 
 def in_candidate_order(prefix: Tensor, coarse: Tensor, fine: Tensor, axis: int) -> Tensor:
-    """Values of all candidates side by side. Nothing else knows where the coarse and the fine ones lie.
+    """Values of all candidates side by side. Only this function fixes the order of coarse and fine ones.
 
     Args:
         prefix: [..., num_prefix, ...], the prefix tokens on axis `axis`.
         coarse: [..., Hc, Wc, ...], the coarse grid on axes `axis` and `axis + 1`.
-        fine: [..., Hf, Wf, ...], likewise the fine grid.
-        axis: of the candidates in the result.
+        fine: [..., Hf, Wf, ...], the fine grid on the same two axes.
+        axis: number of the axis of candidates in the result.
 
     Returns:
         [..., num_prefix + Nc + Nf, ...].
@@ -52,7 +52,7 @@ def in_candidate_order(prefix: Tensor, coarse: Tensor, fine: Tensor, axis: int) 
 
 
 def position_table(prefix: Tensor, grid: Tensor, scale_factor: int) -> Tensor:
-    """What every candidate gets added to its patch projection.
+    """The vectors that are added to the patch projections of the candidates.
 
     Args:
         prefix: [num_prefix, dim], prefix tokens with their position encodings.
@@ -142,7 +142,7 @@ def _embed_candidates(images: Tensor, embedding: Embedding, scales: Scales) -> T
     images = images.to(weight.dtype)
     coarse = F.conv2d(F.avg_pool2d(images, scales.scale_factor), weight, bias, stride=p)
     fine = F.conv2d(images, weight, bias, stride=p)
-    # Prefix tokens have no pixels: all of them is in the table.
+    # Prefix tokens have no pixels: their whole value stands in the table.
     prefix = weight.new_zeros(images.shape[0], scales.num_prefix, weight.shape[0])
     patches = in_candidate_order(prefix, coarse.permute(0, 2, 3, 1), fine.permute(0, 2, 3, 1), 1)
     return patches + embedding.table

@@ -1,7 +1,7 @@
 """Token policies: which regions become fine, given the gate's logits for a batch.
 
-A policy is called as `policy(logits, scale_factor)` and returns the mask together with the number of fine regions,
-where that number is known on the host before the device has computed anything. A known number keeps shapes static.
+A policy is called as `policy(logits, scale_factor)` and returns the mask together with the number of fine regions, if
+the host knows that number before the device has computed anything. A known number keeps shapes static.
 """
 
 import math
@@ -15,24 +15,24 @@ from msvit_kernels.scales import region_tokens, tokens_gained
 
 
 class Selection(NamedTuple):
-    """fine_mask: bool [batch, Hc, Wc]; num_fine: fine regions of the whole batch, None where only the device knows."""
+    """fine_mask: bool [batch, Hc, Wc]; num_fine: fine regions of the whole batch, None if only the device knows."""
 
     fine_mask: Tensor
     num_fine: int | None
 
 
 class Policy(Protocol):
-    """What `model.policy` must be able to do."""
+    """The interface of `model.policy`."""
 
     def __call__(self, logits: Tensor, scale_factor: int) -> Selection: ...
 
     def check(self, num_regions: int, scale_factor: int) -> None:
-        """Raises ValueError where a model with that many regions per image cannot follow the policy."""
+        """Raises ValueError if a model with that many regions per image cannot follow the policy."""
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """A region is fine where the gate's probability exceeds `probability`: `sigmoid(logit) > probability`.
+    """A region is fine if the gate's probability exceeds `probability`: `sigmoid(logit) > probability`.
 
     Args:
         probability: in [0, 1]; 0.5 means logit > 0.
@@ -94,7 +94,7 @@ class Budget:
         return int(batch * (self.tokens_per_image - num_regions) // tokens_gained(scale_factor))
 
     def check(self, num_regions: int, scale_factor: int) -> None:
-        """Raises ValueError where `tokens_per_image` is outside [Nc, Nf]."""
+        """Raises ValueError if `tokens_per_image` is outside [Nc, Nf]."""
         most = num_regions * region_tokens(1, scale_factor)
         if not num_regions <= self.tokens_per_image <= most:
             raise ValueError(

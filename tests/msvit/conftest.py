@@ -1,1 +1,1 @@
-"""Lets the tests in the folders below import `model_helpers`: pytest puts the folder of a conftest.py on the path."""
+"""A conftest.py puts its folder on the import path of pytest, so that all tests below can import `model_helpers`."""
