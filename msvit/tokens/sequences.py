@@ -199,7 +199,9 @@ class PaddedSequences:
     def attend(self, q: Tensor, k: Tensor, v: Tensor, softmax_scale: float) -> Tensor:
         """Self-attention inside each image. q, k, v: [batch * k, num_heads, head_dim]; returns the same shape."""
         if self.key_weight is None:
-            return self._masked_sdpa(q, k, v, self.active, softmax_scale).flatten(0, 1)
+            # A prefix token is always active.
+            active = self.active if self.num_prefix else _with_some_key(self.active)
+            return self._masked_sdpa(q, k, v, active, softmax_scale).flatten(0, 1)
         return self.attend_with_terms(q, k, v, softmax_scale)[0]
 
     def attend_with_terms(self, q: Tensor, k: Tensor, v: Tensor, softmax_scale: float) -> tuple[Tensor, AttentionTerms]:
@@ -215,10 +217,8 @@ class PaddedSequences:
         """One query per image. q: [batch, num_heads, head_dim], k, v: [batch * k, ...]; returns the shape of q."""
         if self.key_weight is None:
             active = self._without_prefix(self.active, with_prefix)
-            # SDPA without a single key may give NaN.
-            empty = ~active.any(1, keepdim=True)
-            out = self._masked_sdpa(q, k, v, active | empty, softmax_scale).flatten(0, 1)
-            return out.masked_fill(empty[..., None], 0.0)
+            out = self._masked_sdpa(q, k, v, _with_some_key(active), softmax_scale).flatten(0, 1)
+            return out.masked_fill(~active.any(1)[:, None, None], 0.0)
         return varlen_attention(
             q,
             k,
@@ -301,6 +301,11 @@ def _check_keep(tokens: Tensor, mask: Tensor, total_tokens: int | None, num_rows
     validation.require_shape("tokens", tokens, (num_rows, tokens.shape[1]))
     if total_tokens is not None:
         validation.require_int("total_tokens", total_tokens, 0)
+
+
+def _with_some_key(active: Tensor) -> Tensor:
+    """bool [batch, k] with all keys of an image that has none, for which SDPA need not be finite."""
+    return active | ~active.any(1, keepdim=True)
 
 
 def _uniform_offsets(batch: int, length: int, device: torch.device) -> Tensor:
