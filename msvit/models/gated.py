@@ -84,6 +84,8 @@ class GatedBackbone(nn.Module):
 
     @policy.setter
     def policy(self, value: Policy) -> None:
+        if isinstance(value, type):
+            raise TypeError(f"policy: expected an instance, got the class {value.__name__}")
         if not callable(value) or not hasattr(value, "check"):
             raise TypeError(f"policy: expected a policy such as msvit.policies.Threshold, got {type(value).__name__}")
         value.check(self.scales.num_regions, self.scales.scale_factor)

@@ -91,6 +91,8 @@ def test_a_module_can_be_the_policy() -> None:
     assert model(images_of(48)).tolist() == [[9.0]] * 2
     with pytest.raises(TypeError, match=r"policy: expected a policy such as msvit\.policies\.Threshold, got Identity"):
         model.policy = nn.Identity()
+    with pytest.raises(TypeError, match="policy: expected an instance, got the class Threshold"):
+        model.policy = Threshold
 
 
 class Learned(nn.Module):
