@@ -45,12 +45,25 @@ def names(record: type[tuple[Any, ...]]) -> list[str]:
     return [name for name, _ in _arguments(record)]
 
 
+def flattener(record: type[tuple[Any, ...]]) -> Callable[[Any], list[Any]]:
+    """A function from a call to the values of its arguments, in the order of the schema.
+
+    What it knows of the record it looks up here: torch.compile, which traces the function, cannot.
+    """
+    inner = [flattener(kind) if _is_record(kind) else None for kind in _fields(record).values()]
+
+    def flatten(call: Any) -> list[Any]:
+        values = []
+        for value, flatten_inner in zip(call, inner, strict=True):
+            values += [value] if flatten_inner is None else flatten_inner(value)
+        return values
+
+    return flatten
+
+
 def flatten(call: tuple[Any, ...]) -> list[Any]:
     """Values of the arguments, in the order of the schema."""
-    values = []
-    for value in call:
-        values += flatten(value) if _is_record(type(value)) else [value]
-    return values
+    return flattener(type(call))(call)
 
 
 def unflatten(record: type[Record], values: Iterable[Any]) -> Record:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from msvit_kernels.ops.arguments import flatten, names, schema, unflatten
+from msvit_kernels.ops.arguments import flattener, names, schema, unflatten
 
 _library = torch.library.Library("msvit", "DEF")
 _TENSOR = object()
@@ -58,7 +58,7 @@ def define(
     torch.library.register_fake(f"msvit::{name}", without_data, lib=_library)
     if derivative is not None:
         _register_derivative(name, record, derivative)
-    operator = getattr(torch.ops.msvit, name).default
+    operator, flatten = getattr(torch.ops.msvit, name).default, flattener(record)
     return lambda call, backend: operator(*flatten(call), backend)
 
 
