@@ -7,6 +7,7 @@ import torch
 
 from msvit_kernels import dispatch, testing, varlen_attention
 from msvit_kernels.calls import VarlenAttention, VarlenAttentionBackward
+from msvit_kernels.native_fields import attention_fields
 
 SCHEDULES = ["forward", "reverse", "random:1", "random:2"]
 # Short sequences stay in shared memory, long ones stream through it; the backward of each is another kernel.
@@ -111,7 +112,8 @@ def test_long_bounds_take_the_kernels_for_long_sequences(head_dim, bound):
         total = max(bound, 70)  # what the offsets are clamped to; there is memory for 70 tokens and offsets to those
         lse, delta, dweight = (torch.empty(70) for _ in range(3))
         out, dq, dk, dv = (torch.empty_like(q) for _ in range(4))
-        inputs = cuda_attention._inputs(VarlenAttention(q, k, v, offsets, offsets, min(bound, 70), bound, 0.1, weight))
+        attention = VarlenAttention(q, k, v, offsets, offsets, min(bound, 70), bound, 0.1, weight)
+        inputs = {**attention_fields(attention), **cuda_attention._launch(attention)}
         inputs |= {"total_q": total, "total_k": total}
         inputs |= {"out": out.data_ptr(), "lse": lse.data_ptr()}
         kernels.varlen_attention_fwd(**inputs)
@@ -140,7 +142,8 @@ def test_more_tokens_than_can_be_counted_are_refused():
 
     q, k, v = testing.qkv_views(1, 1, 32, torch.bfloat16)
     offsets = testing.offsets([1])
-    inputs = cuda_attention._inputs(VarlenAttention(q, k, v, offsets, offsets, 1, 1, 0.1))
+    attention = VarlenAttention(q, k, v, offsets, offsets, 1, 1, 0.1)
+    inputs = {**attention_fields(attention), **cuda_attention._launch(attention)}
     for name in ("total_q", "total_k"):
         total = inputs | {name: 2**31 - 2**20 + 1}
         with pytest.raises(RuntimeError, match="more than 2\\^31 - 2\\^20 tokens"):

@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from msvit.tokens.decision import Decision, take_decision
+from msvit.tokens.decision import Decision, check_regions, given_decision, take_decision
 from msvit.tokens.policies import Policy
 from msvit_kernels import Scales
 
@@ -128,12 +128,10 @@ class GatedBackbone(nn.Module):
         """
         self._check_images(images)
         if fine_mask is not None:
-            self._check_regions("fine_mask", fine_mask, images)
-            if fine_mask.dtype != torch.bool:
-                raise TypeError(f"fine_mask: expected dtype bool, got {fine_mask.dtype}")
-            return Decision(fine_mask, self.scales)
+            return given_decision(fine_mask, images, self.scales)
         logits = self.gate(images) if gate_logits is None else gate_logits
-        self._check_regions("gate_logits" if gate_logits is not None else "result of the gate", logits, images)
+        name = "gate_logits" if gate_logits is not None else "result of the gate"
+        check_regions(name, logits, images, self.scales)
         return take_decision(self.gate, self.policy, logits, self.scales)
 
     def classify(self, images: Tensor, decision: Decision) -> Tensor:
@@ -150,12 +148,3 @@ class GatedBackbone(nn.Module):
             raise ValueError("images: uint8 needs the model's mean and std, which are None; got uint8")
         if images.dtype != torch.uint8 and not images.is_floating_point():
             raise TypeError(f"images: expected floats or uint8, got {images.dtype}")
-
-    def _check_regions(self, name: str, values: Tensor, images: Tensor) -> None:
-        if not isinstance(values, Tensor):
-            raise TypeError(f"{name}: expected a tensor, got {type(values).__name__}")
-        expected = (images.shape[0], *self.coarse_grid_size)
-        if tuple(values.shape) != expected:
-            raise ValueError(f"{name}: expected shape {[*expected]}, got {[*values.shape]}")
-        if values.device != images.device:
-            raise ValueError(f"{name}: expected device {images.device}, where the images are, got {values.device}")

@@ -60,6 +60,34 @@ class Decision:
         )
 
 
+def given_decision(fine_mask: Tensor, images: Tensor, scales: Scales) -> Decision:
+    """The decision that a caller took in place of a gate.
+
+    Args:
+        fine_mask: bool [batch, Hc, Wc], on the device of the images.
+        images: [batch, ...].
+        scales: the candidates of an image.
+
+    Raises:
+        TypeError, ValueError: a mask of another type, dtype, shape or device.
+    """
+    check_regions("fine_mask", fine_mask, images, scales)
+    if fine_mask.dtype != torch.bool:
+        raise TypeError(f"fine_mask: expected dtype bool, got {fine_mask.dtype}")
+    return Decision(fine_mask, scales)
+
+
+def check_regions(name: str, values: Any, images: Tensor, scales: Scales) -> None:
+    """Raises unless `values` are a tensor with one value for each region of each image, on the device of the images."""
+    if not isinstance(values, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(values).__name__}")
+    expected = (images.shape[0], *scales.regions)
+    if tuple(values.shape) != expected:
+        raise ValueError(f"{name}: expected shape {[*expected]}, got {[*values.shape]}")
+    if values.device != images.device:
+        raise ValueError(f"{name}: expected device {images.device}, where the images are, got {values.device}")
+
+
 def take_decision(gate: nn.Module, policy: Policy, logits: Tensor, scales: Scales) -> Decision:
     """Turns the logits of a gate into a decision: noise in training, then the policy (eq. 1, 2).
 
