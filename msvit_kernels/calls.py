@@ -9,11 +9,14 @@ Dtypes, shapes and meaning are those of the public functions.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from torch import Tensor
 
 from msvit_kernels.scales import Scales
+
+# A number that torch.compile may not know while it traces. A plain int costs the dispatcher less.
+SymInt = Annotated[int, "SymInt"]
 
 
 class VarlenAttention(NamedTuple):
@@ -75,7 +78,7 @@ class MixedScaleLayoutIndices(NamedTuple):
 
     regions: Regions
     cu_seqlens: Tensor
-    total_tokens: int
+    total_tokens: SymInt
     num_prefix: int
 
 
@@ -134,7 +137,7 @@ class UnpackToGridBackward(NamedTuple):
 
     dgrid: Tensor
     regions: Regions
-    total_tokens: int
+    total_tokens: SymInt
 
 
 class UnpackToGridGradients(NamedTuple):

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from msvit_kernels import Scales
+from msvit_kernels.calls import SymInt
 from msvit_kernels.ops import arguments
 
 
 class Inner(NamedTuple):
     mask: Tensor
-    size: int
+    size: SymInt
     weight: Tensor | None = None
 
 
@@ -33,8 +34,8 @@ CALL = Record(torch.ones(1), Inner(torch.ones(2), 3), 0.25)
 
 def test_schema():
     assert arguments.schema(Record) == (
-        "Tensor x, Tensor mask, SymInt size, Tensor? weight, float scale, float eps, str mode, SymInt window, "
-        "SymInt[]? sizes, float? soft_cap"
+        "Tensor x, Tensor mask, SymInt size, Tensor? weight, float scale, float eps, str mode, int window, "
+        "int[]? sizes, float? soft_cap"
     )
     assert arguments.gradients_schema(Inner) == "(Tensor dmask, Tensor dsize, Tensor dweight)"
 

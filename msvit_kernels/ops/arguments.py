@@ -7,15 +7,18 @@ from typing import Any, TypeVar, get_type_hints
 
 from torch import Tensor
 
+from msvit_kernels.calls import SymInt
+
 Record = TypeVar("Record", bound=tuple[Any, ...])
 
 _SCHEMA_TYPES: dict[Any, str] = {
     Tensor: "Tensor",
-    int: "SymInt",
+    int: "int",
+    SymInt: "SymInt",
     float: "float",
     bool: "bool",
     str: "str",
-    Sequence[int]: "SymInt[]",
+    Sequence[int]: "int[]",
     Sequence[float]: "float[]",
 }
 _SCHEMA_TYPES |= {kind | None: f"{name}?" for kind, name in _SCHEMA_TYPES.items()}
@@ -107,7 +110,7 @@ def _composed(outer: Callable[[Any], Any], inner: Callable[[Any], Any]) -> Calla
 
 @functools.cache
 def _fields(record: Any) -> dict[str, Any]:
-    return get_type_hints(record)
+    return get_type_hints(record, include_extras=True)
 
 
 def _is_record(kind: Any) -> bool:
