@@ -51,7 +51,7 @@ def test_a_type_without_a_name_in_the_schema_is_an_error():
 def test_flatten_and_back():
     values = arguments.flatten(CALL)
     assert len(values) == len(arguments.names(Record))
-    assert arguments.unflatten(Record, values) == CALL
+    assert arguments.unflattener(Record)(values) == CALL
 
 
 def test_options_are_told_by_value():

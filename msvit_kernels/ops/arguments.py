@@ -2,7 +2,7 @@
 
 import functools
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, get_type_hints
 
 from torch import Tensor
@@ -69,15 +69,19 @@ def flatten(call: tuple[Any, ...]) -> list[Any]:
     return flattener(type(call))(call)
 
 
-def unflatten(record: type[Record], values: Iterable[Any]) -> Record:
-    """The record whose `flatten` gives these values."""
-    remaining = iter(values)
+def unflattener(record: type[Record]) -> Callable[[Sequence[Any]], Record]:
+    """A function from the values of the arguments to the record whose `flatten` gives them."""
+    build: Callable[[Sequence[Any]], Record] = _builder(record, 0)
+    return build
 
-    def build(record: type[tuple[Any, ...]]) -> Any:
-        return record(*[build(kind) if _is_record(kind) else next(remaining) for kind in _fields(record).values()])
 
-    result: Record = build(record)
-    return result
+def _builder(record: Any, first: int) -> Callable[[Sequence[Any]], Any]:
+    """Makes a record of the values from number `first` on."""
+    parts: list[Callable[[Sequence[Any]], Any]] = []
+    for kind in _fields(record).values():
+        parts.append(_builder(kind, first) if _is_record(kind) else operator.itemgetter(first))
+        first += len(names(kind)) if _is_record(kind) else 1
+    return lambda values: record(*[part(values) for part in parts])
 
 
 def options(call: tuple[Any, ...]) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from msvit_kernels.ops.arguments import flattener, names, schema, unflatten
+from msvit_kernels.ops.arguments import flattener, names, schema, unflattener
 
 _library = torch.library.Library("msvit", "DEF")
 _TENSOR = object()
@@ -48,11 +48,13 @@ def define(
     """
     _library.define(f"{name}({schema(record)}, str? backend) -> {results}")
 
+    unflatten = unflattener(record)
+
     def implementation(*arguments: Any) -> Any:
-        return run(unflatten(record, arguments[:-1]), arguments[-1])
+        return run(unflatten(arguments), arguments[-1])
 
     def without_data(*arguments: Any) -> Any:
-        return fake(unflatten(record, arguments[:-1]))
+        return fake(unflatten(arguments))
 
     _library.impl(name, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"msvit::{name}", without_data, lib=_library)
@@ -63,12 +65,12 @@ def define(
 
 
 def _register_derivative(name: str, record: type[Any], derivative: Derivative) -> None:
-    arguments = [*names(record), "backend"]
+    arguments, unflatten = [*names(record), "backend"], unflattener(record)
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        *values, ctx.backend = inputs
+        ctx.backend = inputs[-1]
         tensors: list[Tensor] = []
-        ctx.saved = _take_tensors(derivative.save(unflatten(record, values), output), tensors)
+        ctx.saved = _take_tensors(derivative.save(unflatten(inputs), output), tensors)
         ctx.save_for_backward(*tensors)
         # If only one of several outputs got a gradient, the backward has less to do.
         ctx.set_materialize_grads(not isinstance(output, tuple))
