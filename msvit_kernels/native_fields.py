@@ -1,8 +1,9 @@
-"""What the native modules take under the same names on the CPU and on a GPU."""
+"""What the launchers of the native attention kernels share, on the CPU and on a GPU."""
 
 from typing import TypedDict
 
 import torch
+from torch import Tensor
 
 from msvit_kernels.calls import VarlenAttention
 
@@ -62,3 +63,8 @@ def attention_fields(call: VarlenAttention) -> AttentionFields:
         "softmax_scale": call.softmax_scale,
         "is_bf16": q.dtype == torch.bfloat16,
     }
+
+
+def empty_rows(x: Tensor) -> Tensor:
+    """Memory for a result of the shape of `x`, contiguous whatever the strides of `x`."""
+    return torch.empty_like(x, memory_format=torch.contiguous_format)

@@ -49,7 +49,7 @@ def test_a_type_without_a_name_in_the_schema_is_an_error():
 
 
 def test_flatten_and_back():
-    values = arguments.flatten(CALL)
+    values = arguments.flattener(Record)(CALL)
     assert len(values) == len(arguments.names(Record))
     assert arguments.unflattener(Record)(values) == CALL
 

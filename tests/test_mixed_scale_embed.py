@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msvit_kernels import calls, mixed_scale_embed, mixed_scale_layout, testing
-from msvit_kernels.ops.arguments import flatten
+from msvit_kernels.ops.arguments import flattener
 from msvit_kernels.testing import DEVICES
 
 MEAN, STD = (0.48, 0.45, 0.4), (0.23, 0.22, 0.25)
@@ -189,7 +189,7 @@ def test_opcheck():
         images, weight, bias, table = (x.detach().requires_grad_(grad) for x in (images, weight, bias, table))
         patches = calls.Patches(images, layout.regions, *rows, 1, weight, 4, list(MEAN), list(STD))
         call = calls.MixedScaleEmbed(patches, table, bias)
-        torch.library.opcheck(torch.ops.msvit.mixed_scale_embed.default, (*flatten(call), None))
+        torch.library.opcheck(torch.ops.msvit.mixed_scale_embed.default, (*flattener(type(call))(call), None))
 
 
 def test_compile_keeps_one_graph():

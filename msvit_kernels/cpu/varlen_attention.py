@@ -9,14 +9,14 @@ from torch import Tensor
 
 from msvit_kernels import _C
 from msvit_kernels.calls import VarlenAttention, VarlenAttentionBackward, VarlenAttentionGradients
-from msvit_kernels.native_fields import attention_fields
+from msvit_kernels.native_fields import attention_fields, empty_rows
 
 OPTIONS = frozenset({"key_weight"})
 
 
 def varlen_attention_fwd(call: VarlenAttention) -> tuple[Tensor, Tensor]:
     total_q, num_heads, _ = call.q.shape
-    out = _empty_rows(call.q)
+    out = empty_rows(call.q)
     lse = torch.empty(num_heads, total_q, dtype=torch.float32)
     _C.varlen_attention_fwd(
         **attention_fields(call), num_threads=torch.get_num_threads(), out=out.data_ptr(), lse=lse.data_ptr()
@@ -31,7 +31,7 @@ def varlen_attention_bwd(backward: VarlenAttentionBackward) -> VarlenAttentionGr
     out, lse = out.contiguous(), lse.contiguous()
     if dlse is not None:
         dlse = dlse.contiguous()
-    dq, dk, dv = (_empty_rows(x) for x in (call.q, call.k, call.v))
+    dq, dk, dv = (empty_rows(x) for x in (call.q, call.k, call.v))
     dweight = torch.empty(call.k.shape[0], dtype=torch.float32) if needs_dweight else None
     _C.varlen_attention_bwd(
         **attention_fields(call),
@@ -48,10 +48,6 @@ def varlen_attention_bwd(backward: VarlenAttentionBackward) -> VarlenAttentionGr
         dweight=0 if dweight is None else dweight.data_ptr(),
     )
     return VarlenAttentionGradients(dq, dk, dv, dweight)
-
-
-def _empty_rows(x: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def unsupported_reason(device_type: str, dtype: torch.dtype, head_dim: int) -> str | None:

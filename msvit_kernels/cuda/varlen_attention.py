@@ -11,7 +11,7 @@ from torch import Tensor
 
 from msvit_kernels.calls import VarlenAttention, VarlenAttentionBackward, VarlenAttentionGradients
 from msvit_kernels.cuda.native import device_index, device_unsupported, kernels, stream_of
-from msvit_kernels.native_fields import attention_fields
+from msvit_kernels.native_fields import attention_fields, empty_rows
 
 if TYPE_CHECKING:
     from msvit_kernels import _cuda
@@ -22,7 +22,7 @@ OPTIONS = frozenset({"key_weight"})
 def varlen_attention_fwd(call: VarlenAttention) -> tuple[Tensor, Tensor]:
     call = _aligned_call(call)
     q = call.q
-    out = _empty_rows(q)
+    out = empty_rows(q)
     lse = torch.empty(q.shape[1], q.shape[0], dtype=torch.float32, device=q.device)
     kernels.varlen_attention_fwd(**attention_fields(call), **_launch(call), out=out.data_ptr(), lse=lse.data_ptr())
     return out, lse
@@ -33,7 +33,7 @@ def varlen_attention_bwd(backward: VarlenAttentionBackward) -> VarlenAttentionGr
     q, k, v = call.q, call.k, call.v
     out, lse = backward.out.contiguous(), backward.lse.contiguous()
     dlse = None if backward.dlse is None else backward.dlse.contiguous()
-    dq, dk, dv = (_empty_rows(x) for x in (q, k, v))
+    dq, dk, dv = (empty_rows(x) for x in (q, k, v))
     delta = torch.empty_like(lse)
     # One row of column sums per head, then one sum in a fixed order: adding them up with atomics would change bits.
     weights = q.shape[1], k.shape[0]
@@ -54,10 +54,6 @@ def varlen_attention_bwd(backward: VarlenAttentionBackward) -> VarlenAttentionGr
         dweight=0 if dweight is None else dweight.data_ptr(),
     )
     return VarlenAttentionGradients(dq, dk, dv, None if dweight is None else dweight.sum(0))
-
-
-def _empty_rows(x: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def _launch(call: VarlenAttention) -> "_cuda.Launch":

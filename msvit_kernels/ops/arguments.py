@@ -64,13 +64,8 @@ def flattener(record: type[tuple[Any, ...]]) -> Callable[[Any], list[Any]]:
     return flatten
 
 
-def flatten(call: tuple[Any, ...]) -> list[Any]:
-    """Values of the arguments, in the order of the schema."""
-    return flattener(type(call))(call)
-
-
 def unflattener(record: type[Record]) -> Callable[[Sequence[Any]], Record]:
-    """A function from the values of the arguments to the record whose `flatten` gives them."""
+    """A function from the values of the arguments to the record that `flattener` takes them from."""
     build: Callable[[Sequence[Any]], Record] = _builder(record, 0)
     return build
 

@@ -8,6 +8,15 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+POOLS: list[dict[str, Any]] = [
+    {},
+    {"global_pool": "avg"},
+    {"global_pool": "avg", "pool_include_prefix": True, "reg_tokens": 2},
+    {"global_pool": "map", "class_token": False},
+    {"global_pool": "map", "reg_tokens": 1},
+]
+POOL_IDS = ["token", "avg", "avg-prefix", "map", "map-prefix"]
+
 LOGITS_TOLERANCE = 1e-4  # fp32, absolute, as the project promises
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from model_helpers import LOGITS_TOLERANCE, images_of, mask_of, small_vit
+from model_helpers import LOGITS_TOLERANCE, POOL_IDS, POOLS, images_of, mask_of, small_vit
 from reducer_helpers import Best, EverySecond, gradients, make_model
 from torch import Tensor, nn
 
@@ -18,14 +18,6 @@ from msvit.reducers import PLACES, AttentionTerms, PackedSequences, Sequences
 from msvit_kernels import MixedScaleLayout, Packing
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "reducers.md"
-POOLS: list[dict[str, Any]] = [
-    {},
-    {"global_pool": "avg"},
-    {"global_pool": "avg", "pool_include_prefix": True, "reg_tokens": 2},
-    {"global_pool": "map", "class_token": False},
-    {"global_pool": "map", "reg_tokens": 1},
-]
-POOL_IDS = ["token", "avg", "avg-prefix", "map", "map-prefix"]
 MASKS = [
     pytest.param(lambda: mask_of((3, 3, 3)), id="random"),
     pytest.param(lambda: mask_of((1, 3, 3)), id="batch-1"),

@@ -8,22 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_helpers import LOGITS_TOLERANCE, images_of, mask_of, small_vit
+from model_helpers import LOGITS_TOLERANCE, POOL_IDS, POOLS, images_of, mask_of, small_vit
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import msvit
 from msvit.models.vit import TOKEN_MODES, MixedScaleVisionTransformer
 from msvit.policies import Budget, Threshold
-
-POOLS: list[dict[str, Any]] = [
-    {},
-    {"global_pool": "avg"},
-    {"global_pool": "avg", "pool_include_prefix": True, "reg_tokens": 2},
-    {"global_pool": "map", "class_token": False},
-    {"global_pool": "map", "reg_tokens": 1},
-]
-POOL_IDS = ["token", "avg", "avg-prefix", "map", "map-prefix"]
 
 MASKS = [
     pytest.param(lambda shape: mask_of((3, *shape)), id="random"),
