@@ -49,7 +49,8 @@ def mixed_scale_layout(
     if height * width == 0:
         raise ValueError(f"fine_mask: expected at least one region, got shape {tuple(fine_mask.shape)}")
     scales = Scales((height, width), scale_factor, num_prefix)
-    validation.check_int32_range("fine_mask", batch * scales.most_tokens)
+    max_seqlen = scales.most_tokens
+    validation.check_int32_range("fine_mask", batch * max_seqlen)
     fine_mask = fine_mask.contiguous()
     offsets = MixedScaleLayoutOffsets(fine_mask, scale_factor, num_prefix)
     num_tokens, cu_seqlens, region_start = mixed_scale_layout_offsets(offsets, backend)
@@ -69,7 +70,7 @@ def mixed_scale_layout(
         token_index=token_index,
         region_start=region_start,
         total_tokens=total_tokens,
-        max_seqlen=scales.most_tokens,
+        max_seqlen=max_seqlen,
         grid_size=scales.grid_size,
         scale_factor=scale_factor,
         num_prefix=num_prefix,

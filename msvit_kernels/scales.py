@@ -36,9 +36,10 @@ class Scales:
         # Each by itself: a comparison of two sizes would tie them to each other in torch.compile.
         if self.regions[0] < 0 or self.regions[1] < 0:
             raise ValueError(f"regions: expected two numbers of at least 0, got {self.regions}")
-        for name, value, least in (("scale_factor", self.scale_factor, 2), ("num_prefix", self.num_prefix, 0)):
-            if value < least:
-                raise ValueError(f"{name}: expected at least {least}, got {value}")
+        if self.scale_factor < 2:
+            raise ValueError(f"scale_factor: expected at least 2, got {self.scale_factor}")
+        if self.num_prefix < 0:
+            raise ValueError(f"num_prefix: expected at least 0, got {self.num_prefix}")
 
     @property
     def num_regions(self) -> int:

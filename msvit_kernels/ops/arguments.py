@@ -1,8 +1,9 @@
 """From the records of `calls` to argument lists, as torch's dispatcher wants them, and back."""
 
 import functools
+import itertools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar, get_type_hints
 
 from torch import Tensor
@@ -48,35 +49,41 @@ def names(record: type[tuple[Any, ...]]) -> list[str]:
     return [name for name, _ in _arguments(record)]
 
 
-def flattener(record: type[tuple[Any, ...]]) -> Callable[[Any], list[Any]]:
-    """A function from a call to the values of its arguments, in the order of the schema.
+def flattener(record: type[tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+    """A function from a call to the values of its arguments, in the order of the schema, with more behind them.
 
-    What it knows of the record it looks up here: torch.compile, which traces the function, cannot.
+    Made from source, as namedtuple makes its own functions: it is on the path of every call, where loops over fields
+    cost as much as a small kernel.
     """
-    inner = [flattener(kind) if _is_record(kind) else None for kind in _fields(record).values()]
-
-    def flatten(call: Any) -> list[Any]:
-        values = []
-        for value, flatten_inner in zip(call, inner, strict=True):
-            values += [value] if flatten_inner is None else flatten_inner(value)
-        return values
-
+    source = f"lambda call, *more: ({', '.join(_reads(record, 'call'))}, *more)"
+    flatten: Callable[..., tuple[Any, ...]] = eval(source)
     return flatten
+
+
+def _reads(record: Any, call: str) -> list[str]:
+    """The expressions that read the arguments from the record that the expression `call` stands for."""
+    found = []
+    for at, kind in enumerate(_fields(record).values()):
+        found += _reads(kind, f"{call}[{at}]") if _is_record(kind) else [f"{call}[{at}]"]
+    return found
 
 
 def unflattener(record: type[Record]) -> Callable[[Sequence[Any]], Record]:
     """A function from the values of the arguments to the record that `flattener` takes them from."""
-    build: Callable[[Sequence[Any]], Record] = _builder(record, 0)
+    scope: dict[str, Any] = {"new": tuple.__new__}  # a record's own __new__ is Python and takes twice the time
+    source = _construction(record, itertools.count(), scope)
+    build: Callable[[Sequence[Any]], Record] = eval(f"lambda values: {source}", scope)
     return build
 
 
-def _builder(record: Any, first: int) -> Callable[[Sequence[Any]], Any]:
-    """Makes a record of the values from number `first` on."""
-    parts: list[Callable[[Sequence[Any]], Any]] = []
-    for kind in _fields(record).values():
-        parts.append(_builder(kind, first) if _is_record(kind) else operator.itemgetter(first))
-        first += len(names(kind)) if _is_record(kind) else 1
-    return lambda values: record(*[part(values) for part in parts])
+def _construction(record: Any, places: Iterator[int], scope: dict[str, Any]) -> str:
+    """The expression that makes a record of the next `values`; the classes that it names go to `scope`."""
+    scope[record.__name__] = record
+    parts = [
+        _construction(kind, places, scope) if _is_record(kind) else f"values[{next(places)}]"
+        for kind in _fields(record).values()
+    ]
+    return f"new({record.__name__}, ({', '.join(parts)},))"
 
 
 def options(call: tuple[Any, ...]) -> tuple[str, ...]:

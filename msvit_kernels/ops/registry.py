@@ -61,7 +61,7 @@ def define(
     if derivative is not None:
         _register_derivative(name, record, derivative)
     operator, flatten = getattr(torch.ops.msvit, name).default, flattener(record)
-    return lambda call, backend: operator(*flatten(call), backend)
+    return lambda call, backend: operator(*flatten(call, backend))
 
 
 def _register_derivative(name: str, record: type[Any], derivative: Derivative) -> None:
