@@ -2,9 +2,10 @@
 // strides in elements; nothing is computed here and nothing is checked: callers are msvit_kernels/validation.py and
 // msvit_kernels/cpu/.
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
 #include <cstdint>
+#include <utility>
+#include <vector>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -24,71 +25,94 @@ namespace py = pybind11;
 namespace {
 
 // A named argument for the field of that name.
-#define F(name) MSVIT_FIELD(name, name)
+#define F(name) MSVIT_FIELD(Args, name, name)
 
-void define_varlen_attention(py::module_& m) {
-  const std::tuple inputs{F(q),
-                          F(k),
-                          F(v),
-                          F(cu_seqlens_q),
-                          F(cu_seqlens_k),
-                          F(key_weight),
-                          F(batch),
-                          F(total_q),
-                          F(total_k),
-                          F(num_heads),
-                          F(head_dim),
-                          F(q_stride_token),
-                          F(q_stride_head),
-                          F(k_stride_token),
-                          F(k_stride_head),
-                          F(v_stride_token),
-                          F(v_stride_head),
-                          F(softmax_scale),
-                          F(is_bf16),
-                          F(num_threads)};
-  msvit::define_named<msvit::VarlenAttentionFwdArgs>(
-      m, "varlen_attention_fwd", [](const auto& args) { MSVIT_CALL_CHOSEN_ISA(varlen_attention_fwd, args); },
-      std::tuple_cat(inputs, std::tuple{F(out), F(lse)}));
-  msvit::define_named<msvit::VarlenAttentionBwdArgs>(
-      m, "varlen_attention_bwd", [](const auto& args) { MSVIT_CALL_CHOSEN_ISA(varlen_attention_bwd, args); },
-      std::tuple_cat(inputs, std::tuple{F(dout), F(dout_stride_token), F(dout_stride_head), F(dlse), F(out), F(lse),
-                                        F(dq), F(dk), F(dv), F(dweight)}));
+template <class Args>
+msvit::Fields varlen_attention_inputs() {
+  return {F(q),
+          F(k),
+          F(v),
+          F(cu_seqlens_q),
+          F(cu_seqlens_k),
+          F(key_weight),
+          F(batch),
+          F(total_q),
+          F(total_k),
+          F(num_heads),
+          F(head_dim),
+          F(q_stride_token),
+          F(q_stride_head),
+          F(k_stride_token),
+          F(k_stride_head),
+          F(v_stride_token),
+          F(v_stride_head),
+          F(softmax_scale),
+          F(is_bf16),
+          F(num_threads)};
 }
 
-void define_mixed_scale_embed(py::module_& m) {
-  const std::tuple inputs{F(images),       F(batch_index), F(token_index),  F(batch),      F(height),     F(width),
-                          F(total_tokens), F(patch_size),  F(scale_factor), F(num_prefix), F(pixel_type), F(mean),
-                          F(std),          F(weight),      F(dim),          F(is_bf16),    F(num_threads)};
-  msvit::define_named<msvit::MixedScaleEmbedFwdArgs>(
-      m, "mixed_scale_embed_fwd", [](const auto& args) { MSVIT_CALL_CHOSEN_ISA(mixed_scale_embed_fwd, args); },
-      std::tuple_cat(inputs, std::tuple{F(bias), F(table), F(out)}));
-  msvit::define_named<msvit::MixedScaleEmbedBwdArgs>(
-      m, "mixed_scale_embed_bwd", [](const auto& args) { MSVIT_CALL_CHOSEN_ISA(mixed_scale_embed_bwd, args); },
-      std::tuple_cat(inputs, std::tuple{F(dout), F(fine_mask), F(region_start), F(cu_seqlens), F(dimages), F(dweight),
-                                        F(dbias), F(dtable)}));
+void define_varlen_attention_fwd(py::module_& m) {
+  using Args = msvit::VarlenAttentionFwdArgs;
+  msvit::define_named<Args>(
+      m, "varlen_attention_fwd", [](const Args& args) { MSVIT_CALL_CHOSEN_ISA(varlen_attention_fwd, args); },
+      varlen_attention_inputs<Args>() + msvit::Fields{F(out), F(lse)});
 }
 
-void define_mixed_scale_layout(py::module_& m) {
-  msvit::define_named<msvit::MixedScaleLayoutOffsetsArgs>(
-      m, "mixed_scale_layout_offsets",
-      [](const auto& args) { MSVIT_CALL_CHOSEN_ISA(mixed_scale_layout_offsets, args); },
-      std::tuple{F(fine_mask), F(num_tokens), F(cu_seqlens), F(region_start), F(batch), F(num_regions), F(scale_factor),
-                 F(num_prefix), F(num_threads)});
-  msvit::define_named<msvit::MixedScaleLayoutFwdArgs>(
-      m, "mixed_scale_layout_fwd", [](const auto& args) { MSVIT_CALL_CHOSEN_ISA(mixed_scale_layout_fwd, args); },
-      std::tuple{F(fine_mask), F(cu_seqlens), F(region_start), F(batch_index), F(token_index), F(batch), F(rows),
-                 F(columns), F(total_tokens), F(scale_factor), F(num_prefix), F(num_threads)});
+void define_varlen_attention_bwd(py::module_& m) {
+  using Args = msvit::VarlenAttentionBwdArgs;
+  msvit::define_named<Args>(
+      m, "varlen_attention_bwd", [](const Args& args) { MSVIT_CALL_CHOSEN_ISA(varlen_attention_bwd, args); },
+      varlen_attention_inputs<Args>() + msvit::Fields{F(dout), F(dout_stride_token), F(dout_stride_head), F(dlse),
+                                                      F(out), F(lse), F(dq), F(dk), F(dv), F(dweight)});
+}
+
+template <class Args>
+msvit::Fields mixed_scale_embed_inputs() {
+  return {F(images),       F(batch_index), F(token_index),  F(batch),      F(height),     F(width),
+          F(total_tokens), F(patch_size),  F(scale_factor), F(num_prefix), F(pixel_type), F(mean),
+          F(std),          F(weight),      F(dim),          F(is_bf16),    F(num_threads)};
+}
+
+void define_mixed_scale_embed_fwd(py::module_& m) {
+  using Args = msvit::MixedScaleEmbedFwdArgs;
+  msvit::define_named<Args>(
+      m, "mixed_scale_embed_fwd", [](const Args& args) { MSVIT_CALL_CHOSEN_ISA(mixed_scale_embed_fwd, args); },
+      mixed_scale_embed_inputs<Args>() + msvit::Fields{F(bias), F(table), F(out)});
+}
+
+void define_mixed_scale_embed_bwd(py::module_& m) {
+  using Args = msvit::MixedScaleEmbedBwdArgs;
+  msvit::define_named<Args>(
+      m, "mixed_scale_embed_bwd", [](const Args& args) { MSVIT_CALL_CHOSEN_ISA(mixed_scale_embed_bwd, args); },
+      mixed_scale_embed_inputs<Args>() + msvit::Fields{F(dout), F(fine_mask), F(region_start), F(cu_seqlens),
+                                                       F(dimages), F(dweight), F(dbias), F(dtable)});
+}
+
+void define_mixed_scale_layout_offsets(py::module_& m) {
+  using Args = msvit::MixedScaleLayoutOffsetsArgs;
+  msvit::define_named<Args>(m, "mixed_scale_layout_offsets",
+                            [](const Args& args) { MSVIT_CALL_CHOSEN_ISA(mixed_scale_layout_offsets, args); },
+                            {F(fine_mask), F(num_tokens), F(cu_seqlens), F(region_start), F(batch), F(num_regions),
+                             F(scale_factor), F(num_prefix), F(num_threads)});
+}
+
+void define_mixed_scale_layout_fwd(py::module_& m) {
+  using Args = msvit::MixedScaleLayoutFwdArgs;
+  msvit::define_named<Args>(m, "mixed_scale_layout_fwd",
+                            [](const Args& args) { MSVIT_CALL_CHOSEN_ISA(mixed_scale_layout_fwd, args); },
+                            {F(fine_mask), F(cu_seqlens), F(region_start), F(batch_index), F(token_index), F(batch),
+                             F(rows), F(columns), F(total_tokens), F(scale_factor), F(num_prefix), F(num_threads)});
 }
 
 void define_unpack_to_grid(py::module_& m) {
-  const std::tuple fields{F(fine_mask),    F(region_start), F(tokens),       F(grid),         F(batch),
-                          F(rows),         F(columns),      F(scale_factor), F(total_tokens), F(dim),
-                          F(token_stride), F(is_bf16),      F(num_threads)};
-  msvit::define_named<msvit::UnpackToGridArgs>(
-      m, "unpack_to_grid_fwd", [](const auto& args) { MSVIT_CALL_CHOSEN_ISA(unpack_to_grid_fwd, args); }, fields);
-  msvit::define_named<msvit::UnpackToGridArgs>(
-      m, "unpack_to_grid_bwd", [](const auto& args) { MSVIT_CALL_CHOSEN_ISA(unpack_to_grid_bwd, args); }, fields);
+  using Args = msvit::UnpackToGridArgs;
+  const msvit::Fields fields{F(fine_mask),    F(region_start), F(tokens),       F(grid),         F(batch),
+                             F(rows),         F(columns),      F(scale_factor), F(total_tokens), F(dim),
+                             F(token_stride), F(is_bf16),      F(num_threads)};
+  msvit::define_named<Args>(
+      m, "unpack_to_grid_fwd", [](const Args& args) { MSVIT_CALL_CHOSEN_ISA(unpack_to_grid_fwd, args); }, fields);
+  msvit::define_named<Args>(
+      m, "unpack_to_grid_bwd", [](const Args& args) { MSVIT_CALL_CHOSEN_ISA(unpack_to_grid_bwd, args); }, fields);
 }
 
 int check_offsets(uintptr_t offsets, int64_t n, int64_t total, int64_t max_seqlen) {
@@ -138,8 +162,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("check_offsets", &check_offsets, py::arg("offsets"), py::arg("n"), py::arg("total"), py::arg("max_seqlen"));
   m.def("check_range", &check_range, py::arg("values"), py::arg("n"), py::arg("upper"));
   m.def("fma_peak", &fma_peak, py::arg("iterations"), py::arg("num_threads"), py::arg("bf16"));
-  define_varlen_attention(m);
-  define_mixed_scale_embed(m);
-  define_mixed_scale_layout(m);
+  define_varlen_attention_fwd(m);
+  define_varlen_attention_bwd(m);
+  define_mixed_scale_embed_fwd(m);
+  define_mixed_scale_embed_bwd(m);
+  define_mixed_scale_layout_offsets(m);
+  define_mixed_scale_layout_fwd(m);
   define_unpack_to_grid(m);
 }

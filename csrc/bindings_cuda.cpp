@@ -45,42 +45,51 @@ struct Launch : Call {
 };
 
 // Named arguments: for the field of that name, for that of `in`, and for the strides of a tensor.
-#define F(name) MSVIT_FIELD(name, name)
-#define IN(name) MSVIT_FIELD(name, in.name)
+#define F(name) MSVIT_FIELD(Args, name, name)
+#define IN(name) MSVIT_FIELD(Args, name, in.name)
 #define STRIDES(name, rows) \
-  MSVIT_FIELD(name##_stride_token, rows.token_stride), MSVIT_FIELD(name##_stride_head, rows.head_stride)
+  MSVIT_FIELD(Args, name##_stride_token, rows.token_stride), MSVIT_FIELD(Args, name##_stride_head, rows.head_stride)
 
-void define_varlen_attention(py::module_& m) {
-  // In the order of AttentionFields (msvit_kernels/native_fields.py), then what only these kernels take.
-  const std::tuple inputs{MSVIT_FIELD(q, in.q.data),
-                          MSVIT_FIELD(k, in.k.data),
-                          MSVIT_FIELD(v, in.v.data),
-                          IN(cu_seqlens_q),
-                          IN(cu_seqlens_k),
-                          IN(key_weight),
-                          IN(batch),
-                          IN(total_q),
-                          IN(total_k),
-                          IN(num_heads),
-                          IN(head_dim),
-                          STRIDES(q, in.q),
-                          STRIDES(k, in.k),
-                          STRIDES(v, in.v),
-                          IN(softmax_scale),
-                          F(is_bf16),
-                          IN(max_seqlen_q),
-                          IN(max_seqlen_k),
-                          F(device),
-                          F(stream)};
-  msvit::define_named<Launch<msvit::cuda::AttentionForward>>(
+// In the order of AttentionFields (msvit_kernels/native_fields.py), then what only these kernels take.
+template <class Args>
+msvit::Fields varlen_attention_inputs() {
+  return {MSVIT_FIELD(Args, q, in.q.data),
+          MSVIT_FIELD(Args, k, in.k.data),
+          MSVIT_FIELD(Args, v, in.v.data),
+          IN(cu_seqlens_q),
+          IN(cu_seqlens_k),
+          IN(key_weight),
+          IN(batch),
+          IN(total_q),
+          IN(total_k),
+          IN(num_heads),
+          IN(head_dim),
+          STRIDES(q, in.q),
+          STRIDES(k, in.k),
+          STRIDES(v, in.v),
+          IN(softmax_scale),
+          F(is_bf16),
+          IN(max_seqlen_q),
+          IN(max_seqlen_k),
+          F(device),
+          F(stream)};
+}
+
+void define_varlen_attention_fwd(py::module_& m) {
+  using Args = Launch<msvit::cuda::AttentionForward>;
+  msvit::define_named<Args>(
       m, "varlen_attention_fwd",
-      [](const auto& args) { msvit::cuda::varlen_attention_fwd(args, args.is_bf16, args.device, args.stream); },
-      std::tuple_cat(inputs, std::tuple{F(out), F(lse)}));
-  msvit::define_named<Launch<msvit::cuda::AttentionBackward>>(
+      [](const Args& args) { msvit::cuda::varlen_attention_fwd(args, args.is_bf16, args.device, args.stream); },
+      varlen_attention_inputs<Args>() + msvit::Fields{F(out), F(lse)});
+}
+
+void define_varlen_attention_bwd(py::module_& m) {
+  using Args = Launch<msvit::cuda::AttentionBackward>;
+  msvit::define_named<Args>(
       m, "varlen_attention_bwd",
-      [](const auto& args) { msvit::cuda::varlen_attention_bwd(args, args.is_bf16, args.device, args.stream); },
-      std::tuple_cat(inputs, std::tuple{MSVIT_FIELD(dout, dout.data), STRIDES(dout, dout), F(out), F(lse), F(dlse),
-                                        F(dq), F(dk), F(dv), F(delta), F(dweight)}));
+      [](const Args& args) { msvit::cuda::varlen_attention_bwd(args, args.is_bf16, args.device, args.stream); },
+      varlen_attention_inputs<Args>() + msvit::Fields{MSVIT_FIELD(Args, dout, dout.data), STRIDES(dout, dout), F(out),
+                                                      F(lse), F(dlse), F(dq), F(dk), F(dv), F(delta), F(dweight)});
 }
 
 }  // namespace
@@ -90,5 +99,6 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("build_info", &build_info);
   m.def("device_count", &device_count, "Number of GPUs, and the runtime's reason if there is none.");
   m.def("device_properties", &device_properties, py::arg("device"));
-  define_varlen_attention(m);
+  define_varlen_attention_fwd(m);
+  define_varlen_attention_bwd(m);
 }

@@ -1,7 +1,7 @@
 // Python functions whose arguments are the fields of a C++ structure, by name: relu(x=..., out=..., size=...).
 //
 //     define_named<ReluArgs>(m, "relu", [](const ReluArgs& args) { ... },
-//                            std::tuple{MSVIT_FIELD(x, x), MSVIT_FIELD(out, out), MSVIT_FIELD(size, size)});
+//                            {MSVIT_FIELD(ReluArgs, x, x), MSVIT_FIELD(ReluArgs, out, out)});
 //
 // pybind11 can name arguments too, but takes longer to match twenty of them than a short kernel runs. Here names in the
 // order of the fields cost one comparison of addresses each. The names come as a dictionary: Python makes one anyway
@@ -15,8 +15,8 @@
 #include <cstdint>
 #include <exception>
 #include <string>
-#include <tuple>
 #include <utility>
+#include <vector>
 
 namespace msvit {
 
@@ -92,37 +92,103 @@ inline const char* convert(PyObject* value, std::array<double, 3>& field) {
   return nullptr;
 }
 
-// An argument, and how its value gets into the structure: store(args, value) returns what `convert` does.
-template <class Store>
+// An argument: its name, and a function that stores its value in the structure and returns what `convert` does.
 struct Field {
   const char* name;
-  Store store;
+  const char* (*store)(void* args, PyObject* value);
 };
-template <class Store>
-Field(const char*, Store) -> Field<Store>;
+using Fields = std::vector<Field>;
 
-// The argument `name`, which fills args.path.
-#define MSVIT_FIELD(name, path)                                                           \
-  ::msvit::Field {                                                                        \
-    #name, [](auto& args, PyObject* value) { return ::msvit::convert(value, args.path); } \
+// The argument `name`, which fills args.path of an Args.
+#define MSVIT_FIELD(Args, name, path)                                                                          \
+  ::msvit::Field {                                                                                             \
+    #name, [](void* args, PyObject* value) { return ::msvit::convert(value, static_cast<Args*>(args)->path); } \
   }
 
-template <class Args, class... Stores>
+inline Fields operator+(Fields first, const Fields& second) {
+  first.insert(first.end(), second.begin(), second.end());
+  return first;
+}
+
+// The names of a function's arguments. One class for all structures, so that little is compiled for each.
+class NamedArguments {
+ public:
+  NamedArguments(const char* function, Fields fields) : function_(function), fields_(std::move(fields)) {
+    for (const Field& field : fields_)
+      keys_.push_back(pybind11::reinterpret_steal<pybind11::object>(PyUnicode_InternFromString(field.name)));
+  }
+
+  // In the form that inspect.signature reads.
+  std::string signature() const {
+    std::string text = function_ + "(*";
+    for (const Field& field : fields_) text += std::string(", ") + field.name;
+    return text + ")\n--\n\n";
+  }
+
+  // Fills the structure. False with Python's error set.
+  bool fill(void* args, PyObject* unnamed, PyObject* named) const {
+    return fill_in_order(args, unnamed, named) || fill_in_any_order(args, unnamed, named);
+  }
+
+ private:
+  // The common call, and the fast one. False if anything is out of order or wrong.
+  bool fill_in_order(void* args, PyObject* unnamed, PyObject* named) const {
+    if (PyTuple_GET_SIZE(unnamed) > 0 || named == nullptr || PyDict_Size(named) != size()) return false;
+    Py_ssize_t position = 0;
+    PyObject *key, *value;
+    for (size_t i = 0; i < fields_.size(); ++i)
+      if (!PyDict_Next(named, &position, &key, &value) || key != keys_[i].ptr() ||
+          fields_[i].store(args, value) != nullptr)
+        return false;
+    return true;
+  }
+
+  bool fill_in_any_order(void* args, PyObject* unnamed, PyObject* named) const {
+    const char* name = function_.c_str();
+    if (PyTuple_GET_SIZE(unnamed) > 0)
+      return fail("%s: expected named arguments only, got %zd without a name", name, PyTuple_GET_SIZE(unnamed));
+    for (size_t i = 0; i < fields_.size(); ++i) {
+      PyObject* value = named == nullptr ? nullptr : PyDict_GetItemWithError(named, keys_[i].ptr());
+      if (value == nullptr) return fail("%s: missing argument '%s'", name, fields_[i].name);
+      const char* expected = fields_[i].store(args, value);
+      if (expected != nullptr)
+        return fail("%s: argument '%s': expected %s, got %s", name, fields_[i].name, expected, Py_TYPE(value)->tp_name);
+    }
+    if (PyDict_Size(named) == size()) return true;
+    Py_ssize_t position = 0;
+    PyObject *key, *value;
+    while (PyDict_Next(named, &position, &key, &value))
+      if (is_unknown(key)) return fail("%s: unknown argument %R", name, key);
+    return true;
+  }
+
+  Py_ssize_t size() const { return static_cast<Py_ssize_t>(fields_.size()); }
+
+  bool is_unknown(PyObject* key) const {
+    return std::none_of(keys_.begin(), keys_.end(),
+                        [key](const pybind11::object& known) { return PyUnicode_Compare(known.ptr(), key) == 0; });
+  }
+
+  template <class... Values>
+  static bool fail(const char* format, Values... values) {
+    PyErr_Format(PyExc_TypeError, format, values...);
+    return false;
+  }
+
+  const std::string function_;
+  const Fields fields_;
+  std::vector<pybind11::object> keys_;  // interned: the names in a call are then mostly the same objects
+};
+
+template <class Args>
 class NamedFunction {
  public:
   using Run = void (*)(const Args& args);
 
-  NamedFunction(const char* name, Run run, const std::tuple<Field<Stores>...>& fields)
-      : name_(name), run_(run), fields_(fields) {
-    signature_ = name_ + "(*";
-    each_field([this](size_t i, const auto& field) {
-      keys_[i] = pybind11::reinterpret_steal<pybind11::object>(PyUnicode_InternFromString(field.name));
-      signature_ += std::string(", ") + field.name;
-      return true;
-    });
-    signature_ += ")\n--\n\n";  // the form that inspect.signature reads
+  NamedFunction(const char* name, Run run, Fields fields)
+      : run_(run), arguments_(name, std::move(fields)), signature_(arguments_.signature()) {
     const auto function = reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&call));
-    method_ = {name_.c_str(), function, METH_VARARGS | METH_KEYWORDS, signature_.c_str()};
+    method_ = {name, function, METH_VARARGS | METH_KEYWORDS, signature_.c_str()};
   }
   NamedFunction(const NamedFunction&) = delete;
   NamedFunction& operator=(const NamedFunction&) = delete;
@@ -130,12 +196,10 @@ class NamedFunction {
   PyMethodDef* method() { return &method_; }
 
  private:
-  static constexpr Py_ssize_t kFields = sizeof...(Stores);
-
   static PyObject* call(PyObject* self, PyObject* unnamed, PyObject* named) {
     const auto& function = *static_cast<const NamedFunction*>(PyCapsule_GetPointer(self, nullptr));
     Args args{};
-    if (!function.fill_in_order(args, unnamed, named) && !function.fill(args, unnamed, named)) return nullptr;
+    if (!function.arguments_.fill(&args, unnamed, named)) return nullptr;
     try {
       const pybind11::gil_scoped_release release;
       function.run_(args);
@@ -149,75 +213,19 @@ class NamedFunction {
     Py_RETURN_NONE;
   }
 
-  // The common call, and the fast one. False if anything is out of order or wrong.
-  bool fill_in_order(Args& args, PyObject* unnamed, PyObject* named) const {
-    if (PyTuple_GET_SIZE(unnamed) > 0 || named == nullptr || PyDict_Size(named) != kFields) return false;
-    Py_ssize_t position = 0;
-    PyObject *key, *value;
-    return each_field([&](size_t i, const auto& field) {
-      return PyDict_Next(named, &position, &key, &value) && key == keys_[i].ptr() &&
-             field.store(args, value) == nullptr;
-    });
-  }
-
-  // Any call. False with Python's error set.
-  bool fill(Args& args, PyObject* unnamed, PyObject* named) const {
-    const char* name = name_.c_str();
-    if (PyTuple_GET_SIZE(unnamed) > 0)
-      return fail("%s: expected named arguments only, got %zd without a name", name, PyTuple_GET_SIZE(unnamed));
-    const bool filled = each_field([&](size_t i, const auto& field) {
-      PyObject* value = named == nullptr ? nullptr : PyDict_GetItemWithError(named, keys_[i].ptr());
-      if (value == nullptr) return fail("%s: missing argument '%s'", name, field.name);
-      const char* expected = field.store(args, value);
-      return expected == nullptr ||
-             fail("%s: argument '%s': expected %s, got %s", name, field.name, expected, Py_TYPE(value)->tp_name);
-    });
-    if (!filled || PyDict_Size(named) == kFields) return filled;
-    Py_ssize_t position = 0;
-    PyObject *key, *value;
-    while (PyDict_Next(named, &position, &key, &value))
-      if (is_unknown(key)) return fail("%s: unknown argument %R", name, key);
-    return true;
-  }
-
-  bool is_unknown(PyObject* key) const {
-    return std::none_of(keys_.begin(), keys_.end(),
-                        [key](const pybind11::object& known) { return PyUnicode_Compare(known.ptr(), key) == 0; });
-  }
-
-  template <class... Values>
-  static bool fail(const char* format, Values... values) {
-    PyErr_Format(PyExc_TypeError, format, values...);
-    return false;
-  }
-
-  // visit(i, field) for each field in order, until one returns false: unrolled. True if none does.
-  template <class Visit>
-  bool each_field(const Visit& visit) const {
-    return visit_fields(visit, std::index_sequence_for<Stores...>());
-  }
-  template <class Visit, size_t... I>
-  bool visit_fields(const Visit& visit, std::index_sequence<I...>) const {
-    return (visit(I, std::get<I>(fields_)) && ...);
-  }
-
-  const std::string name_;
   const Run run_;
-  const std::tuple<Field<Stores>...> fields_;
-  std::array<pybind11::object, sizeof...(Stores)>
-      keys_;  // interned: the names in a call are then mostly the same objects
-  std::string signature_;
-  PyMethodDef method_;  // points into the strings above
+  const NamedArguments arguments_;
+  const std::string signature_;
+  PyMethodDef method_;  // points into the string above and to the name
 };
 
 // Adds a function to the module that takes each field as a named argument, all required, and gives the structure to
-// `run`, with the GIL released. Wrong calls raise TypeError, exceptions of C++ become RuntimeError.
-template <class Args, class... Stores>
-void define_named(pybind11::module_& m, const char* name, void (*run)(const Args& args),
-                  const std::tuple<Field<Stores>...>& fields) {
-  using Function = NamedFunction<Args, Stores...>;
-  auto* function = new Function(name, run, fields);
-  const pybind11::capsule owner(function, [](void* pointer) { delete static_cast<Function*>(pointer); });
+// `run`, with the GIL released. Wrong calls raise TypeError, exceptions of C++ become RuntimeError. `name` is a
+// literal.
+template <class Args>
+void define_named(pybind11::module_& m, const char* name, void (*run)(const Args& args), Fields fields) {
+  auto* function = new NamedFunction<Args>(name, run, std::move(fields));
+  const pybind11::capsule owner(function, [](void* pointer) { delete static_cast<NamedFunction<Args>*>(pointer); });
   const pybind11::object module_name = m.attr("__name__");
   PyObject* callable = PyCFunction_NewEx(function->method(), owner.ptr(), module_name.ptr());
   if (callable == nullptr) throw pybind11::error_already_set();
