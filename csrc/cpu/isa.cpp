@@ -8,7 +8,7 @@ namespace msvit {
 namespace {
 
 bool cpu_runs(Isa isa) {
-#ifdef MSVIT_X86_LEVELS
+#if defined(__x86_64__) && defined(MSVIT_COMPILER_KNOWS_AVX512BF16)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

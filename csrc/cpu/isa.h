@@ -14,19 +14,15 @@
 #include <string>
 #include <vector>
 
-#ifdef MSVIT_X86_LEVELS
-#define MSVIT_FOR_EACH_ISA(X) X(portable) X(avx2) X(avx512) X(avx512bf16)
-#define MSVIT_CALL_CHOSEN_ISA(function, ...)                                          \
-  switch (::msvit::chosen_isa()) {                                                    \
-    case ::msvit::Isa::avx512bf16: return ::msvit::avx512bf16::function(__VA_ARGS__); \
-    case ::msvit::Isa::avx512: return ::msvit::avx512::function(__VA_ARGS__);         \
-    case ::msvit::Isa::avx2: return ::msvit::avx2::function(__VA_ARGS__);             \
-    default: return ::msvit::portable::function(__VA_ARGS__);                         \
+#include "isa_levels.h"  // MSVIT_FOR_EACH_ISA
+
+#define MSVIT_ISA_CASE(level, function, ...) \
+  case ::msvit::Isa::level: return ::msvit::level::function(__VA_ARGS__);
+#define MSVIT_CALL_CHOSEN_ISA(function, ...)                       \
+  switch (::msvit::chosen_isa()) {                                 \
+    MSVIT_FOR_EACH_ISA_WITH(MSVIT_ISA_CASE, function, __VA_ARGS__) \
+    default: return ::msvit::portable::function(__VA_ARGS__);      \
   }
-#else
-#define MSVIT_FOR_EACH_ISA(X) X(portable)
-#define MSVIT_CALL_CHOSEN_ISA(function, ...) return ::msvit::portable::function(__VA_ARGS__)
-#endif
 
 namespace msvit {
 

@@ -10,6 +10,8 @@
 
 #include <cstdint>
 
+#include "isa.h"
+
 namespace msvit {
 
 // What forward and backward have in common.
@@ -46,15 +48,12 @@ struct VarlenAttentionBwdArgs : VarlenAttentionInputs {
   float* dweight;     // [total_k] or null: not wanted
 };
 
-#define MSVIT_DECLARE_VARLEN_ATTENTION(isa)                   \
-  namespace isa {                                             \
+#define MSVIT_ENTRY(level)                                    \
+  namespace level {                                           \
   void varlen_attention_fwd(const VarlenAttentionFwdArgs& a); \
   void varlen_attention_bwd(const VarlenAttentionBwdArgs& a); \
   }
-MSVIT_DECLARE_VARLEN_ATTENTION(portable)
-MSVIT_DECLARE_VARLEN_ATTENTION(avx2)
-MSVIT_DECLARE_VARLEN_ATTENTION(avx512)
-MSVIT_DECLARE_VARLEN_ATTENTION(avx512bf16)
-#undef MSVIT_DECLARE_VARLEN_ATTENTION
+MSVIT_FOR_EACH_ISA(MSVIT_ENTRY)
+#undef MSVIT_ENTRY
 
 }  // namespace msvit
