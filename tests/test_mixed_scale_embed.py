@@ -60,7 +60,7 @@ def check_accuracy(inputs, backend, **normalisation):
         testing.assert_accurate(name, actual, eager[name], oracle[name])
 
 
-@pytest.mark.compiled_cases(
+@pytest.mark.few_for_triton(
     keep=lambda target, images_dtype: target[2] == torch.bfloat16 or images_dtype in IMAGE_DTYPES
 )
 @pytest.mark.parametrize("target", TARGETS)
@@ -72,7 +72,7 @@ def test_forward_and_backward_match_fp64(target, images_dtype, poisoned_memory):
         check_accuracy(inputs, backend, mean=MEAN, std=STD)
 
 
-@pytest.mark.compiled_cases(keep=lambda target, **sizes: target[2] == torch.bfloat16)
+@pytest.mark.few_for_triton(keep=lambda target, **sizes: target[2] == torch.bfloat16)
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(
     ("patch_size", "scale_factor", "num_prefix", "dim"),
@@ -95,7 +95,8 @@ def test_drawn_masks(target, data):
     cells = data.draw(st.lists(st.booleans(), min_size=batch * height * width, max_size=batch * height * width))
     mask = torch.tensor(cells, dtype=torch.bool).view(batch, height, width)
     images_dtype = data.draw(st.sampled_from(IMAGE_DTYPES))
-    dim = data.draw(st.sampled_from([40] if testing.compiles(backend, device) else [8, 65, 192]))
+    dims = [40] if testing.compiles(backend, device) else [8, 65] if backend == "triton" else [8, 65, 192]
+    dim = data.draw(st.sampled_from(dims))
     inputs = make_inputs(mask, 8, 2, 1, dim, dtype, images_dtype, device)
     check_accuracy(inputs, backend, mean=MEAN, std=STD)
 
