@@ -1,15 +1,21 @@
-"""Reports what the kernels of the built `_cuda` need for each architecture, and holds them to their bounds.
+"""Reports what the CUDA kernels need for each architecture, and holds them to their bounds.
 
-No GPU is needed. A kernel that keeps anything in local memory, uses more registers than a thread may have, or more
-static shared memory than a block gets without asking, fails the run; so does an architecture of MSVIT_CUDA_ARCHS that
-`_cuda` was not built for, and a source whose kernels it lacks. How much dynamic shared memory a launch asks for depends
-on the card: tests/test_cuda_kernels.py holds it against the limits of several.
+    python .ci/cuda_kernels.py [--compile ARCH]
+
+Reads the built `_cuda`, and with `--compile` what nvcc makes of the sources for one architecture more, in bf16 (fp16
+kernels differ in the type alone). No GPU is needed. A kernel that keeps anything in local memory, uses more registers
+than a thread may have, or more static shared memory than a block gets without asking, fails the run; so does an
+architecture of MSVIT_CUDA_ARCHS that `_cuda` was not built for, and a source whose kernels are missing. How much
+dynamic shared memory a launch asks for depends on the card: tests/test_cuda_kernels.py holds it against several limits.
 """
 
+import argparse
 import os
 import re
 import subprocess
 import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import triton
@@ -38,17 +44,45 @@ def faults(registers: int, in_memory: int, static: int) -> list[str]:
     return found + ([f"{static} bytes of static shared memory"] if static > MAX_STATIC else [])
 
 
+def resources(file: Path | str) -> str:
+    """What cuobjdump says of the kernels in a file."""
+    command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(file)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def compiled(sources: list[Path], arch: str) -> str:
+    """What cuobjdump says of the sources, compiled for one architecture."""
+    flags = ["-O3", "-std=c++17", f"-arch=sm_{arch}", "-DNDEBUG", "-DMSVIT_NO_FP16"]
+    with tempfile.TemporaryDirectory() as folder:
+
+        def compile_one(source: Path) -> str:
+            cubin = Path(folder) / f"{source.stem}.cubin"
+            subprocess.run(["nvcc", *flags, "-cubin", str(source), "-o", str(cubin)], check=True)
+            return resources(cubin)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return "".join(pool.map(compile_one, sources))
+
+
 def main() -> None:
     """Reports every kernel for every architecture."""
-    command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", _cuda.__file__]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    in_sources = {name for file in CSRC.glob("cuda/*.cu") for name in kernels_of(file.read_text())}
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--compile", metavar="ARCH", help="such as 100a: an architecture that _cuda was not built for")
+    options = parser.parse_args()
+    in_sources = {source: kernels_of(source.read_text()) for source in CSRC.glob("cuda/*.cu")}
+    in_sources = {source: names for source, names in in_sources.items() if names}
+    built = MACHINE_CODE.findall(resources(_cuda.__file__))
+    code = {
+        wanted: "".join(body for arch, body in built if arch == wanted)
+        for wanted in os.environ.get("MSVIT_CUDA_ARCHS", "80;90a").split(";")
+    }
+    if options.compile:
+        code[options.compile] = compiled(list(in_sources), options.compile)
     refused = []
-    for wanted in os.environ.get("MSVIT_CUDA_ARCHS", "80;90a").split(";"):
-        code = "".join(body for arch, body in MACHINE_CODE.findall(text) if arch == wanted)
-        missing = [name for name in sorted(in_sources) if name not in code]
-        refused += [f"sm_{wanted}: _cuda has no {name}" for name in missing]
-        for name, *numbers in KERNEL.findall(code):
+    for wanted, text in code.items():
+        missing = [name for names in in_sources.values() for name in names if name not in text]
+        refused += [f"sm_{wanted}: there is no {name}" for name in missing]
+        for name, *numbers in KERNEL.findall(text):
             registers, stack, static, local = map(int, numbers)
             print(f"sm_{wanted}: {registers:3} registers, {stack + local} bytes of local memory: {readable(name)}")
             refused += [f"{name} sm_{wanted}: {fault}" for fault in faults(registers, stack + local, static)]

@@ -31,6 +31,11 @@ py::dict device_properties(int device) {
 py::dict build_info() {
   py::dict info;
   info["architectures"] = MSVIT_CUDA_ARCHS;
+#ifdef MSVIT_NO_FP16
+  info["fp16"] = false;
+#else
+  info["fp16"] = true;
+#endif
   info["runtime_version"] = msvit::cuda::runtime_version();
   info["driver_version"] = msvit::cuda::driver_version();
   return info;

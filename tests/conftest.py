@@ -6,6 +6,10 @@ from collections.abc import Iterator
 # Before numpy and torch load their thread pools: on few cores, pools that wait by spinning take time from the work.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Workers of pytest-xdist share the cores; threads that wait for one another across workers take time from all.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
 # Or torch warns of cuBLAS in every test with poisoned memory.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
@@ -36,7 +40,7 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out what is not worth the seconds of each case: see the mark `few_for_triton` in pyproject.toml."""
+    """Leaves out what is not worth the seconds of each case: see the mark `fewer_cases` in pyproject.toml."""
     left_out = [item for item in items if not _is_kept(item)]
     if left_out:
         items[:] = [item for item in items if _is_kept(item)]
@@ -44,7 +48,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _is_kept(item: pytest.Item) -> bool:
-    mark = item.get_closest_marker("few_for_triton")
+    mark = item.get_closest_marker("fewer_cases")
     if mark is None or not isinstance(item, pytest.Function):
         return True
     parameters = item.callspec.params

@@ -6,6 +6,7 @@
 import fcntl
 import importlib.util
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -83,7 +84,8 @@ def configuration(cmake: str, ninja: str, folder: Path) -> list:
         "Python_EXECUTABLE": sys.executable,
     }
     defines = [f"-D{key}={value}" for key, value in options.items()]
-    return [cmake, "-S", ROOT / "csrc", "-B", folder, "-G", "Ninja", *defines]
+    extra = shlex.split(os.environ.get("CMAKE_ARGS", ""))
+    return [cmake, "-S", ROOT / "csrc", "-B", folder, "-G", "Ninja", *defines, *extra]
 
 
 def run(command: list) -> None:

@@ -60,7 +60,7 @@ def check_accuracy(inputs, backend, **normalisation):
         testing.assert_accurate(name, actual, eager[name], oracle[name])
 
 
-@pytest.mark.few_for_triton(
+@pytest.mark.fewer_cases(
     keep=lambda target, images_dtype: target[2] == torch.bfloat16 or images_dtype in IMAGE_DTYPES
 )
 @pytest.mark.parametrize("target", TARGETS)
@@ -72,7 +72,7 @@ def test_forward_and_backward_match_fp64(target, images_dtype, poisoned_memory):
         check_accuracy(inputs, backend, mean=MEAN, std=STD)
 
 
-@pytest.mark.few_for_triton(keep=lambda target, **sizes: target[2] == torch.bfloat16)
+@pytest.mark.fewer_cases(keep=lambda target, **sizes: target[2] == torch.bfloat16)
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(
     ("patch_size", "scale_factor", "num_prefix", "dim"),

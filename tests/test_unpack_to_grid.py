@@ -34,7 +34,7 @@ def grid_by_hand(tokens, layout):
     return grid
 
 
-@pytest.mark.few_for_triton(keep=lambda target, dim, **sizes: target[2] == torch.bfloat16 or dim == 48)
+@pytest.mark.fewer_cases(keep=lambda target, dim, **sizes: target[2] == torch.bfloat16 or dim == 48)
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(("scale_factor", "num_prefix", "dim"), [(2, 1, 48), (3, 0, 5), (4, 5, 1), (2, 1, 384)])
 def test_matches_the_grid_by_hand(target, scale_factor, num_prefix, dim, poisoned_memory):
@@ -66,7 +66,7 @@ def test_backward_matches_fp64(target, poisoned_memory):
         assert (actual[prefix] == 0).all()
 
 
-@pytest.mark.few_for_triton(keep=lambda target: target[2] == torch.bfloat16)
+@pytest.mark.fewer_cases(keep=lambda target: target[2] == torch.bfloat16)
 @pytest.mark.parametrize("target", TARGETS)
 def test_rows_may_be_strided(target):
     backend, device, dtype = target

@@ -101,7 +101,7 @@ def check_accuracy(inputs, backend):
         testing.assert_accurate(name, actual, eager[name], oracle[name], summand)
 
 
-@pytest.mark.few_for_triton(keep=few_lengths)
+@pytest.mark.fewer_cases(keep=few_lengths)
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("weights", ["none", "binary", "fractional"])
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
@@ -110,7 +110,7 @@ def test_forward_and_backward_match_fp64(target, lengths, weights, poisoned_memo
     check_accuracy(make_inputs(lengths, 2, 64, dtype, device, weights), backend)
 
 
-@pytest.mark.few_for_triton(
+@pytest.mark.fewer_cases(
     keep=lambda target, head_dim: target[2] == torch.bfloat16 or (target[2] == torch.float32 and head_dim == 128)
 )
 @pytest.mark.parametrize("target", TARGETS)
@@ -120,7 +120,7 @@ def test_every_head_dim(target, head_dim, poisoned_memory):
     check_accuracy(make_inputs([50, 0, 17], 3, head_dim, dtype, device, "fractional"), backend)
 
 
-@pytest.mark.few_for_triton(keep=lambda target, lengths_k: target[2] != torch.float16)
+@pytest.mark.fewer_cases(keep=lambda target, lengths_k: target[2] != torch.float16)
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("lengths_k", [[7, 0, 70], [1, 1, 1], [130, 64, 0]], ids=str)
 def test_keys_with_offsets_of_their_own(target, lengths_k, poisoned_memory):

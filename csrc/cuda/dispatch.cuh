@@ -20,7 +20,12 @@ void dispatch(bool is_bf16, int head_dim, const Body& body) {
     if (head_dim <= 128) return body(element, std::integral_constant<int, 128>{});
     throw std::runtime_error("head_dim above 128");
   };
+#ifdef MSVIT_NO_FP16
+  if (!is_bf16) throw std::runtime_error("this build has no fp16 kernels");
+  with_width(bf16{});
+#else
   is_bf16 ? with_width(bf16{}) : with_width(fp16{});
+#endif
 }
 
 }  // namespace msvit::cuda

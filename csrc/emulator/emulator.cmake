@@ -15,7 +15,8 @@ add_library(msvit_emulator OBJECT
 find_package(Threads REQUIRED)
 add_library(msvit_emulator_options INTERFACE)
 target_include_directories(msvit_emulator_options INTERFACE ${CMAKE_CURRENT_SOURCE_DIR} ${CMAKE_CURRENT_SOURCE_DIR}/emulator)
-target_compile_definitions(msvit_emulator_options INTERFACE MSVIT_EMULATE_CUDA MSVIT_CUDA_ARCHS="emulated")
+target_compile_definitions(msvit_emulator_options INTERFACE
+  MSVIT_EMULATE_CUDA MSVIT_CUDA_ARCHS="emulated" ${MSVIT_CUDA_DEFINITIONS})
 # Line numbers for the messages about races.
 target_compile_options(msvit_emulator_options INTERFACE -Wall -Wextra -Wno-unknown-pragmas -g1)
 target_link_libraries(msvit_emulator_options INTERFACE Threads::Threads ${CMAKE_DL_LIBS})
@@ -37,6 +38,7 @@ endif()
 function(msvit_add_emulated_module name)
   pybind11_add_module(${name} MODULE NO_EXTRAS EXCLUDE_FROM_ALL emulator/bindings_${name}.cpp $<TARGET_OBJECTS:msvit_emulator>)
   target_link_libraries(${name} PRIVATE msvit_emulator_options)
+  target_compile_options(${name} PRIVATE -O1)  # the bindings: with sanitizers -O3 takes minutes
   add_library(${name}_kernels OBJECT EXCLUDE_FROM_ALL ${ARGN})
   set_source_files_properties(${ARGN} PROPERTIES LANGUAGE CXX)
   target_link_libraries(${name}_kernels PRIVATE msvit_emulator_options)

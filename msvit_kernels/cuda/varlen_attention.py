@@ -81,6 +81,8 @@ def unsupported_reason(device_type: str, dtype: torch.dtype, head_dim: int) -> s
     reason = device_unsupported(device_type)
     if reason is None and dtype not in (torch.bfloat16, torch.float16):
         return f"takes bf16 and fp16, not {dtype}"
+    if reason is None and dtype == torch.float16 and not kernels.build_info()["fp16"]:
+        return "is built without fp16 kernels (MSVIT_CUDA_FP16=OFF)"
     if reason is None and not (16 <= head_dim <= 128 and head_dim % 8 == 0):
         return f"takes head_dim 16 to 128 in multiples of 8, not {head_dim}"
     return reason
