@@ -60,9 +60,7 @@ def check_accuracy(inputs, backend, **normalisation):
         testing.assert_accurate(name, actual, eager[name], oracle[name])
 
 
-@pytest.mark.fewer_cases(
-    keep=lambda target, images_dtype: target[2] == torch.bfloat16 or images_dtype in IMAGE_DTYPES
-)
+@pytest.mark.fewer_cases(keep=lambda target, images_dtype: target[2] == torch.bfloat16 or images_dtype in IMAGE_DTYPES)
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("images_dtype", [torch.float32, torch.uint8, torch.bfloat16, torch.float16], ids=str)
 def test_forward_and_backward_match_fp64(target, images_dtype, poisoned_memory):
