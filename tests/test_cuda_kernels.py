@@ -173,3 +173,12 @@ def test_wrong_offsets_touch_nothing_outside_of_the_tensors(seed):
     call = VarlenAttention(q, k, v, *offsets, *lengths, 0.2, weight)
     out, lse = functions[0](call)
     functions[1](VarlenAttentionBackward(call, out, lse, torch.randn_like(q), None, needs_dweight=True))
+
+
+def test_a_build_without_fp16_kernels_refuses_fp16(monkeypatch):
+    from msvit_kernels.cuda import varlen_attention as cuda_attention
+
+    info = {**cuda_attention.kernels.build_info(), "fp16": False}
+    monkeypatch.setattr(cuda_attention.kernels, "build_info", lambda: info)
+    assert "without fp16 kernels" in cuda_attention.unsupported_reason("cpu", torch.float16, 64)
+    assert cuda_attention.unsupported_reason("cpu", torch.bfloat16, 64) is None

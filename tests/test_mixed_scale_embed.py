@@ -99,6 +99,7 @@ def test_drawn_masks(target, data):
     check_accuracy(inputs, backend, mean=MEAN, std=STD)
 
 
+@pytest.mark.fewer_cases(keep=lambda target, with_bias: target[2] == torch.bfloat16 or with_bias)
 @pytest.mark.parametrize("target", [target for target in TARGETS if target.values[0][0] == "triton"])
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_many_tokens_are_gathered_and_multiplied(target, with_bias, monkeypatch, poisoned_memory):
@@ -110,6 +111,7 @@ def test_many_tokens_are_gathered_and_multiplied(target, with_bias, monkeypatch,
         check_accuracy(inputs, backend, mean=MEAN, std=STD)
 
 
+@pytest.mark.fewer_cases(keep=lambda target: target[2] == torch.bfloat16)
 @pytest.mark.parametrize("target", TARGETS)
 def test_same_inputs_give_the_same_bits(target):
     backend, device, dtype = target
