@@ -55,6 +55,9 @@ class CMakeBuild(build_ext):
             "MSVIT_SANITIZE": sanitize,
             "MSVIT_BUILD_CUDA": "OFF" if cuda_off else "ON",
             "MSVIT_CUDA_ARCHS": os.environ.get("MSVIT_CUDA_ARCHS", ""),
+            # What CMAKE_ARGS asked for once should not stay.
+            "MSVIT_CPU_LEVELS": "",
+            "MSVIT_CUDA_FP16": "ON",
         }
         cmake = find_tool("cmake")
         defines = [f"-D{key}={value}" for key, value in options.items()]

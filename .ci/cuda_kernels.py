@@ -76,6 +76,10 @@ def main() -> None:
         wanted: "".join(body for arch, body in built if arch == wanted)
         for wanted in os.environ.get("MSVIT_CUDA_ARCHS", "80;90a").split(";")
     }
+    if not _cuda.build_info()["fp16"]:
+        sys.exit("CUDA kernels: _cuda is built without those for fp16")
+    if options.compile in code:
+        parser.error(f"--compile: expected an architecture that MSVIT_CUDA_ARCHS does not name, got {options.compile}")
     if options.compile:
         code[options.compile] = compiled(list(in_sources), options.compile)
     refused = []

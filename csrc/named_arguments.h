@@ -1,7 +1,8 @@
 // Python functions whose arguments are the fields of a C++ structure, by name: relu(x=..., out=..., size=...).
 //
-//     define_named<ReluArgs>(m, "relu", [](const ReluArgs& args) { ... },
-//                            {MSVIT_FIELD(ReluArgs, x, x), MSVIT_FIELD(ReluArgs, out, out)});
+//     using Args = ReluArgs;
+//     define_named<Args>(m, "relu", [](const Args& args) { ... },
+//                        {MSVIT_FIELD(Args, x, x), MSVIT_FIELD(Args, out, out), MSVIT_FIELD(Args, size, size)});
 //
 // pybind11 can name arguments too, but takes longer to match twenty of them than a short kernel runs. Here names in the
 // order of the fields cost one comparison of addresses each. The names come as a dictionary: Python makes one anyway

@@ -173,7 +173,7 @@ def check_indices(name: str, index: Tensor, size: int) -> None:
 
 def check_total(cu_seqlens: Tensor, total_tokens: int) -> None:
     """Raises unless the offsets end at the total that the caller gave."""
-    if _native and cu_seqlens.is_cpu:  # two thirds faster than indexing the tensor
+    if _native and cu_seqlens.is_cpu:  # indexing a tensor takes three times as long
         arguments = cu_seqlens.data_ptr(), cu_seqlens.shape[0], total_tokens, _INT32_MAX
         if _native.check_offsets(*arguments) == 0:
             return

@@ -6,10 +6,6 @@ from collections.abc import Iterator
 # Before numpy and torch load their thread pools: on few cores, pools that wait by spinning take time from the work.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-# Workers of pytest-xdist share the cores; threads that wait for one another across workers take time from all.
-if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
-    share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
 # Or torch warns of cuBLAS in every test with poisoned memory.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 

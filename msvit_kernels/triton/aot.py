@@ -1,7 +1,8 @@
-"""Compile every kernel, ahead of time and without a GPU, in every configuration that the launchers can choose.
+"""Compile every kernel, ahead of time and without a GPU, in the configurations that the launchers can choose.
 
     python -m msvit_kernels.triton.aot --archs 80,90,100 [--quick] [--csv PATH] [--jobs 2]
 
+For sm_90 these are all configurations, for the other architectures those of bf16 and a few of fp32.
 The launchers run on meta tensors, with a hook in the place of the launch; Triton compiles for a GPU that it is told of.
 Printed are registers and spilled bytes per thread (from cuobjdump, which Triton brings) and shared memory per program;
 the exit status is 1 where one of them is above its bound.
@@ -31,8 +32,9 @@ from msvit_kernels import calls
 from msvit_kernels.triton import common, mixed_scale_embed, mixed_scale_layout, unpack_to_grid, varlen_attention
 
 SHARED_KB = {80: 163, 90: 227, 100: 227}  # that one program may use, by compute capability
-# Here every dtype is compiled. Elsewhere fp16, which differs from bf16 in nothing but the type, and most of fp32, whose
-# tiles are the same on every GPU, are left out; in return fp32 must fit the smallest shared memory here.
+# Here every dtype is compiled. On the others only some of fp32 and no fp16: fp16 differs from bf16 in nothing but the
+# type, and fp32 has the same tiles on every GPU. On all, fp32 must fit the smallest shared memory; whether it spills on
+# the others is not looked at.
 COMPLETE_ARCH = 90
 MAX_REGISTERS = 255
 MAX_TENSOR_COLUMNS = 512
