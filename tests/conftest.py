@@ -6,6 +6,11 @@ from collections.abc import Iterator
 # Before numpy and torch load their thread pools: on few cores, pools that wait by spinning take time from the work.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Workers of pytest-xdist share the cores: with two threads in each of two, two cores take an eighth longer. Tests of
+# what depends on threads set their number.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
 # Or torch warns of cuBLAS in every test with poisoned memory.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
@@ -31,7 +36,7 @@ def pytest_report_header() -> list[str]:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Workers of `-n auto`: each has torch's threads and, on a GPU, a context there."""
+    """Workers of `-n auto`: on a GPU each has a context there."""
     return min(os.cpu_count() or 1, 4)
 
 

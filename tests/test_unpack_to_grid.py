@@ -76,6 +76,29 @@ def test_rows_may_be_strided(target):
     assert torch.equal(unpack_to_grid(strided, layout, backend=backend), unpack_to_grid(strided.contiguous(), layout))
 
 
+@pytest.fixture
+def set_threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_cpu_bits_do_not_depend_on_threads(set_threads):
+    pytest.importorskip("msvit_kernels._C")
+    layout = mixed_scale_layout(torch.rand(5, 5, 5) < 0.5)
+    tokens, dgrid = torch.randn(layout.total_tokens, 384, requires_grad=True), torch.randn(5, 384, 10, 10)
+
+    def run(threads):
+        set_threads(threads)
+        grid = unpack_to_grid(tokens, layout, backend="cpu")
+        return grid.detach(), *torch.autograd.grad(grid, tokens, dgrid)
+
+    first = run(1)
+    for threads in (2, 3):
+        for x, y in zip(first, run(threads), strict=True):
+            assert torch.equal(x, y)
+
+
 def test_gradcheck():
     layout = mixed_scale_layout(torch.rand(2, 2, 2) < 0.5)
     tokens = torch.randn(layout.total_tokens, 3, dtype=torch.float64, requires_grad=True)
