@@ -1,7 +1,7 @@
 """Runs Triton and CUDA kernels on the CPU where there is no GPU, and poisons what kernels allocate with NaN."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 # Before numpy and torch load their thread pools: on few cores, pools that wait by spinning take time from the work.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -92,3 +92,11 @@ def poisoned_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def set_threads() -> Iterator[Callable[[int], None]]:
+    """torch.set_num_threads, undone after the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

@@ -122,17 +122,13 @@ def test_same_inputs_give_the_same_bits(target):
         assert torch.equal(x, second[name]), name
 
 
-def test_cpu_bits_do_not_depend_on_threads():
+def test_cpu_bits_do_not_depend_on_threads(set_threads):
     pytest.importorskip("msvit_kernels._C")
     inputs = make_inputs(torch.rand(5, 5, 5) < 0.5, 16, 2, 1, 96, torch.float32, torch.float32)
-    threads = torch.get_num_threads()
     results = []
-    try:
-        for n in (1, 2, 3):
-            torch.set_num_threads(n)
-            results.append(run(inputs, "cpu"))
-    finally:
-        torch.set_num_threads(threads)
+    for n in (1, 2, 3):
+        set_threads(n)
+        results.append(run(inputs, "cpu"))
     for other in results[1:]:
         for name, x in results[0].items():
             assert torch.equal(x, other[name]), name

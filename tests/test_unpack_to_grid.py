@@ -76,13 +76,6 @@ def test_rows_may_be_strided(target):
     assert torch.equal(unpack_to_grid(strided, layout, backend=backend), unpack_to_grid(strided.contiguous(), layout))
 
 
-@pytest.fixture
-def set_threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 def test_cpu_bits_do_not_depend_on_threads(set_threads):
     pytest.importorskip("msvit_kernels._C")
     layout = mixed_scale_layout(torch.rand(5, 5, 5) < 0.5)

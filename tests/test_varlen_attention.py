@@ -367,17 +367,13 @@ def test_same_inputs_give_the_same_bits(target):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_cpu_bits_do_not_depend_on_threads(dtype):
+def test_cpu_bits_do_not_depend_on_threads(dtype, set_threads):
     pytest.importorskip("msvit_kernels._C")
     inputs = make_inputs([300, 64, 577], 3, 64, dtype, weights="fractional")
-    threads = torch.get_num_threads()
     results = []
-    try:
-        for n in (1, 2, 3, 7):
-            torch.set_num_threads(n)
-            results.append(run(inputs, "cpu"))
-    finally:
-        torch.set_num_threads(threads)
+    for n in (1, 2, 3, 7):
+        set_threads(n)
+        results.append(run(inputs, "cpu"))
     for other in results[1:]:
         for name, x in results[0].items():
             assert torch.equal(x, other[name]), name
