@@ -6,7 +6,7 @@ Reads the built `_cuda`, and with `--compile` what nvcc makes of the sources for
 kernels differ in the type alone). No GPU is needed. A kernel that keeps anything in local memory, uses more registers
 than a thread may have, or more static shared memory than a block gets without asking, fails the run; so does an
 architecture of MSVIT_CUDA_ARCHS that `_cuda` was not built for, and a source whose kernels are missing. How much
-dynamic shared memory a launch asks for depends on the card: tests/test_cuda_kernels.py holds it against several limits.
+dynamic shared memory a launch asks for depends on the card: tests/kernels/test_cuda_kernels.py holds it against several limits.
 """
 
 import argparse

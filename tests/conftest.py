@@ -14,9 +14,10 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
 # Or torch warns of cuBLAS in every test with poisoned memory.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-import cuda_emulator
 import pytest
 import torch
+
+from tests import cuda_emulator
 
 if not torch.cuda.is_available():
     # Both are read when the backends are imported. An empty MSVIT_CUDA_EMULATOR leaves the emulator out.

@@ -1,8 +1,9 @@
 """The emulator that runs the CUDA kernels on the CPU: each primitive against its definition, each error on purpose."""
 
-import cuda_emulator
 import pytest
 import torch
+
+from tests import cuda_emulator
 
 SCHEDULES = ["forward", "reverse", "random:1", "random:2"]
 

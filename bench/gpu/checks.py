@@ -67,7 +67,7 @@ def run_tests(limit: float, device: str = "cuda", log: Path | None = None) -> tu
 def pytest_command(limit: float, device: str) -> list[str]:
     """What `run_tests` runs."""
     backends = ("cuda", "triton", "reference") if device == "cuda" else ("cuda", "triton")
-    command = ["-m", "pytest", "-v", *(f"tests/test_{name}.py" for name in GPU_TESTS)]
+    command = ["-m", "pytest", "-v", *(f"tests/kernels/test_{name}.py" for name in GPU_TESTS)]
     command += ["-k", " or ".join(f"{backend}-{device}" for backend in backends), "--durations", "15"]
     # Nothing is written into the working tree, and no plugin is loaded that needs time and is not used.
     command += ["-p", "no:cacheprovider", "-p", "no:benchmark", "-o", "addopts=", "--tb", "short"]
@@ -105,7 +105,7 @@ def covered(lines: list[tuple[str, str]], outcomes: dict[str, str]) -> list[tupl
         mine = [
             outcome
             for test, outcome in outcomes.items()
-            if test.startswith(f"tests/test_{operator}.py") and f"{backend}-cuda" in test
+            if test.startswith(f"tests/kernels/test_{operator}.py") and f"{backend}-cuda" in test
         ]
         if "PASSED" in mine and not {"FAILED", "ERROR"} & set(mine):
             done.append((file, kernel))

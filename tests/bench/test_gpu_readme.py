@@ -7,7 +7,8 @@ import latency
 import pytest
 import readme_gpu
 from gpu.workloads import HEADLINE
-from gpu_helpers import made
+
+from tests.bench.gpu_helpers import made
 
 
 def latency_row(method, tokens, batch, milliseconds, **more):

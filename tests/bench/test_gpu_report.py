@@ -10,9 +10,9 @@ import pytest
 import torch
 from gpu import attention, checks, commands, ncu, peers, small_shapes, summary, targets, timing, token_operators
 from gpu.workloads import HEADLINE, Buffers, Workload, gpu_workloads, rotations, uniform
-from gpu_helpers import CPU, NATIVE, SMALL, made, read
 
 from msvit_kernels import dispatch
+from tests.bench.gpu_helpers import CPU, NATIVE, SMALL, made, read
 
 EVEN = Workload("2 x 9", (9, 9), 16, 32)
 PEERS = {peer.name: peer for peer in peers.PEERS}
@@ -253,12 +253,12 @@ def test_unverified_lines_that_tests_cover():
         ("csrc/cuda/varlen_attention_bwd_a.cu", "bwd"),
     ]
     passed = {
-        "tests/test_varlen_attention.py::test_a[triton-cuda-float32]": "PASSED",
-        "tests/test_varlen_attention.py::test_a[cuda-cuda-float32]": "PASSED",
+        "tests/kernels/test_varlen_attention.py::test_a[triton-cuda-float32]": "PASSED",
+        "tests/kernels/test_varlen_attention.py::test_a[cuda-cuda-float32]": "PASSED",
     }
     assert checks.covered(lines, passed) == lines
-    assert checks.covered(lines, passed | {"tests/test_varlen_attention.py::b[cuda-cuda]": "FAILED"}) == lines[:1]
-    assert checks.covered(lines, {"tests/test_varlen_attention.py::test_a[triton-cpu]": "PASSED"}) == []
+    assert checks.covered(lines, passed | {"tests/kernels/test_varlen_attention.py::b[cuda-cuda]": "FAILED"}) == lines[:1]
+    assert checks.covered(lines, {"tests/kernels/test_varlen_attention.py::test_a[triton-cpu]": "PASSED"}) == []
 
 
 def test_outcomes_are_read_with_and_without_xdist():
@@ -280,9 +280,9 @@ def test_outcomes_are_read_with_and_without_xdist():
 def test_tests_that_run_on_a_gpu():
     command = checks.pytest_command(85, "cuda")
     files = [word for word in command if word.startswith("tests/")]
-    assert files[0] == "tests/test_varlen_attention.py"
+    assert files[0] == "tests/kernels/test_varlen_attention.py"
     assert all((common.ROOT / file).exists() for file in files)
-    assert {f"tests/test_{operator}.py" for operator in dispatch.OPERATORS} <= set(files)
+    assert {f"tests/kernels/test_{operator}.py" for operator in dispatch.OPERATORS} <= set(files)
     assert command[command.index("-k") + 1] == "cuda-cuda or triton-cuda or reference-cuda"
     assert command[command.index("--timeout") + 1] == "42"
     assert [checks.workers(cores) for cores in (1, 2, 4, 16, 64)] == [1, 1, 2, 12, 12]

@@ -15,8 +15,9 @@ import vit_graphs
 import vit_methods
 from gpu import attention, commands, peers, timing
 from gpu.workloads import Buffers, Workload
-from gpu_helpers import CPU, NATIVE, read
 from torch.nn.attention import SDPBackend
+
+from tests.bench.gpu_helpers import CPU, NATIVE, read
 
 
 class StandInGraph:
