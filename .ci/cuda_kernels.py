@@ -1,12 +1,12 @@
 """Reports what the CUDA kernels need for each architecture, and holds them to their bounds.
 
-    python .ci/cuda_kernels.py [--compile ARCH]
+    python .ci/cuda_kernels.py [--compile ARCH,...]
 
-Reads the built `_cuda`, and with `--compile` what nvcc makes of the sources for one architecture more, in bf16 (fp16
-kernels differ in the type alone). No GPU is needed. A kernel that keeps anything in local memory, uses more registers
-than a thread may have, or more static shared memory than a block gets without asking, fails the run; so does an
-architecture of MSVIT_CUDA_ARCHS that `_cuda` was not built for, and a source whose kernels are missing. How much
-dynamic shared memory a launch asks for depends on the card: tests/kernels/test_cuda_kernels.py holds it against several limits.
+Reads the built `_cuda`. With `--compile`, nvcc also compiles the sources for other architectures, in bf16 alone: fp16
+kernels differ in nothing but the type. No GPU is needed. The run fails if a kernel keeps anything in local memory, uses
+more registers than a thread may have, or more static shared memory than a block gets without asking. It also fails if
+`_cuda` was not built for an architecture of MSVIT_CUDA_ARCHS, or if a kernel of a source is missing. The dynamic shared
+memory of a launch depends on the card: tests/kernels/test_cuda_kernels.py checks it against several limits.
 """
 
 import argparse
@@ -38,20 +38,20 @@ def readable(name: str) -> str:
 
 
 def faults(registers: int, in_memory: int, static: int) -> list[str]:
-    """What is wrong with a kernel, of the things that fail the run."""
+    """Reasons why a kernel fails the run."""
     found = [f"{in_memory} bytes of local memory"] if in_memory else []
     found += [f"{registers} registers"] if registers > MAX_REGISTERS else []
     return found + ([f"{static} bytes of static shared memory"] if static > MAX_STATIC else [])
 
 
 def resources(file: Path | str) -> str:
-    """What cuobjdump says of the kernels in a file."""
+    """Resource usage of the kernels in a file, as cuobjdump prints it."""
     command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(file)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def compiled(sources: list[Path], arch: str) -> str:
-    """What cuobjdump says of the sources, compiled for one architecture."""
+    """Resource usage of the kernels in the sources, compiled for one architecture, as cuobjdump prints it."""
     flags = ["-O3", "-std=c++17", f"-arch=sm_{arch}", "-DNDEBUG", "-DMSVIT_NO_FP16"]
     with tempfile.TemporaryDirectory() as folder:
 
@@ -67,7 +67,9 @@ def compiled(sources: list[Path], arch: str) -> str:
 def main() -> None:
     """Reports every kernel for every architecture."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--compile", metavar="ARCH", help="such as 100a: an architecture that _cuda was not built for")
+    parser.add_argument(
+        "--compile", metavar="ARCH,...", default="", help="other architectures than those of _cuda, such as 80,100a"
+    )
     options = parser.parse_args()
     in_sources = {source: kernels_of(source.read_text()) for source in CSRC.glob("cuda/*.cu")}
     in_sources = {source: names for source, names in in_sources.items() if names}
@@ -78,10 +80,10 @@ def main() -> None:
     }
     if not _cuda.build_info()["fp16"]:
         sys.exit("CUDA kernels: _cuda is built without those for fp16")
-    if options.compile in code:
-        parser.error(f"--compile: expected an architecture that MSVIT_CUDA_ARCHS does not name, got {options.compile}")
-    if options.compile:
-        code[options.compile] = compiled(list(in_sources), options.compile)
+    for arch in filter(None, options.compile.split(",")):
+        if arch in code:
+            parser.error(f"--compile: expected architectures that MSVIT_CUDA_ARCHS does not name, got {arch}")
+        code[arch] = compiled(list(in_sources), arch)
     refused = []
     for wanted, text in code.items():
         missing = [name for names in in_sources.values() for name in names if name not in text]
