@@ -68,6 +68,10 @@ MSVIT_HIDDEN void __ubsan_handle_type_mismatch_v1(void*, uintptr_t) {
 MSVIT_HIDDEN void __ubsan_handle_out_of_bounds(void*, uintptr_t) {
   msvit::emulator::refuse("an index outside of its array", MSVIT_INSTRUCTION);
 }
+// A function's static variables ask whether they are initialised. Only launchers have such.
+MSVIT_HIDDEN uint8_t __tsan_atomic8_load(const volatile uint8_t* address, int) {
+  return __atomic_load_n(address, __ATOMIC_ACQUIRE);
+}
 MSVIT_HIDDEN void __tsan_init() {}
 MSVIT_HIDDEN void __tsan_func_entry(void*) {}
 MSVIT_HIDDEN void __tsan_func_exit(void*) {}

@@ -3,15 +3,18 @@
 #include <cxxabi.h>
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 
 namespace msvit::emulator {
 
 namespace {
 
 constexpr uint32_t kInstruction = 0x80000000u;
+constexpr const char* kHeaders[] = {"emulator.h:", "cuda_runtime.h:", "device_code.cuh:"};
 
 const Dl_info& this_module() {
   static const Dl_info info = [] {
@@ -28,6 +31,11 @@ std::string demangled(const std::string& name) {
   const std::string result = status == 0 ? text : name;
   std::free(text);
   return result;
+}
+
+bool is_in_emulator(const std::string& line) {
+  return std::any_of(std::begin(kHeaders), std::end(kHeaders),
+                     [&](const std::string& header) { return line.rfind(header, 0) == 0; });
 }
 
 std::string without_folders(const std::string& path) {
@@ -75,7 +83,7 @@ CodeLocation locate(const void* instruction) {
   while (next(function) && next(line)) {
     if (line.empty() || line[0] == '?') break;
     result = {demangled(function), without_folders(line)};
-    if (result.line.rfind("emulator.h:", 0) != 0) break;
+    if (!is_in_emulator(result.line)) break;
   }
   if (pipe != nullptr) pclose(pipe);
   if (!result.line.empty()) return result;
