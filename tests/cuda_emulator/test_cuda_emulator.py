@@ -27,7 +27,7 @@ def schedule(request, monkeypatch):
 
 
 def run(emulator, name, input=None, outputs=1024, blocks=1, threads=32, shared_bytes=0, argument=0):
-    """What a kernel of the self-test writes: int32, -1 where it wrote nothing."""
+    """The output of a kernel of the self-test: int32, -1 in words that it did not write."""
     input = torch.zeros(1024, dtype=torch.int32) if input is None else input.contiguous()
     output = torch.full((outputs,), -1, dtype=torch.int32)
     emulator.emulator_statistics()

@@ -8,10 +8,10 @@ struct Device {
   int shared_memory_bytes;  // largest that a block may ask for
 };
 
-// Number of the device that is like this one; a new one if there is none yet.
+// Number of the device with these properties; it is added if there is none.
 int find_or_add_device(const Device& device);
 
-// Of the kernel's blocks on the current device.
+// Shared memory that a block of this kernel may have on the current device.
 int allowed_shared_bytes(const void* kernel);
 
 }  // namespace msvit::emulator

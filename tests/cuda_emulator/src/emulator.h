@@ -1,4 +1,5 @@
-// What the shadow headers call: one function for each operation of a thread, a warp or a block, and the launch.
+// The interface that the shadow headers call: a function for each operation of a thread, a warp or a block, and
+// launches.
 //
 // Every thread of a block is a fiber; blocks run one after another. An error of a kernel is an exception that names
 // kernel, block, thread and line: docs/cuda.md lists what is found.
@@ -69,7 +70,7 @@ T from_word(uint64_t word) {
   if constexpr (sizeof(T) == 8) return bit_cast<T>(word);
 }
 
-// Of a kernel whose threads each call `run_thread`.
+// Each thread of the kernel calls `run_thread`.
 struct Launch {
   const void* kernel;
   int blocks, threads, shared_bytes;

@@ -1,8 +1,8 @@
 // Sees the plain loads and stores of the kernels.
 //
 // The kernels are compiled with -fsanitize=thread,alignment,bounds, which puts a call before every access to memory and
-// after every failed check, but not linked with these sanitizers: the calls end here. Accesses are
-// checked for races, and those to shared memory for bounds.
+// after every failed check, but they are not linked with these sanitizers: the calls end here. Accesses are checked for
+// races, and those to shared memory for bounds.
 #include "worker.h"
 
 namespace msvit::emulator {

@@ -73,7 +73,8 @@ CodeLocation locate(const void* instruction) {
   std::snprintf(text, sizeof text, "addr2line -i -f -e '%s' 0x%tx 2>/dev/null", this_module().dli_fname, offset);
   CodeLocation result;
   FILE* pipe = popen(text, "r");
-  // Pairs of lines, function and place, from the innermost inlined one on: the first that is not the emulator's own.
+  // addr2line prints two lines, function and place, for each inlined call, the innermost first. The first that is not
+  // in the emulator's headers is the kernel's.
   const auto next = [&](std::string& line) {
     if (pipe == nullptr || std::fgets(text, sizeof text, pipe) == nullptr) return false;
     line.assign(text, std::strcspn(text, "\n"));
