@@ -52,7 +52,7 @@ def resources(file: Path | str) -> str:
 
 def compiled(sources: list[Path], arch: str) -> str:
     """Resource usage of the kernels in the sources, compiled for one architecture, as cuobjdump prints it."""
-    flags = ["-O3", "-std=c++17", f"-arch=sm_{arch}", "-DNDEBUG", "-DMSVIT_NO_FP16"]
+    flags = ["-O3", "-std=c++17", f"-arch=sm_{arch}", "-DNDEBUG", "-DMSVIT_NO_FP16", f"-I{CSRC}"]
     with tempfile.TemporaryDirectory() as folder:
 
         def compile_one(source: Path) -> str:

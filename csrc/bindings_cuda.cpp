@@ -30,6 +30,7 @@ py::dict device_properties(int device) {
 
 py::dict build_info() {
   py::dict info;
+  info["device"] = "cuda";  // torch's name for the tensors that the kernels take
   info["architectures"] = MSVIT_CUDA_ARCHS;
 #ifdef MSVIT_NO_FP16
   info["fp16"] = false;

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-# Tried from left to right when the caller names none; cpu first: emulators make cuda and triton take CPU tensors, too.
+# Tried from left to right when the caller names none; cpu first: cuda and triton may take CPU tensors, too, in tests.
 BACKENDS = ("cpu", "cuda", "triton", "reference")
 OPERATORS = ("varlen_attention", "mixed_scale_layout", "mixed_scale_embed", "unpack_to_grid")
 

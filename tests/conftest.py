@@ -20,10 +20,9 @@ import torch
 from tests import cuda_emulator
 
 if not torch.cuda.is_available():
-    # Both are read when the backends are imported. An empty MSVIT_CUDA_EMULATOR leaves the emulator out.
+    # Before the backends are imported. An empty MSVIT_CUDA_EMULATOR leaves the emulator out.
     os.environ.setdefault("TRITON_INTERPRET", "1")
-    if "MSVIT_CUDA_EMULATOR" not in os.environ:
-        os.environ["MSVIT_CUDA_EMULATOR"] = cuda_emulator.build_or_explain()
+    cuda_emulator.install()
 
 import msvit_kernels
 
@@ -31,7 +30,7 @@ import msvit_kernels
 def pytest_report_header() -> list[str]:
     """Which builds are tested: CI looks for the sanitizers here."""
     native = msvit_kernels.explain().splitlines()[2].strip()
-    emulator = os.environ.get("MSVIT_CUDA_EMULATOR") or "none"
+    emulator = os.environ[cuda_emulator.PATH] if cuda_emulator.is_installed() else "none"
     return [f"msvit_kernels: {msvit_kernels.__file__}", native, f"CUDA emulator: {emulator}"]
 
 

@@ -8,7 +8,7 @@
 
 What a step finds is written when it is known, into at most eight files; a step that fails, hangs or loses the device
 stops no other. The last lines say how each step ended. With --device cpu the same steps run on small shapes through the
-emulator and the interpreter, if their variables are set (docs/cuda.md): the rehearsal.
+emulator and the interpreter, under `python -m tests.cuda_emulator` (docs/cuda.md): the rehearsal.
 """
 
 import argparse

@@ -1,9 +1,13 @@
 // What the kernels are written in: 16-bit elements and, one function each, the PTX instructions of sm_80 and later.
 //
-// With MSVIT_EMULATE_CUDA the same names come from the emulator, which runs a kernel on the CPU (csrc/emulator/).
+// Included by its path from csrc/, so that a build can put another header of this path first.
 #pragma once
 
+#include <cuda_runtime.h>
+
 #include <cstdint>
+
+#define MSVIT_SHARED_MEMORY(name) extern __shared__ __align__(1024) unsigned char name[]
 
 namespace msvit::cuda {
 
@@ -13,18 +17,6 @@ struct bf16 {
 struct fp16 {
   uint16_t bits;
 };
-
-}  // namespace msvit::cuda
-
-#ifdef MSVIT_EMULATE_CUDA
-#include "emulator.h"
-#else
-
-#include <cuda_runtime.h>
-
-#define MSVIT_SHARED_MEMORY(name) extern __shared__ __align__(1024) unsigned char name[]
-
-namespace msvit::cuda {
 
 // ---- elements: two of them in a register, the lower half first
 
@@ -141,5 +133,3 @@ __device__ __forceinline__ void store_shared_32(uint32_t address, uint32_t value
 }
 
 }  // namespace msvit::cuda
-
-#endif

@@ -6,7 +6,7 @@
 #include <stdexcept>
 #include <type_traits>
 
-#include "device_code.cuh"
+#include "cuda/device_code.cuh"
 
 namespace msvit::cuda {
 

@@ -2,10 +2,6 @@
 // is asked is remembered: several questions a call would take longer than a launch.
 #pragma once
 
-#ifdef MSVIT_EMULATE_CUDA
-#include "emulator.h"
-#else
-
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -98,11 +94,9 @@ int resident_blocks(void (*kernel)(Params), int device, int threads, int shared_
 template <class Params>
 void launch(void (*kernel)(Params), int blocks, int threads, int shared_bytes, uintptr_t stream, const Params& params) {
   void* arguments[] = {const_cast<Params*>(&params)};
-  check(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(blocks), dim3(threads), arguments, shared_bytes,
+  check(cudaLaunchKernel(kernel, dim3(blocks), dim3(threads), arguments, shared_bytes,
                          reinterpret_cast<cudaStream_t>(stream)),
         "kernel launch");
 }
 
 }  // namespace msvit::cuda
-
-#endif

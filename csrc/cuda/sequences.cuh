@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <stdexcept>
 
-#include "device_code.cuh"
+#include "cuda/device_code.cuh"
 #include "tiles.cuh"
 #include "varlen_attention.h"
 

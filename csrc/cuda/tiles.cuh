@@ -5,7 +5,7 @@
 // a.
 #pragma once
 
-#include "device_code.cuh"
+#include "cuda/device_code.cuh"
 
 namespace msvit::cuda {
 

@@ -8,6 +8,7 @@ import torch
 from msvit_kernels import dispatch, testing, varlen_attention
 from msvit_kernels.calls import VarlenAttention, VarlenAttentionBackward
 from msvit_kernels.native_fields import attention_fields
+from tests import cuda_emulator
 
 SCHEDULES = ["forward", "reverse", "random:1", "random:2"]
 # Short sequences stay in shared memory, long ones stream through it; the backward of each is another kernel.
@@ -16,9 +17,19 @@ LENGTHS = {"short": [49, 0, 130, 16], "long": [450, 33]}
 # Bytes that a block may ask for, by compute capability.
 SHARED_MEMORY = {"sm_80": 166912, "sm_86": 101376, "sm_90": 232448, "sm_120": 101376}
 
-pytestmark = pytest.mark.skipif(
-    not os.environ.get("MSVIT_CUDA_EMULATOR"), reason="needs the emulator (tests/cuda_emulator.py)"
-)
+pytestmark = pytest.mark.skipif(not cuda_emulator.is_installed(), reason="needs the emulator (tests/cuda_emulator/)")
+
+
+@pytest.fixture
+def choose_device(monkeypatch):
+    """Sets the device of the launchers: its multiprocessors, and the shared memory that a block may have."""
+    from msvit_kernels.cuda import varlen_attention as cuda_attention
+
+    def choose(num_multiprocessors=2, shared_memory_bytes=SHARED_MEMORY["sm_90"]):
+        number = cuda_attention.kernels.emulator_device(num_multiprocessors, shared_memory_bytes)
+        monkeypatch.setattr(cuda_attention, "device_index", lambda tensor: number)
+
+    return choose
 
 
 def take_statistics():
@@ -54,10 +65,10 @@ def test_bits_do_not_depend_on_the_order_of_threads_and_blocks(lengths, monkeypa
             assert torch.equal(x, y)
 
 
-@pytest.mark.parametrize("multiprocessors", ["1", "132"])
-def test_bits_do_not_depend_on_the_number_of_multiprocessors(multiprocessors, monkeypatch):
+@pytest.mark.parametrize("multiprocessors", [1, 132])
+def test_bits_do_not_depend_on_the_number_of_multiprocessors(multiprocessors, choose_device):
     expected = attention(LENGTHS["short"], 3, 64)[0]
-    monkeypatch.setenv("MSVIT_EMULATED_MULTIPROCESSORS", multiprocessors)
+    choose_device(multiprocessors)
     for x, y in zip(expected, attention(LENGTHS["short"], 3, 64)[0], strict=True):
         assert torch.equal(x, y)
 
@@ -73,8 +84,8 @@ def test_shared_memory_has_no_bank_conflicts(lengths, head_dim):
         assert launch["shared_store_conflicts"] == 0, launch
 
 
-def test_the_forward_of_short_sequences_reads_keys_and_values_once(monkeypatch):
-    monkeypatch.setenv("MSVIT_EMULATED_MULTIPROCESSORS", "1")  # with more, blocks without work share long sequences
+def test_the_forward_of_short_sequences_reads_keys_and_values_once(choose_device):
+    choose_device(1)  # with more, blocks without work share long sequences
     lengths, num_heads, head_dim = [49, 196, 7], 2, 64
     _, (launch,), _ = attention(lengths, num_heads, head_dim, weights="none")
     assert launch["copy_async_bytes"] == 2 * sum(lengths) * num_heads * head_dim * 2
@@ -85,10 +96,10 @@ def test_the_forward_of_short_sequences_reads_keys_and_values_once(monkeypatch):
 
 @pytest.mark.parametrize("max_seqlen", [1, 49, 64, 65, 128, 197, 256, 257, 384, 385, 577, 1025, 8192])
 @pytest.mark.parametrize("card", SHARED_MEMORY.values(), ids=SHARED_MEMORY.keys())
-def test_blocks_fit_the_shared_memory_of_every_card(card, max_seqlen, monkeypatch):
+def test_blocks_fit_the_shared_memory_of_every_card(card, max_seqlen, choose_device):
     from msvit_kernels.cuda import varlen_attention as cuda_attention
 
-    monkeypatch.setenv("MSVIT_EMULATED_SHARED_MEMORY", str(card))
+    choose_device(shared_memory_bytes=card)
     # One token, but bounds and tensors that could hold more: what is asked for depends on the bound alone.
     offsets = testing.offsets([1, 0])
     for head_dim in (32, 64, 96, 128):

@@ -1,7 +1,4 @@
-"""Builds the emulator of the CUDA kernels (docs/cuda.md) into build/emulator/, where a compiler is at hand.
-
-`python tests/cuda_emulator.py` builds it and prints its path, for MSVIT_CUDA_EMULATOR.
-"""
+"""Builds the emulator into build/cuda_emulator/, with CMake, Ninja and a C++ compiler."""
 
 import fcntl
 import importlib.util
@@ -11,9 +8,9 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
-from types import ModuleType
 
-ROOT = Path(__file__).resolve().parent.parent
+SOURCES = Path(__file__).resolve().parent
+ROOT = SOURCES.parents[1]
 MODULE = "_cuda_emulated"
 SELFTEST = "_emulator_selftest"
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
@@ -33,14 +30,15 @@ def find_tool(name: str) -> str:
 
 
 def build_folder() -> Path:
-    """Where it is built: apart for each Python, for each set of sanitizers, and without fp16 kernels."""
+    """One for each Python, each set of sanitizers, and with or without fp16 kernels."""
     sanitize = os.environ.get("MSVIT_SANITIZE", "").replace(",", "-")
     kind = "" if fp16_kernels() == "ON" else "bf16"
-    return ROOT / "build" / "emulator" / "-".join(filter(None, [sysconfig.get_config_var("SOABI"), sanitize, kind]))
+    name = "-".join(filter(None, [sysconfig.get_config_var("SOABI"), sanitize, kind]))
+    return ROOT / "build" / "cuda_emulator" / name
 
 
 def fp16_kernels() -> str:
-    """MSVIT_EMULATOR_FP16=OFF leaves them out, which halves the time of a build."""
+    """ON or OFF; MSVIT_EMULATOR_FP16=OFF leaves them out, which halves the time of a build."""
     return os.environ.get("MSVIT_EMULATOR_FP16", "ON").upper()
 
 
@@ -51,7 +49,7 @@ def build(target: str) -> Path:
         UnavailableError: something that the build needs is missing.
         RuntimeError: the build failed, with its messages.
     """
-    if not (ROOT / "csrc" / "emulator").exists():
+    if not (ROOT / "csrc").exists():
         raise UnavailableError("the CUDA emulator needs the source tree")
     if importlib.util.find_spec("pybind11") is None:
         raise UnavailableError("the CUDA emulator needs pybind11 (in the extra `test`)")
@@ -68,21 +66,19 @@ def build(target: str) -> Path:
 
 
 def build_or_explain() -> str:
-    """Path of the built emulator; empty, with a line that says why, where there can be none."""
+    """Path of the built emulator; if it cannot be built, empty, and a printed line says why."""
     try:
         return str(build(MODULE))
-    except (UnavailableError, RuntimeError) as reason:  # tests/test_cuda_emulator.py skips or fails
+    except (UnavailableError, RuntimeError) as reason:  # test_cuda_emulator.py skips or fails
         print(f"no CUDA emulator: {reason}")
         return ""
 
 
 def configuration(cmake: str, ninja: str, folder: Path) -> list:
-    """The command that configures a build of nothing but the emulator."""
+    """The command that configures the build."""
     import pybind11
 
     options = {
-        "MSVIT_CUDA_EMULATOR": "ON",
-        "MSVIT_BUILD_CUDA": "OFF",
         "MSVIT_SANITIZE": os.environ.get("MSVIT_SANITIZE", ""),
         "MSVIT_CUDA_FP16": fp16_kernels(),
         "CMAKE_MAKE_PROGRAM": ninja,
@@ -90,28 +86,13 @@ def configuration(cmake: str, ninja: str, folder: Path) -> list:
         "Python_EXECUTABLE": sys.executable,
     }
     defines = [f"-D{key}={value}" for key, value in options.items()]
-    return [cmake, "-S", ROOT / "csrc", "-B", folder, "-G", "Ninja", *defines]
+    return [cmake, "-S", SOURCES, "-B", folder, "-G", "Ninja", *defines]
 
 
 def run(command: list) -> None:
-    """Runs a build step silently; its output is the message of the error where it fails."""
+    """Runs a build step silently; if it fails, its output is the message of the error."""
     # The sanitizers' libraries may be preloaded into the tests, which compilers do not like.
     environment = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:
         raise RuntimeError(f"building the CUDA emulator failed:\n{done.stdout}{done.stderr}")
-
-
-def load(path: Path) -> ModuleType:
-    """The module in a file."""
-    name = path.name.removesuffix(SUFFIX)
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-if __name__ == "__main__":
-    print(build(MODULE))

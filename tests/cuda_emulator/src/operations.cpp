@@ -1,4 +1,4 @@
-// What a kernel calls: operations of one thread, and those that a warp does together.
+// The operations that a kernel calls: of one thread, and of a whole warp.
 #include <algorithm>
 #include <cmath>
 

@@ -1,4 +1,4 @@
-// What the kernels of a launch did: a performance model that needs no GPU.
+// Counts of the operations in a launch: a performance model that needs no GPU.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +31,7 @@ struct LaunchStatistics {
 
 void record_launch(const LaunchStatistics& launch);
 
-// Those since the last call, oldest first; of more than 10000, the newest.
+// The launches since the last call, oldest first, and at most the newest 10000.
 std::vector<LaunchStatistics> take_statistics();
 
 }  // namespace msvit::emulator

@@ -1,4 +1,4 @@
-// Lines of code as numbers, so that a word of shared memory can remember where it was used.
+// Lines of code as numbers, so that a word of shared memory can remember its last use.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@ namespace msvit::emulator {
 class Places {
  public:
   uint32_t id(Place place);
-  // Of an instruction of this module, for accesses that only the compiler's instrumentation sees.
+  // For an instruction of this module: accesses that only the compiler's instrumentation sees have no Place.
   static uint32_t id(const void* instruction);
   std::string name(uint32_t id) const;
 
@@ -23,7 +23,7 @@ class Places {
 // "file.cu:12", without folders.
 std::string name_of(Place place);
 
-// Function name and line of an instruction of this module, from its debug information; its offset where there is none.
+// Function name and line of an instruction of this module, from its debug information; without that, its offset.
 struct CodeLocation {
   std::string function, line;
 };

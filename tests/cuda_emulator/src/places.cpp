@@ -3,15 +3,18 @@
 #include <cxxabi.h>
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 
 namespace msvit::emulator {
 
 namespace {
 
 constexpr uint32_t kInstruction = 0x80000000u;
+constexpr const char* kHeaders[] = {"emulator.h:", "cuda_runtime.h:", "device_code.cuh:"};
 
 const Dl_info& this_module() {
   static const Dl_info info = [] {
@@ -28,6 +31,11 @@ std::string demangled(const std::string& name) {
   const std::string result = status == 0 ? text : name;
   std::free(text);
   return result;
+}
+
+bool is_in_emulator(const std::string& line) {
+  return std::any_of(std::begin(kHeaders), std::end(kHeaders),
+                     [&](const std::string& header) { return line.rfind(header, 0) == 0; });
 }
 
 std::string without_folders(const std::string& path) {
@@ -65,7 +73,8 @@ CodeLocation locate(const void* instruction) {
   std::snprintf(text, sizeof text, "addr2line -i -f -e '%s' 0x%tx 2>/dev/null", this_module().dli_fname, offset);
   CodeLocation result;
   FILE* pipe = popen(text, "r");
-  // Pairs of lines, function and place, from the innermost inlined one on: the first that is not the emulator's own.
+  // addr2line prints two lines, function and place, for each inlined call, the innermost first. The first that is not
+  // in the emulator's headers is the kernel's.
   const auto next = [&](std::string& line) {
     if (pipe == nullptr || std::fgets(text, sizeof text, pipe) == nullptr) return false;
     line.assign(text, std::strcspn(text, "\n"));
@@ -75,7 +84,7 @@ CodeLocation locate(const void* instruction) {
   while (next(function) && next(line)) {
     if (line.empty() || line[0] == '?') break;
     result = {demangled(function), without_folders(line)};
-    if (result.line.rfind("emulator.h:", 0) != 0) break;
+    if (!is_in_emulator(result.line)) break;
   }
   if (pipe != nullptr) pclose(pipe);
   if (!result.line.empty()) return result;

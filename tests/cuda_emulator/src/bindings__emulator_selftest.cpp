@@ -1,8 +1,8 @@
 // Python module _emulator_selftest.
 #include <pybind11/stl.h>
 
+#include "emulator_binding.h"
 #include "selftest.h"
-#include "statistics_binding.h"
 
 namespace {
 
@@ -19,5 +19,5 @@ PYBIND11_MODULE(_emulator_selftest, m) {
   m.def("names", &msvit::cuda::selftest_names);
   m.def("run", &run, py::arg("name"), py::arg("input"), py::arg("output"), py::arg("blocks"), py::arg("threads"),
         py::arg("shared_bytes"), py::arg("argument"), py::call_guard<py::gil_scoped_release>());
-  msvit::emulator::define_statistics(m);
+  msvit::emulator::define_emulator(m);
 }

@@ -1,4 +1,4 @@
-// Stacks of their own for functions that give way to one another. Switching costs a few nanoseconds on x86-64.
+// Fibers: functions with stacks of their own that give way to one another. Switching costs a few nanoseconds on x86-64.
 #pragma once
 
 #include <cstddef>

@@ -1,10 +1,11 @@
-// emulator_statistics() of the modules.
+// Functions of the emulator in both modules.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
 #include <map>
 
+#include "devices.h"
 #include "places.h"
 #include "statistics.h"
 
@@ -37,9 +38,16 @@ inline pybind11::list statistics() {
   return result;
 }
 
-inline void define_statistics(pybind11::module_& m) {
+inline void define_emulator(pybind11::module_& m) {
+  m.def(
+      "emulator_device",
+      [](int num_multiprocessors, int shared_memory_bytes) {
+        return find_or_add_device({num_multiprocessors, shared_memory_bytes});
+      },
+      "Number of a device with so many multiprocessors, of which a block may have so much shared memory.",
+      pybind11::arg("num_multiprocessors"), pybind11::arg("shared_memory_bytes"));
   m.def("emulator_statistics", &statistics,
-        "What each launch since the last call did: matrix products, bytes, barriers, bank conflicts.");
+        "Counts of each launch since the last call: matrix products, bytes, barriers, bank conflicts.");
 }
 
 }  // namespace msvit::emulator

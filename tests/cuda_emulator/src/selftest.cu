@@ -1,4 +1,4 @@
-// Small kernels, right ones and wrong ones, for tests/test_cuda_emulator.py.
+// Small kernels, right ones and wrong ones, for tests/cuda_emulator/test_cuda_emulator.py.
 #include <stdexcept>
 #include <utility>
 

@@ -1,7 +1,7 @@
-// The shared memory of one block, and for each of its words who wrote and who read it since the last barrier.
+// The shared memory of one block, and the threads that wrote and read each word since the last barrier.
 //
-// A thread may touch what another one wrote, and write what another one read, only after a barrier of the block, or
-// after __syncwarp where both are of one warp. Words of which a part each is used by several threads keep the latest.
+// A thread may touch a word that another thread wrote, and write a word that another thread read, only after a barrier
+// of the block or, if both are in one warp, after __syncwarp. If several threads use parts of a word, the last counts.
 #pragma once
 
 #include <cstddef>
@@ -14,7 +14,7 @@ constexpr int kWarpSize = 32;
 
 enum class AccessKind : uint8_t { read, write, atomic, copy_start, copy_end };
 
-// Who accesses, and where in the code (Places).
+// The thread that accesses, and the line of code (Places).
 struct Accessor {
   uint16_t thread;
   uint32_t warp_epoch;  // __syncwarp that its warp has passed
@@ -25,7 +25,7 @@ struct Access {
   uint32_t epoch = 0;  // barriers of the block; 0 for no access
   uint32_t warp_epoch = 0;
   uint32_t where = 0;
-  uint16_t who = 0;  // a thread, or as below
+  uint16_t who = 0;  // a thread, or one of the values below
   uint8_t bytes = 0;
   AccessKind kind = AccessKind::read;
 
@@ -36,14 +36,14 @@ struct Access {
 // Whether `earlier` is by another thread with no barrier between; `epoch`: barriers that the block of `by` has passed.
 bool unordered(const Access& earlier, uint32_t epoch, const Accessor& by);
 
-// Makes `known` the newest access, or all of those of which none is ordered before another.
+// Makes `known` the newest access, or several if none of them is ordered before another.
 void merge(Access& known, AccessKind kind, uint8_t bytes, uint32_t epoch, const Accessor& by);
 
 class SharedMemory {
  public:
   static constexpr size_t kMostBytes = 256 * 1024;
   static constexpr size_t kGuardBytes = 64 * 1024;
-  // Of the first byte: not 0, as that of a Hopper GPU is not, so that a pointer taken for an offset fails.
+  // Address of the first byte. As on a Hopper GPU it is not 0, so that an offset taken for an address fails.
   static constexpr uint32_t kFirstAddress = 1024;
 
   SharedMemory();

@@ -94,7 +94,7 @@ void Worker::start_threads() {
     thread.async.group_ends.clear();
     thread.stores.clear();
     warps_[thread.warp()].ready |= thread.bit();
-    // Tops at different lines of the cache, or the frames of all threads would compete for a few of its sets.
+    // The tops differ in their cache lines, or the frames of all threads would compete for a few sets of the cache.
     unsigned char* low = stacks_ + i * kStackBytes;
     ASAN_UNPOISON_MEMORY_REGION(low, kStackBytes);
     prepare(thread.context, low, kStackBytes - i % 61 * 64, &Worker::run_thread);

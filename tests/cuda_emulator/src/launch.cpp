@@ -1,35 +1,32 @@
-// Host side: a launch, its limits and its statistics.
+// A launch: its limits, the threads of the CPU that run its blocks, and its statistics.
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
-#include <map>
 #include <mutex>
 #include <stdexcept>
 #include <thread>
 #include <utility>
 
-#include "cuda/device.h"
+#include "devices.h"
 #include "worker.h"
 
 namespace msvit::emulator {
 
 namespace {
 
-constexpr int kSharedBytesOfMultiprocessor = 228 * 1024, kReservedBytesOfBlock = 1024;
-constexpr int kThreadsOfMultiprocessor = 2048, kMostBlocks = 32;
-constexpr int kSharedBytesWithoutAsking = 48 * 1024;
 constexpr size_t kMostRecords = 10000;
 
 std::mutex mutex;
-std::map<const void*, int> allowed_shared_bytes;
 std::vector<LaunchStatistics> records;
 
-int from_environment(const char* name, int otherwise, int most) {
-  const char* text = std::getenv(name);
-  if (text == nullptr) return otherwise;
+constexpr int kMostWorkers = 256;
+
+int num_workers_from_environment() {
+  const char* text = std::getenv("MSVIT_EMULATED_WORKERS");
+  if (text == nullptr) return 1;
   const long value = std::strtol(text, nullptr, 10);
-  if (value < 1 || value > most)
-    throw std::runtime_error(std::string(name) + ": expected 1 to " + std::to_string(most) + ", got " + text);
+  if (value < 1 || value > kMostWorkers)
+    throw std::runtime_error("MSVIT_EMULATED_WORKERS: expected 1 to " + std::to_string(kMostWorkers) + ", got " + text);
   return static_cast<int>(value);
 }
 
@@ -38,18 +35,13 @@ Schedule schedule_from_environment() {
   return Schedule::parse(text == nullptr ? "forward" : text);
 }
 
-void check(const Launch& launch, Place place) {
-  int allowed = kSharedBytesWithoutAsking;
-  {
-    const std::lock_guard<std::mutex> lock(mutex);
-    const auto found = allowed_shared_bytes.find(launch.kernel);
-    if (found != allowed_shared_bytes.end()) allowed = std::max(allowed, found->second);
-  }
+void check(const Launch& launch) {
   const auto refuse = [&](const std::string& why) {
-    throw std::runtime_error("kernel launch at " + name_of(place) + ": " + why);
+    throw std::runtime_error("launch of " + locate(launch.kernel).function + ": " + why);
   };
   if (launch.blocks < 1) refuse(std::to_string(launch.blocks) + " blocks");
   if (launch.threads < 1 || launch.threads > 1024) refuse(std::to_string(launch.threads) + " threads");
+  const int allowed = allowed_shared_bytes(launch.kernel);
   if (launch.shared_bytes < 0 || launch.shared_bytes > allowed)
     refuse(std::to_string(launch.shared_bytes) + " bytes of shared memory; the kernel was allowed " +
            std::to_string(allowed));
@@ -57,10 +49,10 @@ void check(const Launch& launch, Place place) {
 
 }  // namespace
 
-void run(const Launch& launch, Place place) {
-  check(launch, place);
+void run(const Launch& launch) {
+  check(launch);
   const Schedule schedule = schedule_from_environment();
-  const int num_workers = std::min(launch.blocks, from_environment("MSVIT_EMULATED_WORKERS", 1, 256));
+  const int num_workers = std::min(launch.blocks, num_workers_from_environment());
   GlobalMemory global;
   std::atomic<int> next{0};
   std::string error;
@@ -88,16 +80,6 @@ void run(const Launch& launch, Place place) {
   for (std::thread& other : others) other.join();
   if (!error.empty()) throw std::runtime_error(error);
   record_launch(record);
-}
-
-int resident_blocks(const void* kernel, int threads, int shared_bytes) {
-  if (shared_bytes > cuda::shared_memory_limit(0))
-    throw std::runtime_error("shared memory: " + std::to_string(shared_bytes) + " bytes are above the limit of " +
-                             std::to_string(cuda::shared_memory_limit(0)));
-  const std::lock_guard<std::mutex> lock(mutex);
-  allowed_shared_bytes[kernel] = cuda::shared_memory_limit(0);
-  const int by_memory = kSharedBytesOfMultiprocessor / (shared_bytes + kReservedBytesOfBlock);
-  return std::min({by_memory, kThreadsOfMultiprocessor / threads, kMostBlocks});
 }
 
 // ---- statistics
@@ -128,26 +110,3 @@ std::vector<LaunchStatistics> take_statistics() {
 }
 
 }  // namespace msvit::emulator
-
-// ---- what cuda/device.cu and launch.cuh ask the runtime for
-
-namespace msvit::cuda {
-
-int num_multiprocessors(int) { return emulator::from_environment("MSVIT_EMULATED_MULTIPROCESSORS", 2, 1024); }
-
-int shared_memory_limit(int) {
-  constexpr int kHopper = 227 * 1024;
-  return emulator::from_environment("MSVIT_EMULATED_SHARED_MEMORY", kHopper, emulator::SharedMemory::kMostBytes);
-}
-
-int device_count(std::string&) { return 1; }
-
-DeviceProperties device_properties(int device) {
-  if (device != 0) throw std::runtime_error("CUDA device " + std::to_string(device) + ": the emulator has one");
-  return {"emulated on the CPU", 9, 0, num_multiprocessors(0), shared_memory_limit(0), 0, 0};
-}
-
-int runtime_version() { return 0; }
-int driver_version() { return 0; }
-
-}  // namespace msvit::cuda

@@ -1,4 +1,4 @@
-// Runs blocks of a launch one after another: their threads as fibers, and what warps and blocks do together.
+// Runs blocks of a launch one after another: their threads as fibers, and the operations of whole warps and blocks.
 #pragma once
 
 #include <array>
@@ -28,7 +28,7 @@ enum class Operation : uint8_t {
 };
 const char* name_of(Operation operation);
 
-// Copies that a thread has started and not waited for, in order, and where its groups end.
+// Copies that a thread has started and not waited for, in order, and the ends of its groups.
 struct AsyncCopies {
   struct Copy {
     size_t offset;
@@ -73,7 +73,7 @@ struct Warp {
   uint32_t epoch;  // __syncwarp passed
   std::vector<Rendezvous> waiting;
   std::array<uint8_t, kWarpSize> order;
-  int position;  // in `order`, of the lane that runs
+  int position;  // of the running lane in `order`
 };
 
 class Worker {
@@ -83,7 +83,7 @@ class Worker {
   Worker(const Worker&) = delete;
   Worker& operator=(const Worker&) = delete;
 
-  // Runs one block. Throws std::runtime_error where the kernel does what it must not.
+  // Runs one block. Throws std::runtime_error if the kernel makes an error.
   void run_block(const Launch& launch, GlobalMemory& global, int block, Schedule schedule);
 
   // ---- for the thread that runs
@@ -95,7 +95,7 @@ class Worker {
   SharedMemory& shared() { return shared_; }
   Places& places() { return places_; }
   Counts& counts() { return counts_; }
-  // Memory of one thread, or the parameters of the kernel.
+  // Whether it is memory of one thread, or a parameter of the kernel.
   bool is_private(const void* address) const {
     const auto at = [&](const void* start) {
       return static_cast<size_t>(static_cast<const unsigned char*>(address) - static_cast<const unsigned char*>(start));
@@ -113,7 +113,7 @@ class Worker {
   // The same for global memory, by the running thread.
   void global_access(AccessKind kind, const void* address, size_t bytes, uint32_t where, const char* what);
 
-  // Ends the launch with an error. Does not return where a thread is running.
+  // Ends the launch with an error. Does not return if a thread is running.
   void fail(const std::string& message);
 
  private:
@@ -146,8 +146,8 @@ class Worker {
   std::string error_;
 };
 
-// Of this operating-system thread; kernels run on the one that launches them and on others that `run` starts. One word
-// of thread-local memory, found without a call.
+// The worker of this operating-system thread. Kernels run on the thread that launches them and on others that `run`
+// starts. A pointer in thread-local memory is found without a call.
 extern thread_local Worker* this_worker __attribute__((tls_model("initial-exec")));
 Worker& make_worker();
 inline Worker& worker() { return this_worker != nullptr ? *this_worker : make_worker(); }

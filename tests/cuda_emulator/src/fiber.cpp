@@ -20,8 +20,8 @@ void switch_context(Context& from, Context& to) { swapcontext(&from.registers, &
 
 #else
 
-// What the System V ABI lets a function keep over a call: rbx, rbp, r12 to r15 and the stack. Nobody changes the
-// control words of the floating-point units. swapcontext would also save the signal mask, a system call.
+// By the System V ABI a call preserves rbx, rbp, r12 to r15 and the stack. Nobody changes the control words of the
+// floating-point units. swapcontext would also save the signal mask, by a system call.
 asm(R"(
   .text
   .hidden msvit_switch_stack

@@ -1,7 +1,7 @@
-// Which words of global memory the threads of a launch read and wrote.
+// The words of global memory that the threads of a launch read and wrote.
 //
-// Blocks run in any order, so no block may touch what another one of the same launch writes. Within a block the rules
-// are those of shared memory.
+// Blocks run in any order, so no block may touch a word that another block of the same launch writes. Within a block
+// the rules are those of shared memory.
 #pragma once
 
 #include <mutex>
@@ -20,8 +20,8 @@ class GlobalMemory {
     int block = 0;
   };
 
-  // Records an access by a thread of a block that has passed `epoch` barriers. True, and the earlier one, where it
-  // conflicts with one.
+  // Records an access by a thread of a block that has passed `epoch` barriers. If it conflicts with an earlier use,
+  // returns true and stores that in `earlier`.
   bool record(AccessKind kind, const void* address, size_t bytes, int block, uint32_t epoch, const Accessor& by,
               Use& earlier);
 

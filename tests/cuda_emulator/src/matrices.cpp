@@ -13,7 +13,7 @@ constexpr int kM = 16, kN = 8, kK = 16;
 
 float bf16_to_float(uint16_t bits) { return bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
 
-// The two elements of a register, to neighbouring floats.
+// Writes the two elements of a register to neighbouring floats.
 template <bool IS_BF16>
 void spread(float* to, int64_t step, uint32_t pair) {
   const auto low = static_cast<uint16_t>(pair), high = static_cast<uint16_t>(pair >> 16);

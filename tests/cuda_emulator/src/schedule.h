@@ -1,4 +1,4 @@
-// The order in which blocks, warps and lanes run where the kernel leaves it open.
+// The order of blocks, warps and lanes that the kernel leaves open.
 #pragma once
 
 #include <array>

@@ -1,4 +1,4 @@
-// Kernels that test the emulator, by number. Each takes one array of inputs and one of outputs.
+// Kernels that test the emulator, by name. Each takes one array of inputs and one of outputs.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@ struct SelfTest {
 
 std::vector<std::string> selftest_names();
 
-// Throws std::runtime_error for an unknown name, or what the kernel did wrong.
+// Throws std::runtime_error if the name is unknown or the kernel makes an error.
 void run_selftest(const std::string& name, int blocks, int threads, int shared_bytes, const SelfTest& call);
 
 }  // namespace msvit::cuda

@@ -1,8 +1,8 @@
 // Sees the plain loads and stores of the kernels.
 //
 // The kernels are compiled with -fsanitize=thread,alignment,bounds, which puts a call before every access to memory and
-// after every failed check, but not linked with these sanitizers: the calls end here. Accesses are
-// checked for races, and those to shared memory for bounds.
+// after every failed check, but they are not linked with these sanitizers: the calls end here. Accesses are checked for
+// races, and those to shared memory for bounds.
 #include "worker.h"
 
 namespace msvit::emulator {
@@ -67,6 +67,10 @@ MSVIT_HIDDEN void __ubsan_handle_type_mismatch_v1(void*, uintptr_t) {
 }
 MSVIT_HIDDEN void __ubsan_handle_out_of_bounds(void*, uintptr_t) {
   msvit::emulator::refuse("an index outside of its array", MSVIT_INSTRUCTION);
+}
+// A function's static variables ask whether they are initialised. Only launchers have such.
+MSVIT_HIDDEN uint8_t __tsan_atomic8_load(const volatile uint8_t* address, int) {
+  return __atomic_load_n(address, __ATOMIC_ACQUIRE);
 }
 MSVIT_HIDDEN void __tsan_init() {}
 MSVIT_HIDDEN void __tsan_func_entry(void*) {}
