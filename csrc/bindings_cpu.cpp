@@ -12,10 +12,10 @@
 #endif
 
 #include "cpu/checks.h"
-#include "cpu/fma_peak.h"
-#include "cpu/isa.h"
 #include "cpu/mixed_scale_embed.h"
 #include "cpu/mixed_scale_layout.h"
+#include "cpu/simd/fma_peak.h"
+#include "cpu/simd/isa.h"
 #include "cpu/unpack_to_grid.h"
 #include "cpu/varlen_attention.h"
 #include "named_arguments.h"

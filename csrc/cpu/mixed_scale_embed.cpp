@@ -9,9 +9,9 @@
 
 #include <algorithm>
 
-#include "outer.h"
+#include "parallel.h"
 #include "patches.h"
-#include "scratch.h"
+#include "simd/outer.h"
 
 namespace msvit {
 namespace MSVIT_ISA {

@@ -7,9 +7,9 @@
 #include <algorithm>
 
 #include "mixed_scale_embed.h"
-#include "outer.h"
+#include "parallel.h"
 #include "patches.h"
-#include "scratch.h"
+#include "simd/outer.h"
 
 namespace msvit {
 namespace MSVIT_ISA {

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
+#include "parallel.h"
 #include "regions.h"
-#include "scratch.h"
 
 namespace msvit {
 namespace MSVIT_ISA {

@@ -1,9 +1,9 @@
 // Patches of packed tokens, cut out of the images one channel at a time: converted, averaged and normalised.
 #pragma once
 
-#include "elements.h"
 #include "mixed_scale_embed.h"
 #include "regions.h"
+#include "simd/elements.h"
 
 namespace msvit {
 namespace MSVIT_ISA {

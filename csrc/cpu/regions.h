@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "isa.h"
+#include "simd/isa.h"
 
 namespace msvit {
 namespace MSVIT_ISA {

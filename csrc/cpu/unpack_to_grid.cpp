@@ -4,9 +4,9 @@
 
 #include <algorithm>
 
-#include "elements.h"
+#include "parallel.h"
 #include "regions.h"
-#include "scratch.h"
+#include "simd/elements.h"
 
 namespace msvit {
 namespace MSVIT_ISA {

@@ -10,7 +10,7 @@
 
 #include <cstdint>
 
-#include "isa.h"
+#include "simd/isa.h"
 
 namespace msvit {
 

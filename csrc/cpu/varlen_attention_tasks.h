@@ -10,7 +10,7 @@
 #include <omp.h>
 #endif
 
-#include "pack.h"
+#include "simd/pack.h"
 #include "varlen_attention.h"
 
 namespace msvit {
