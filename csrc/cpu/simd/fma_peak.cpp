@@ -65,19 +65,19 @@ constexpr int kBf16Products = 0;
 
 }  // namespace
 
-void fma_peak(FmaPeakArgs& args) {
-  const int products = args.bf16 ? kBf16Products : kLanes;
-  std::vector<double> seconds(args.num_threads);
+FmaPeak fma_peak(int64_t iterations, int num_threads, bool bf16) {
+  const int products = bf16 ? kBf16Products : kLanes;
+  std::vector<double> seconds(num_threads);
   volatile float sink = 0;
-#pragma omp parallel for num_threads(args.num_threads) schedule(static, 1)
-  for (int thread = 0; thread < args.num_threads; ++thread) {
+#pragma omp parallel for num_threads(num_threads) schedule(static, 1)
+  for (int thread = 0; thread < num_threads; ++thread) {
     const auto start = std::chrono::steady_clock::now();
-    sink = args.bf16 ? bf16_chains(args.iterations) : fp32_chains(args.iterations);
+    sink = bf16 ? bf16_chains(iterations) : fp32_chains(iterations);
     seconds[thread] = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   }
   static_cast<void>(sink);
-  args.flop = 2.0 * products * kChains * static_cast<double>(args.iterations) * args.num_threads;
-  args.seconds = *std::max_element(seconds.begin(), seconds.end());
+  return {2.0 * products * kChains * static_cast<double>(iterations) * num_threads,
+          *std::max_element(seconds.begin(), seconds.end())};
 }
 
 }  // namespace MSVIT_ISA

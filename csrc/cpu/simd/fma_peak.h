@@ -7,22 +7,18 @@
 
 namespace msvit {
 
-struct FmaPeakArgs {
-  int64_t iterations;  // of each thread
-  int num_threads;
-  bool bf16;  // products of bfloat16 pairs added to fp32, instead of fp32 multiply-adds
-  double
-      flop;  // out: operations of all threads, a multiply-add counted as two; 0 where the level has no such instruction
-  double seconds;  // out: of the slowest thread
+struct FmaPeak {
+  double flop;     // of all threads; a multiply-add counts as two
+  double seconds;  // of the slowest thread
 };
 
-#define MSVIT_DECLARE_FMA_PEAK(level) \
-  namespace level {                   \
-  void fma_peak(FmaPeakArgs& args);   \
+// Runs `iterations` of a loop on each thread: fp32 multiply-adds or, if bf16, products of bfloat16 pairs added to fp32.
+// If the level has no such instruction, flop is 0.
+#define MSVIT_ENTRY(level)                                          \
+  namespace level {                                                 \
+  FmaPeak fma_peak(int64_t iterations, int num_threads, bool bf16); \
   }
-MSVIT_FOR_EACH_ISA(MSVIT_DECLARE_FMA_PEAK)
-#undef MSVIT_DECLARE_FMA_PEAK
-
-inline void fma_peak(FmaPeakArgs& args) { MSVIT_CALL_CHOSEN_ISA(fma_peak, args); }
+MSVIT_FOR_EACH_ISA(MSVIT_ENTRY)
+#undef MSVIT_ENTRY
 
 }  // namespace msvit
