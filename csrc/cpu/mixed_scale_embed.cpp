@@ -11,7 +11,7 @@
 
 #include "parallel.h"
 #include "patches.h"
-#include "simd/outer.h"
+#include "simd/gemm.h"
 
 namespace msvit {
 namespace MSVIT_ISA {
@@ -19,26 +19,32 @@ namespace {
 
 constexpr int64_t kTokens = 48;
 constexpr int64_t kWords = 128;  // operand words of one partial sum
-static_assert(kTokens % kPanelWidth == 0 && kTokens % kBlock == 0, "a block is whole panels and whole transposes");
+static_assert(kTokens % TallTile::kCols == 0 && kTokens % kBlock == 0, "a block is whole panels and whole transposes");
 
 // Weight rows as operand words, and panels of pixels in the same words.
+template <class Word>
+struct WeightRows {
+  const Word* data;
+  int64_t stride;
+};
+
 template <class Op, class T>
 struct WeightTile;
 
 template <>
 struct WeightTile<F32, float> {
   static constexpr int64_t kScratch = 0;
-  static Operand<float> rows(const float* weight, int64_t stride, int64_t, int64_t, float*) {
-    return {weight, stride, 1};
+  static WeightRows<float> rows(const float* weight, int64_t stride, int64_t, int64_t, float*) {
+    return {weight, stride};
   }
 };
 
 template <>
 struct WeightTile<F32, Bf16> {
-  static constexpr int64_t kScratch = kOuterRows * kWords;
-  static Operand<float> rows(const Bf16* weight, int64_t stride, int64_t count, int64_t depth, float* scratch) {
+  static constexpr int64_t kScratch = TallTile::kRows * kWords;
+  static WeightRows<float> rows(const Bf16* weight, int64_t stride, int64_t count, int64_t depth, float* scratch) {
     for (int64_t r = 0; r < count; ++r) copy_floats(scratch + r * kWords, weight + r * stride, depth, depth);
-    return {scratch, kWords, 1};
+    return {scratch, kWords};
   }
 };
 
@@ -48,8 +54,8 @@ inline void panel_words(F32, float*, int64_t) {}
 template <>
 struct WeightTile<Bf16Pairs, Bf16> {
   static constexpr int64_t kScratch = 0;
-  static Operand<uint32_t> rows(const Bf16* weight, int64_t stride, int64_t, int64_t, float*) {
-    return {reinterpret_cast<const uint32_t*>(weight), stride / 2, 1};
+  static WeightRows<uint32_t> rows(const Bf16* weight, int64_t stride, int64_t, int64_t, float*) {
+    return {reinterpret_cast<const uint32_t*>(weight), stride / 2};
   }
 };
 
@@ -71,8 +77,8 @@ int64_t column_parts(int64_t blocks, int64_t dim, int num_threads) {
   constexpr int64_t kCutColumns = 40, kMinColumns = 64;
   int64_t best = 1, best_time = 0;
   for (int64_t parts = 1; parts == 1 || parts <= dim / kMinColumns; ++parts) {
-    const int64_t rounds = (blocks * parts + num_threads - 1) / num_threads;
-    const int64_t time = rounds * ((dim + parts - 1) / parts + kCutColumns);
+    const int64_t rounds = ceil_div(blocks * parts, num_threads);
+    const int64_t time = rounds * (ceil_div(dim, parts) + kCutColumns);
     if (best_time == 0 || 10 * time < 9 * best_time) best_time = time, best = parts;
   }
   return best;
@@ -112,9 +118,9 @@ class Forward {
   Forward(const MixedScaleEmbedFwdArgs& args, const Reader& reader) : a_(args), reader_(reader) {}
 
   void run() const {
-    const int64_t blocks = (a_.total_tokens + kTokens - 1) / kTokens;
+    const int64_t blocks = ceil_div(a_.total_tokens, kTokens);
     const int64_t parts = column_parts(blocks, a_.dim, a_.num_threads);
-    const int64_t part_columns = round_up((a_.dim + parts - 1) / parts, kOuterRows);
+    const int64_t part_columns = round_up(ceil_div(a_.dim, parts), TallTile::kRows);
     const Sizes largest(kTokens, part_columns, reader_.pixels());
     const Scratch<float> scratch(a_.num_threads, Buffers::floats<Weight>(largest, reader_.line_floats()));
 #pragma omp parallel for num_threads(a_.num_threads) schedule(dynamic, 1)
@@ -161,13 +167,14 @@ class Forward {
     constexpr int64_t step = kWords * Op::kPerWord;
     for (int64_t k = 0; k < pixels; k += step) {
       const int64_t depth = std::min(step, pixels - k), words = depth / Op::kPerWord;
-      for (int64_t n = 0; n < sizes.columns; n += kOuterRows) {
-        const int64_t count = std::min<int64_t>(kOuterRows, sizes.columns - n);
-        const Operand<Word> rows = Weight::rows(weight + n * 3 * pixels + k, 3 * pixels, count, depth, buffers.weight);
-        for (int64_t v = 0; v < vecs; v += kOuterVecs)
-          outer_function<Op>(count, std::min<int64_t>(kOuterVecs, vecs - v))(
-              rows, panel + k / Op::kPerWord * kTokens + v * kLanes, kTokens, words,
-              buffers.product + n * kTokens + v * kLanes, kTokens);
+      for (int64_t n = 0; n < sizes.columns; n += TallTile::kRows) {
+        const int64_t count = std::min<int64_t>(TallTile::kRows, sizes.columns - n);
+        const WeightRows<Word> rows =
+            Weight::rows(weight + n * 3 * pixels + k, 3 * pixels, count, depth, buffers.weight);
+        for (int64_t v = 0; v < vecs; v += TallTile::kVecs)
+          tile_function<Op, RowMajor, TallTile>(count, std::min<int64_t>(TallTile::kVecs, vecs - v))(
+              rows.data, rows.stride, panel + k / Op::kPerWord * kTokens + v * kLanes, kTokens, words,
+              buffers.product + n * kTokens + v * kLanes, kTokens, true);
       }
     }
   }
@@ -176,12 +183,7 @@ class Forward {
                   const float* product, float* rows) const {
     const int64_t stride = round_up(columns, kBlock);
     for (int64_t n = 0; n < columns; n += kBlock) {
-      Block x[kBlock];
-      MSVIT_UNROLL
-      for (int i = 0; i < kBlock; ++i) x[i] = *reinterpret_cast<const BlockMem*>(product + (n + i) * kTokens);
-      transpose(x);
-      MSVIT_UNROLL
-      for (int i = 0; i < kBlock; ++i) *reinterpret_cast<BlockMem*>(rows + i * stride + n) = x[i];
+      transpose_block([&](int i) { return load_block(product + (n + i) * kTokens); }, rows + n, stride);
     }
     const T* bias = static_cast<const T*>(a_.bias);
     for (int64_t i = 0; i < count; ++i) {

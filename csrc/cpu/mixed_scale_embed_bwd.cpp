@@ -9,17 +9,16 @@
 #include "mixed_scale_embed.h"
 #include "parallel.h"
 #include "patches.h"
-#include "simd/outer.h"
+#include "simd/gemm.h"
 
 namespace msvit {
 namespace MSVIT_ISA {
 namespace {
 
+constexpr int64_t kPanelWidth = TallTile::kCols;
 constexpr int64_t kChunk = 128;   // packed rows whose patches are cut out together for dweight
 constexpr int64_t kColumns = 64;  // columns of dbias per work item
 constexpr int64_t kPatches = 64;  // about as many patches per work item of dimages
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // ---- table and bias
 
@@ -91,15 +90,15 @@ class WeightGradient {
         reader_(reader),
         depth_(3 * reader.pixels()),
         panels_(ceil_div(depth_, kPanelWidth)),
-        row_tiles_(ceil_div(args.dim, kOuterRows)),
+        row_tiles_(ceil_div(args.dim, TallTile::kRows)),
         patches_(1, panels_ * kChunk * kPanelWidth),
-        dout_(1, row_tiles_ * kChunk * kOuterRows),
-        sum_(1, row_tiles_ * kOuterRows * panels_ * kPanelWidth),
+        dout_(1, row_tiles_ * kChunk * TallTile::kRows),
+        sum_(1, row_tiles_ * TallTile::kRows * panels_ * kPanelWidth),
         lines_(args.num_threads, panels_ * kPanelWidth + reader.line_floats()) {}
 
   void run() const {
     const int64_t parts = std::min<int64_t>(row_tiles_, 4);
-    std::memset(sum_.shared(), 0, row_tiles_ * kOuterRows * stride() * sizeof(float));
+    std::memset(sum_.shared(), 0, row_tiles_ * TallTile::kRows * stride() * sizeof(float));
 #pragma omp parallel num_threads(a_.num_threads)
     {
       for (int64_t row = 0; row < a_.total_tokens; row += kChunk) {
@@ -120,7 +119,8 @@ class WeightGradient {
  private:
   int64_t stride() const { return panels_ * kPanelWidth; }
 
-  // Row i of the chunk: its patch into the panels [panel][row][kPanelWidth], dout_t into tiles [tile][row][kOuterRows].
+  // Row i of the chunk: its patch into the panels [panel][row][kPanelWidth], dout_t into tiles
+  // [tile][row][TallTile::kRows].
   void cut_out(int64_t row, int64_t i) const {
     const PatchOrigin from = reader_.origin(row);
     float* patch = lines_.of_thread();
@@ -132,17 +132,18 @@ class WeightGradient {
                   kPanelWidth * sizeof(float));
     const T* dout = static_cast<const T*>(a_.dout) + row * a_.dim;
     const bool is_patch = from.image >= 0;
-    for (int64_t n = 0; n < row_tiles_ * kOuterRows; ++n)
-      dout_.shared()[(n / kOuterRows * kChunk + i) * kOuterRows + n % kOuterRows] =
+    for (int64_t n = 0; n < row_tiles_ * TallTile::kRows; ++n)
+      dout_.shared()[(n / TallTile::kRows * kChunk + i) * TallTile::kRows + n % TallTile::kRows] =
           is_patch && n < a_.dim ? to_float(dout[n]) : 0.0f;
   }
 
   void multiply(int64_t panel, int64_t part, int64_t parts, int64_t rows) const {
     const float* patches = patches_.shared() + panel * kChunk * kPanelWidth;
     for (int64_t tile = row_tiles_ * part / parts; tile < row_tiles_ * (part + 1) / parts; ++tile) {
-      const Operand<float> dout{dout_.shared() + tile * kChunk * kOuterRows, 1, kOuterRows};
-      float* sum = sum_.shared() + tile * kOuterRows * stride() + panel * kPanelWidth;
-      outer_tile<F32, kOuterRows, kOuterVecs>(dout, patches, kPanelWidth, rows, sum, stride());
+      const float* dout = dout_.shared() + tile * kChunk * TallTile::kRows;
+      float* sum = sum_.shared() + tile * TallTile::kRows * stride() + panel * kPanelWidth;
+      gemm_tile<F32, Transposed, TallTile::kRows, TallTile::kVecs>(dout, TallTile::kRows, patches, kPanelWidth, rows,
+                                                                   sum, stride(), true);
     }
   }
 
@@ -199,10 +200,10 @@ class ImageGradient {
     for (int64_t region = begin; region < end; ++region)
       for (int64_t local = 0; local < patches_of(region); ++local, ++patches)
         read_row(int64_t{a_.region_start[region]} + local, dout + patches * a_.dim);
-    std::memset(product, 0, patches * panels_ * kPanelWidth * sizeof(float));
     for (int64_t p = 0; p < panels_; ++p)
-      outer_panel<F32>(patches, kOuterVecs, {dout, a_.dim, 1}, weight_.shared() + p * a_.dim * kPanelWidth, kPanelWidth,
-                       a_.dim, product + p * kPanelWidth, panels_ * kPanelWidth);
+      gemm_panel<F32, RowMajor, TallTile>(patches, TallTile::kVecs, a_.dim, dout, a_.dim,
+                                          weight_.shared() + p * a_.dim * kPanelWidth, kPanelWidth,
+                                          product + p * kPanelWidth, panels_ * kPanelWidth, false, Nothing{});
     for (int64_t region = begin; region < end; ++region)
       for (int64_t local = 0; local < patches_of(region); ++local, product += panels_ * kPanelWidth)
         write_patch(region, local, product);

@@ -1,16 +1,23 @@
-// What a parallel region needs: how many threads, which one is running, and working memory for each.
+// What a parallel region needs: threads, the memory that they work in, the distribution of tasks, and prefetches.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <new>
+#include <vector>
 
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 
+#include "simd/vec.h"
+
 namespace msvit {
 namespace MSVIT_ISA {
+
+// ---- threads
 
 inline int thread_index() {
 #ifdef _OPENMP
@@ -26,13 +33,15 @@ inline int threads_for(int64_t work, int64_t per_thread, int num_threads) {
   return useful < num_threads ? static_cast<int>(useful) : num_threads;
 }
 
+// ---- memory
+
 // One slice per thread, cut from a single allocation made before the region: running out of memory inside a region
 // could not be reported. Slices start on cache lines of their own.
 template <class T>
 class Scratch {
  public:
   Scratch(int num_threads, int64_t elements)
-      : stride_((elements + kLineElements - 1) / kLineElements * kLineElements + kLineElements),
+      : stride_(round_up(elements, kLineElements) + kLineElements),
         data_(static_cast<T*>(::operator new(stride_ * num_threads * sizeof(T), kLine))) {}
   ~Scratch() { ::operator delete(data_, kLine); }
   Scratch(const Scratch&) = delete;
@@ -46,6 +55,116 @@ class Scratch {
   static constexpr int64_t kLineElements = 64 / sizeof(T);
   int64_t stride_;
   T* data_;
+};
+
+// Memory of the calling thread that lives until the next call: pages are touched once, not in every call.
+class Workspace {
+ public:
+  ~Workspace() { std::free(memory_); }
+  char* reserve(size_t bytes) {
+    if (bytes > size_) {
+      std::free(memory_);
+      size_ = 0;
+      memory_ = static_cast<char*>(std::aligned_alloc(kPage, round_up(bytes, kPage)));
+      if (memory_ == nullptr) throw std::bad_alloc();
+      size_ = bytes;
+    }
+    return memory_;
+  }
+
+ private:
+  static constexpr size_t kPage = 4096;
+  char* memory_ = nullptr;
+  size_t size_ = 0;
+};
+
+// Hands out cache-line aligned pieces; with a null base it only measures.
+class Arena {
+ public:
+  explicit Arena(char* base) : base_(base) {}
+  template <class T>
+  T* take(int64_t count) {
+    char* p = base_ + used_;
+    used_ += round_up(count * sizeof(T), 64);
+    return base_ ? reinterpret_cast<T*>(p) : nullptr;
+  }
+  size_t used() const { return used_; }
+
+ private:
+  char* base_;
+  size_t used_ = 0;
+};
+
+// ---- tasks
+
+// run(task, the task that this thread runs after it or null, scratch of this thread) for every task, in the order of
+// the list as threads become free. A task must not depend on another one. A thread takes up to largest_group neighbours
+// of the list at once, fewer towards its end: heads of one sequence share pages, and cores that write to neighbouring
+// heads of the same rows take the cache lines between them from each other.
+template <class T, class Run>
+void for_each_task(const std::vector<T>& tasks, int64_t largest_group, int num_threads, char* scratch,
+                   size_t scratch_per_thread, Run run) {
+  const int64_t n = static_cast<int64_t>(tasks.size());
+  int64_t taken = 0;
+  const auto work = [&](int thread) {
+    int64_t i = 0, end = 0;
+    const auto take = [&] {
+      if (++i < end) return;
+#pragma omp critical(msvit_take_task)
+      {
+        i = taken;
+        taken += std::clamp<int64_t>((n - taken) / (2 * num_threads), 1, largest_group);
+        end = taken;
+      }
+    };
+    for (take(); i < n;) {
+      const T& task = tasks[i];
+      take();
+      run(task, i < n ? &tasks[i] : nullptr, scratch + thread * scratch_per_thread);
+    }
+  };
+#ifdef _OPENMP
+  if (num_threads > 1) {
+#pragma omp parallel num_threads(num_threads)
+    work(thread_index());
+    return;
+  }
+#endif
+  work(0);
+}
+
+// ---- prefetches
+
+// Reads into the cache what comes next, a few rows at a time between the tiles of the current work: rows of one head
+// lie far apart, which the hardware does not foresee.
+class Prefetcher {
+ public:
+  explicit Prefetcher(int64_t row_bytes) : row_bytes_(row_bytes) {}
+  void add(const void* first, int64_t stride_bytes, int64_t rows) {
+    if (rows > 0) list_[streams_++] = {static_cast<const char*>(first), stride_bytes, rows};
+    rows_ += rows;
+  }
+  // All rows within the next `calls` calls of operator().
+  void spread_over(int64_t calls) { rows_per_call_ = static_cast<float>(rows_) / calls; }
+  void operator()() {
+    for (due_ += rows_per_call_; due_ >= 1.0f && current_ < streams_; due_ -= 1.0f) {
+      Stream& s = list_[current_];
+      const char* line = reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(s.row) / 64 * 64);
+      for (; line < s.row + row_bytes_; line += 64) __builtin_prefetch(line);
+      s.row += s.stride;
+      if (--s.rows == 0) ++current_;
+    }
+  }
+
+ private:
+  struct Stream {
+    const char* row;
+    int64_t stride, rows;
+  };
+  int64_t row_bytes_, rows_ = 0;
+  float rows_per_call_ = 0.0f, due_ = 0.0f;
+  int streams_ = 0, current_ = 0;
+  Stream list_[8];
 };
 
 }  // namespace MSVIT_ISA

@@ -3,7 +3,7 @@
 
 #include "mixed_scale_embed.h"
 #include "regions.h"
-#include "simd/elements.h"
+#include "simd/transpose.h"
 
 namespace msvit {
 namespace MSVIT_ISA {
@@ -136,14 +136,8 @@ void with_patch_reader(const PatchSource& source, const Function& f) {
 // Rows of kBlock tokens [kBlock][stride] to columns of a panel: panel[k * width + i] = rows[i * stride + k], k < depth
 // rounded up to kBlock (both must have room for that).
 inline void transpose_to_panel(const float* rows, int64_t stride, int64_t depth, float* panel, int64_t width) {
-  for (int64_t k = 0; k < depth; k += kBlock) {
-    Block x[kBlock];
-    MSVIT_UNROLL
-    for (int i = 0; i < kBlock; ++i) x[i] = *reinterpret_cast<const BlockMem*>(rows + i * stride + k);
-    transpose(x);
-    MSVIT_UNROLL
-    for (int i = 0; i < kBlock; ++i) *reinterpret_cast<BlockMem*>(panel + (k + i) * width) = x[i];
-  }
+  for (int64_t k = 0; k < depth; k += kBlock)
+    transpose_block([&](int i) { return load_block(rows + i * stride + k); }, panel + k * width, width);
 }
 
 }  // namespace MSVIT_ISA

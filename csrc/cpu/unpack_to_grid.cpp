@@ -6,7 +6,7 @@
 
 #include "parallel.h"
 #include "regions.h"
-#include "simd/elements.h"
+#include "simd/transpose.h"
 
 namespace msvit {
 namespace MSVIT_ISA {
@@ -14,11 +14,6 @@ namespace {
 
 constexpr int64_t kColumns = 64;
 static_assert(kColumns % kBlock == 0, "channels of a work item are whole blocks");
-
-MSVIT_INLINE void store_block(float* dst, Block x) { *reinterpret_cast<BlockMem*>(dst) = x; }
-MSVIT_INLINE void store_block(Bf16* dst, Block x) {  // x holds widened bf16: cutting the low half off is exact
-  *reinterpret_cast<BlockHMem*>(dst) = __builtin_convertvector(reinterpret_cast<BlockU>(x) >> 16, BlockH);
-}
 
 template <class T>
 class Unpack {
@@ -69,7 +64,7 @@ class Unpack {
 
   template <class Function>
   void for_each_item(const Function& f) const {
-    const int64_t parts = (a_.dim + kColumns - 1) / kColumns;
+    const int64_t parts = ceil_div(a_.dim, kColumns);
 #pragma omp parallel for num_threads(num_threads_) schedule(static)
     for (int64_t item = 0; item < a_.batch * parts; ++item) {
       const int64_t column = item % parts * kColumns;
@@ -96,14 +91,8 @@ class Unpack {
     const int64_t whole = columns / kBlock * kBlock;
     int64_t cell = 0;
     for (; cell + kBlock <= cells_; cell += kBlock) {
-      for (int64_t d = 0; d < whole; d += kBlock) {
-        Block x[kBlock];
-        MSVIT_UNROLL
-        for (int i = 0; i < kBlock; ++i) x[i] = load_words<F32>(row[cell + i], d);
-        transpose(x);
-        MSVIT_UNROLL
-        for (int i = 0; i < kBlock; ++i) store_block(grid + (d + i) * cells_ + cell, x[i]);
-      }
+      for (int64_t d = 0; d < whole; d += kBlock)
+        transpose_block([&](int i) { return load_block(row[cell + i] + d); }, grid + d * cells_ + cell, cells_);
       for (int64_t d = whole; d < columns; ++d)
         for (int64_t i = 0; i < kBlock; ++i) grid[d * cells_ + cell + i] = row[cell + i][d];
     }
@@ -116,14 +105,9 @@ class Unpack {
     const int64_t whole = columns / kBlock * kBlock;
     int64_t cell = 0;
     for (; cell + kBlock <= cells_; cell += kBlock) {
-      for (int64_t d = 0; d < whole; d += kBlock) {
-        Block x[kBlock];
-        MSVIT_UNROLL
-        for (int i = 0; i < kBlock; ++i) x[i] = load_words<F32>(grid + (d + i) * cells_, cell);
-        transpose(x);
-        MSVIT_UNROLL
-        for (int i = 0; i < kBlock; ++i) store_block(values + (cell + i) * kColumns + d, x[i]);
-      }
+      for (int64_t d = 0; d < whole; d += kBlock)
+        transpose_block([&](int i) { return load_block(grid + (d + i) * cells_ + cell); }, values + cell * kColumns + d,
+                        kColumns);
       for (int64_t d = whole; d < columns; ++d)
         for (int64_t i = 0; i < kBlock; ++i) values[(cell + i) * kColumns + d] = to_float(grid[d * cells_ + cell + i]);
     }

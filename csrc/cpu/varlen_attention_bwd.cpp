@@ -63,7 +63,7 @@ class Backward {
 
   // Splitting costs seven products instead of five, so it has to save more than that in idle threads.
   bool few_tasks(int threads, double work, double largest) const {
-    const int64_t items = std::max<int64_t>(1, a.batch * a.num_heads), rounds = (items + threads - 1) / threads;
+    const int64_t items = std::max<int64_t>(1, a.batch * a.num_heads), rounds = ceil_div(items, threads);
     return threads > 1 && std::max(largest, work * rounds / items) > 1.5 * work / threads;
   }
 
@@ -90,7 +90,7 @@ class Backward {
 
   static void add_pieces(std::vector<BackwardRange>& list, int32_t b, int32_t h, int64_t n, int64_t pieces,
                          int64_t multiple, Want want) {
-    const int64_t step = round_up((n + pieces - 1) / pieces, multiple);
+    const int64_t step = round_up(ceil_div(n, pieces), multiple);
     for (int64_t begin = 0; begin < n; begin += step) list.push_back({{b, h, begin, std::min(begin + step, n)}, want});
   }
 

@@ -107,8 +107,8 @@ class BackwardTask {
       differentiate(v, r, rows, first_lanes(std::min<int64_t>(keys - v * kLanes, kLanes)));
     if (active_ == 0) return;
     if (want_dq_)
-      gemm_rows<Op, RowMajor>(rows, vecs_, (active_ + Op::kPerWord - 1) / Op::kPerWord, s_.dscores_rows, kRowStride,
-                              s_.keys, ld, s_.dq + r * ld, ld, !first_keys, ahead);
+      gemm_rows<Op, RowMajor>(rows, vecs_, ceil_div(active_, Op::kPerWord), s_.dscores_rows, kRowStride, s_.keys, ld,
+                              s_.dq + r * ld, ld, !first_keys, ahead);
     if (!want_dkv_) return;
     int64_t row_words = rows, ldb = kRowStride;
     if constexpr (Op::kPerWord == 2) {

@@ -24,7 +24,7 @@ constexpr int64_t kBlockRows = 4 * kTileRows;  // query rows whose scores are in
 constexpr int64_t kMaxTaskRows = 10 * kBlockRows;
 
 template <class Op>
-struct Scratch {
+struct ForwardScratch {
   using Word = typename Op::Word;
   Word* keys;      // K^T panels of one key block
   Word* values;    // V rows of one key block
@@ -37,7 +37,7 @@ struct Scratch {
   float* block_max;  // [kBlockRows]
   int32_t* index;
 
-  Scratch(Arena& arena, int64_t padded_dim, int64_t longest)
+  ForwardScratch(Arena& arena, int64_t padded_dim, int64_t longest)
       : keys(arena.take<Word>(kMaxKeys * padded_dim)),
         values(arena.take<Word>(kMaxKeys * padded_dim)),
         queries(arena.take<Word>(kBlockRows * kRowStride)),
@@ -75,7 +75,7 @@ class ForwardTask {
 
  public:
   // softmax_scale is not negative here: queries change their sign otherwise.
-  ForwardTask(Scratch<Op>& scratch, const Operands<T>& operands, int64_t dim, float softmax_scale)
+  ForwardTask(ForwardScratch<Op>& scratch, const Operands<T>& operands, int64_t dim, float softmax_scale)
       : s_(scratch),
         x_(operands),
         dim_(dim),
@@ -131,8 +131,8 @@ class ForwardTask {
       else
         rescale(first_row + r, s_.block_max[r]);
     exponentials(rows, key_vecs, first_lanes(keys - (key_vecs - 1) * kLanes), row_max, s_.row_sum + first_row);
-    gemm_rows<Op, RowMajor>(rows, vecs_, (keys + Op::kPerWord - 1) / Op::kPerWord, reinterpret_cast<Word*>(s_.scores),
-                            kRowStride, s_.values, ldo, s_.outputs + first_row * ldo, ldo, !first_block, ahead);
+    gemm_rows<Op, RowMajor>(rows, vecs_, ceil_div(keys, Op::kPerWord), reinterpret_cast<Word*>(s_.scores), kRowStride,
+                            s_.values, ldo, s_.outputs + first_row * ldo, ldo, !first_block, ahead);
   }
 
   // Floats are read where they are, everything else from a copy.
@@ -205,7 +205,7 @@ class ForwardTask {
     }
   }
 
-  Scratch<Op>& s_;
+  ForwardScratch<Op>& s_;
   const Operands<T>& x_;
   const int64_t dim_, vecs_;
   const float scale_;
@@ -229,7 +229,7 @@ class Forward {
     for_each_task(tasks(threads, work), a.num_heads, threads, memory, bytes,
                   [&](const Task& task, const Task* next, char* scratch) {
                     Arena arena(scratch);
-                    Scratch<Op> s(arena, padded_dim_, longest);
+                    ForwardScratch<Op> s(arena, padded_dim_, longest);
                     run(task, next, s);
                   });
   }
@@ -240,7 +240,7 @@ class Forward {
 
   size_t scratch_bytes(int64_t longest) const {
     Arena arena(nullptr);
-    Scratch<Op> s(arena, padded_dim_, longest);
+    ForwardScratch<Op> s(arena, padded_dim_, longest);
     return arena.used();
   }
 
@@ -279,7 +279,7 @@ class Forward {
     return x;
   }
 
-  void run(const Task& task, const Task* next, Scratch<Op>& s) const {
+  void run(const Task& task, const Task* next, ForwardScratch<Op>& s) const {
     Prefetcher prefetcher(a.head_dim * sizeof(T));
     if (next) {
       const Operands<T> x = operands(*next);

@@ -1,12 +1,17 @@
-// Register-tiled products of small row-major matrices, the inner loops of the attention kernels.
+// Products of small matrices from register tiles: the inner loops of attention and of the patch embedding.
 //
 //   C[r][n] (+)= sum_k A(r, k) B[k][n],   C fp32
 //
-// Lanes run along n, so a step over k is one vector load of B and one broadcast of A per accumulator row. The sum over
-// k is taken in order in one accumulator per element whatever the tile, so an element's bits do not depend on which
-// rows or columns are computed with it. What C held is added last: chains stay as short as one call's depth. Operands
-// are in words of 4 bytes: one float (F32) or two consecutive bf16 along k (Bf16Pairs, one vdpbf16ps per word).
+// Lanes run along n: a step over k loads one row of B as vectors and broadcasts one element of A per row of C. One
+// accumulator per element of C adds its products in the order of k in fp32. So the bits of an element do not depend on
+// the shape of the tile, nor on the rows and columns that are computed with it. Old values of C are added last: a sum
+// over several calls is a sum of partial sums, which has a smaller error than one chain of additions.
+//
+// Operands are words of 4 bytes: one float (F32), or two bf16 that follow each other along k (Bf16Pairs: one vdpbf16ps
+// per word).
 #pragma once
+
+#include <utility>
 
 #include "vec.h"
 
@@ -31,17 +36,22 @@ struct Bf16Pairs {
 };
 #endif
 
-// Accumulators, operands and one temporary fill 32 vector registers on AVX-512 and 16 elsewhere.
+// Rows of C and vectors per row that one tile keeps in registers. Accumulators, operands and one temporary fill the 32
+// vector registers of AVX-512 or the 16 of other levels.
+template <int kRows_, int kVecs_>
+struct TileShape {
+  static constexpr int kRows = kRows_, kVecs = kVecs_, kCols = kVecs_ * kLanes;
+};
 #if defined(__AVX512F__)
-constexpr int kTileRows = 6, kTileVecs = 4;
+using WideTile = TileShape<6, 4>;
+using TallTile = TileShape<8, 3>;
+#elif defined(__AVX__)
+using WideTile = TileShape<6, 2>;
+using TallTile = TileShape<6, 2>;
 #else
-constexpr int kTileRows = 6, kTileVecs = 2;
+using WideTile = TileShape<6, 2>;
+using TallTile = TileShape<4, 2>;
 #endif
-constexpr int kTileCols = kTileVecs * kLanes;
-
-// Words between two rows of every packed A operand: no multiple of a large power of two, so that rows spread over the
-// cache sets.
-constexpr int64_t kRowStride = 272;
 
 // How A is stored: A(r, k) = a[r * lda + k], or a[r + k * lda].
 struct RowMajor {
@@ -87,65 +97,67 @@ template <class Op>
 using TileFunction = void (*)(const typename Op::Word*, int64_t, const typename Op::Word*, int64_t, int64_t, float*,
                               int64_t, bool);
 
-template <class Op, class Layout, int kVecs>
-TileFunction<Op> tile_function_of(int64_t rows) {
-  static constexpr TileFunction<Op> kTable[kTileRows] = {
-      gemm_tile<Op, Layout, 1, kVecs>, gemm_tile<Op, Layout, 2, kVecs>, gemm_tile<Op, Layout, 3, kVecs>,
-      gemm_tile<Op, Layout, 4, kVecs>, gemm_tile<Op, Layout, 5, kVecs>, gemm_tile<Op, Layout, 6, kVecs>};
+template <class Op, class Layout, int kVecs, int... kRow>
+TileFunction<Op> tile_function_of(int64_t rows, std::integer_sequence<int, kRow...>) {
+  static constexpr TileFunction<Op> kTable[] = {gemm_tile<Op, Layout, kRow + 1, kVecs>...};
   return kTable[rows - 1];
 }
 
-// rows in 1 .. kTileRows, vecs in 1 .. kTileVecs.
-template <class Op, class Layout>
+// rows in 1 .. Shape::kRows, vecs in 1 .. Shape::kVecs.
+template <class Op, class Layout, class Shape, int kVecs = Shape::kVecs>
 TileFunction<Op> tile_function(int64_t rows, int64_t vecs) {
-#if defined(__AVX512F__)
-  if (vecs == 4) return tile_function_of<Op, Layout, 4>(rows);
-  if (vecs == 3) return tile_function_of<Op, Layout, 3>(rows);
-#endif
-  if (vecs == 2) return tile_function_of<Op, Layout, 2>(rows);
-  return tile_function_of<Op, Layout, 1>(rows);
+  if constexpr (kVecs > 1)
+    if (vecs < kVecs) return tile_function<Op, Layout, Shape, kVecs - 1>(rows, vecs);
+  return tile_function_of<Op, Layout, kVecs>(rows, std::make_integer_sequence<int, Shape::kRows>{});
 }
 
-// One panel of B: vecs in 1 .. kTileVecs vectors wide, depth words deep, all rows of A. between() runs before every
-// tile: a place for prefetches, a few at a time.
-template <class Op, class Layout, class Between>
+// What the products call before every tile: a place for prefetches, a few at a time. This one does nothing.
+struct Nothing {
+  void operator()() const {}
+};
+
+// All rows of A times one panel of B: vecs in 1 .. Shape::kVecs vectors wide, depth words deep.
+template <class Op, class Layout, class Shape, class Between>
 void gemm_panel(int64_t rows, int64_t vecs, int64_t depth, const typename Op::Word* a, int64_t lda,
-                const typename Op::Word* b, int64_t ldb, float* c, int64_t ldc, bool accumulate, Between& between) {
-  const int64_t full = rows / kTileRows * kTileRows;
-  const TileFunction<Op> tile = tile_function<Op, Layout>(kTileRows, vecs);
-  for (int64_t r = 0; r < full; r += kTileRows) {
+                const typename Op::Word* b, int64_t ldb, float* c, int64_t ldc, bool accumulate, Between&& between) {
+  const int64_t full = rows / Shape::kRows * Shape::kRows;
+  const TileFunction<Op> tile = tile_function<Op, Layout, Shape>(Shape::kRows, vecs);
+  for (int64_t r = 0; r < full; r += Shape::kRows) {
     between();
     tile(a + r * Layout::row(lda), lda, b, ldb, depth, c + r * ldc, ldc, accumulate);
   }
   if (full == rows) return;
   between();
-  tile_function<Op, Layout>(rows - full, vecs)(a + full * Layout::row(lda), lda, b, ldb, depth, c + full * ldc, ldc,
-                                               accumulate);
+  tile_function<Op, Layout, Shape>(rows - full, vecs)(a + full * Layout::row(lda), lda, b, ldb, depth, c + full * ldc,
+                                                      ldc, accumulate);
 }
 
+// ---- attention's products, of WideTile
+
+constexpr int kTileRows = WideTile::kRows, kTileVecs = WideTile::kVecs, kTileCols = WideTile::kCols;
+
 // Tiles, and so calls of between(), in a product of that many rows and vectors of columns.
-inline int64_t gemm_tiles(int64_t rows, int64_t vecs) {
-  return (rows + kTileRows - 1) / kTileRows * ((vecs + kTileVecs - 1) / kTileVecs);
-}
+inline int64_t gemm_tiles(int64_t rows, int64_t vecs) { return ceil_div(rows, kTileRows) * ceil_div(vecs, kTileVecs); }
 
 // B as consecutive panels [depth][width] with width = kTileCols, the last one as narrow as its vectors.
 template <class Op, class Between>
 void gemm_panels(int64_t rows, int64_t vecs, int64_t depth, const typename Op::Word* a, int64_t lda,
-                 const typename Op::Word* panels, float* c, int64_t ldc, Between& between) {
+                 const typename Op::Word* panels, float* c, int64_t ldc, Between&& between) {
   for (int64_t v = 0; v < vecs; v += kTileVecs) {
     const int64_t width = vecs - v < kTileVecs ? vecs - v : kTileVecs;
-    gemm_panel<Op, RowMajor>(rows, width, depth, a, lda, panels + v * kLanes * depth, width * kLanes, c + v * kLanes,
-                             ldc, false, between);
+    gemm_panel<Op, RowMajor, WideTile>(rows, width, depth, a, lda, panels + v * kLanes * depth, width * kLanes,
+                                       c + v * kLanes, ldc, false, between);
   }
 }
 
 // B row-major, vecs vectors wide.
 template <class Op, class Layout, class Between>
 void gemm_rows(int64_t rows, int64_t vecs, int64_t depth, const typename Op::Word* a, int64_t lda,
-               const typename Op::Word* b, int64_t ldb, float* c, int64_t ldc, bool accumulate, Between& between) {
+               const typename Op::Word* b, int64_t ldb, float* c, int64_t ldc, bool accumulate, Between&& between) {
   for (int64_t v = 0; v < vecs; v += kTileVecs) {
     const int64_t width = vecs - v < kTileVecs ? vecs - v : kTileVecs;
-    gemm_panel<Op, Layout>(rows, width, depth, a, lda, b + v * kLanes, ldb, c + v * kLanes, ldc, accumulate, between);
+    gemm_panel<Op, Layout, WideTile>(rows, width, depth, a, lda, b + v * kLanes, ldb, c + v * kLanes, ldc, accumulate,
+                                     between);
   }
 }
 
