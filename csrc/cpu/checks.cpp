@@ -1,3 +1,4 @@
+// The loop has no early exit, so that the compiler makes vector code of it.
 #include "checks.h"
 
 #include <algorithm>
@@ -6,7 +7,6 @@ namespace msvit {
 
 bool valid_offsets(const int32_t* offsets, int64_t n, int64_t total, int64_t max_seqlen) {
   if (n < 1 || offsets[0] != 0 || offsets[n - 1] != total) return false;
-  // No exit from the loop: so it becomes vector code.
   int64_t shortest = 0, longest = 0;
   for (int64_t i = 1; i < n; ++i) {
     const int64_t length = int64_t{offsets[i]} - offsets[i - 1];

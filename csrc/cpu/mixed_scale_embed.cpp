@@ -1,10 +1,14 @@
 // Forward of the patch embedding.
 //
-// A work item is one block of kTokens packed rows and a range of output columns. Per channel its patches are read from
-// the images into a panel [pixel][row] in the second-level cache, and register tiles of weight rows sweep over it, so
-// lanes run along packed rows and the weight is read in place. The product is transposed back when bias and table row
-// are added. fp32 accumulation; one partial sum per kWords words, added up in order: the bits do not depend on threads
-// or items.
+//   row_t = table[token_index_t] + [t is a patch] * (weight . patch_t + bias)
+//
+// One task computes a range of columns for a block of kTokens packed rows. For each channel it reads the patches of the
+// block into a panel [pixel][row] that fits the second-level cache, then multiplies register tiles of weight rows with
+// the panel: lanes run along packed rows, and the weight is read in place. The product [column][row] is transposed when
+// bias and table row are added. Images and weight are read once per task; the product stays in cache.
+//
+// Accumulation is fp32. Each kWords words along k give one partial sum, and partial sums are added in order, so bits do
+// not depend on the tasks or on the number of threads.
 #include "mixed_scale_embed.h"
 
 #include <algorithm>
@@ -21,7 +25,8 @@ constexpr int64_t kTokens = 48;
 constexpr int64_t kWords = 128;  // operand words of one partial sum
 static_assert(kTokens % TallTile::kCols == 0 && kTokens % kBlock == 0, "a block is whole panels and whole transposes");
 
-// Weight rows as operand words, and panels of pixels in the same words.
+// The rows of a weight tile as operand words. If the weight has to be converted first, the words are in the task's
+// scratch memory.
 template <class Word>
 struct WeightRows {
   const Word* data;
@@ -48,6 +53,7 @@ struct WeightTile<F32, Bf16> {
   }
 };
 
+// Converts a panel of floats to operand words, in place.
 inline void panel_words(F32, float*, int64_t) {}
 
 #ifdef __AVX512BF16__
@@ -59,7 +65,7 @@ struct WeightTile<Bf16Pairs, Bf16> {
   }
 };
 
-// In place: two lines of floats become one line of pairs.
+// Two lines of floats become one line of pairs.
 inline void panel_words(Bf16Pairs, float* panel, int64_t depth) {
   for (int64_t k = 0; k < depth; k += 2)
     for (int64_t lane = 0; lane < kTokens; lane += kLanes) {
@@ -70,22 +76,24 @@ inline void panel_words(Bf16Pairs, float* panel, int64_t depth) {
 }
 #endif
 
-// With few blocks their columns are divided too. Each part cuts the block's patches out again, which costs about as
-// much as multiplying with kCutColumns columns; more parts are taken only where that estimate promises a tenth of the
-// time.
+// Parts that the columns of a block are divided into, so that few blocks occupy all threads. Each part reads the
+// patches of the block again, which costs about as much as multiplying kReadColumns columns. More parts are taken only
+// if this estimate promises to save a tenth of the time.
 int64_t column_parts(int64_t blocks, int64_t dim, int num_threads) {
-  constexpr int64_t kCutColumns = 40, kMinColumns = 64;
+  constexpr int64_t kReadColumns = 40, kMinColumns = 64;
   int64_t best = 1, best_time = 0;
   for (int64_t parts = 1; parts == 1 || parts <= dim / kMinColumns; ++parts) {
     const int64_t rounds = ceil_div(blocks * parts, num_threads);
-    const int64_t time = rounds * (ceil_div(dim, parts) + kCutColumns);
+    const int64_t time = rounds * (ceil_div(dim, parts) + kReadColumns);
     if (best_time == 0 || 10 * time < 9 * best_time) best_time = time, best = parts;
   }
   return best;
 }
 
 struct Sizes {
-  int64_t tokens, columns, row_stride, depth_padded;  // of one item; row_stride of the patch rows before the transpose
+  int64_t tokens, columns;  // of one task
+  int64_t row_stride;       // of patch rows before they are transposed
+  int64_t depth_padded;
   Sizes(int64_t tokens_, int64_t columns_, int64_t pixels)
       : tokens(tokens_),
         columns(columns_),
@@ -217,7 +225,7 @@ void mixed_scale_embed_fwd(const MixedScaleEmbedFwdArgs& args) {
   with_patch_reader(args, [&](const auto& reader) {
     if (!args.is_bf16) return run_forward<F32, float>(args, reader);
 #ifdef __AVX512BF16__
-    // Pairs of weights are read as one word: patches of an even size, and a weight that is not a view at an odd offset.
+    // A pair of weights is read as one word: patches need an even size, and the weight an even offset.
     if (args.patch_size % 2 == 0 && reinterpret_cast<uintptr_t>(args.weight) % 4 == 0)
       return run_forward<Bf16Pairs, Bf16>(args, reader);
 #endif

@@ -1,9 +1,13 @@
-// Gradients of the patch embedding. None uses atomics, and no sum depends on the number of threads:
+// Gradients of the patch embedding (docs/operators.md), one pass each over dout:
 //
-//   dtable_c = sum over images b, in order, of dout[row of candidate c in b]        in double
-//   dbias    = sum over patch rows t, in order, of dout_t                           in double
-//   dweight  = sum_t dout_t patch_t^T     chunks of kChunk rows, each summed in fp32 registers and added up in order
-//   dpatch_t = weight^T dout_t            in fp32, written to the pixels that the patch covers (they do not overlap)
+//   dtable_c = sum over images b of dout[row of candidate c in b]     in double, in the order of the images
+//   dbias    = sum over patch rows t of dout_t                        in double, in the order of the rows
+//   dweight  = sum over patch rows t of dout_t patch_t^T              in fp32, chunks of kChunk rows added in order
+//   dpatch_t = weight^T dout_t                                        in fp32, stored to the pixels of the patch
+//
+// A task computes one row of dtable, kColumns columns of dbias, the part of one chunk in a panel of dweight's columns
+// and about a quarter of its rows, or the pixels of about kPatches patches. No two patches share a pixel, and every sum
+// belongs to one task. So there are no atomics, and no result depends on the number of threads.
 #include <algorithm>
 
 #include "mixed_scale_embed.h"
@@ -16,13 +20,13 @@ namespace MSVIT_ISA {
 namespace {
 
 constexpr int64_t kPanelWidth = TallTile::kCols;
-constexpr int64_t kChunk = 128;   // packed rows whose patches are cut out together for dweight
-constexpr int64_t kColumns = 64;  // columns of dbias per work item
-constexpr int64_t kPatches = 64;  // about as many patches per work item of dimages
+constexpr int64_t kChunk = 128;   // packed rows whose patches are read together for dweight
+constexpr int64_t kColumns = 64;  // columns of dbias per task
+constexpr int64_t kPatches = 64;  // about as many patches per task of dimages
 
 // ---- table and bias
 
-// The packed row of a candidate in an image, -1 if it is not active or the layout points outside the rows.
+// The packed row of a candidate in an image, or -1 if it is not active or the layout points outside the rows.
 int64_t row_of(const MixedScaleEmbedBwdArgs& a, const PatchGrid& grid, int64_t image, int64_t candidate) {
   int64_t row = -1;
   if (candidate < grid.num_prefix) {
@@ -104,7 +108,7 @@ class WeightGradient {
       for (int64_t row = 0; row < a_.total_tokens; row += kChunk) {
         const int64_t rows = std::min(kChunk, a_.total_tokens - row);
 #pragma omp for schedule(static)
-        for (int64_t i = 0; i < rows; ++i) cut_out(row + i, i);
+        for (int64_t i = 0; i < rows; ++i) read_patch(row + i, i);
 #pragma omp for schedule(static)
         for (int64_t item = 0; item < panels_ * parts; ++item) multiply(item / parts, item % parts, parts, rows);
       }
@@ -121,7 +125,7 @@ class WeightGradient {
 
   // Row i of the chunk: its patch into the panels [panel][row][kPanelWidth], dout_t into tiles
   // [tile][row][TallTile::kRows].
-  void cut_out(int64_t row, int64_t i) const {
+  void read_patch(int64_t row, int64_t i) const {
     const PatchOrigin from = reader_.origin(row);
     float* patch = lines_.of_thread();
     for (int64_t channel = 0; channel < 3; ++channel)
@@ -218,7 +222,7 @@ class ImageGradient {
       copy_floats(dst, static_cast<const T*>(a_.dout) + row * a_.dim, a_.dim, a_.dim);
   }
 
-  // A pixel of a coarse patch is one of s * s in an average, and all of them get the same share.
+  // Each of the s * s pixels that a coarse patch averages gets the same share.
   void write_patch(int64_t region, int64_t local, const float* dpatch) const {
     const int64_t p = grid_.patch_size, s = grid_.scale_factor, index = region % grid_.num_coarse;
     const bool coarse = a_.fine_mask[region] == 0;

@@ -1,4 +1,4 @@
-// What a parallel region needs: threads, the memory that they work in, the distribution of tasks, and prefetches.
+// What a parallel region needs: the number of threads, memory for each, the distribution of tasks, and prefetches.
 #pragma once
 
 #include <algorithm>
@@ -27,7 +27,7 @@ inline int thread_index() {
 #endif
 }
 
-// Threads for `work` units of which one thread should do at least `per_thread`: starting one costs microseconds.
+// Threads for `work` units, so that each does about `per_thread` or more: starting a thread costs microseconds.
 inline int threads_for(int64_t work, int64_t per_thread, int num_threads) {
   const int64_t useful = work / per_thread + 1;
   return useful < num_threads ? static_cast<int>(useful) : num_threads;
@@ -35,8 +35,8 @@ inline int threads_for(int64_t work, int64_t per_thread, int num_threads) {
 
 // ---- memory
 
-// One slice per thread, cut from a single allocation made before the region: running out of memory inside a region
-// could not be reported. Slices start on cache lines of their own.
+// One slice per thread, cut from one allocation. It is made before the parallel region, because an exception cannot
+// leave the region. Slices share no cache line.
 template <class T>
 class Scratch {
  public:
@@ -57,7 +57,7 @@ class Scratch {
   T* data_;
 };
 
-// Memory of the calling thread that lives until the next call: pages are touched once, not in every call.
+// Memory that the calling thread keeps for its next call, so that its pages are mapped once and not in every call.
 class Workspace {
  public:
   ~Workspace() { std::free(memory_); }
@@ -78,7 +78,7 @@ class Workspace {
   size_t size_ = 0;
 };
 
-// Hands out cache-line aligned pieces; with a null base it only measures.
+// Divides memory into pieces that start on cache lines. With a null base it only measures.
 class Arena {
  public:
   explicit Arena(char* base) : base_(base) {}
@@ -97,10 +97,11 @@ class Arena {
 
 // ---- tasks
 
-// run(task, the task that this thread runs after it or null, scratch of this thread) for every task, in the order of
-// the list as threads become free. A task must not depend on another one. A thread takes up to largest_group neighbours
-// of the list at once, fewer towards its end: heads of one sequence share pages, and cores that write to neighbouring
-// heads of the same rows take the cache lines between them from each other.
+// Calls run(task, next, memory) for every task: `next` is the task that the same thread runs afterwards or null,
+// `memory` is the thread's piece of `scratch`. Free threads take tasks in the order of the list. Tasks must not depend
+// on one another. A thread takes up to largest_group neighbours at once, fewer towards the end of the list: the heads
+// of one sequence share pages, and cores that write neighbouring heads of the same rows compete for the cache lines
+// between them.
 template <class T, class Run>
 void for_each_task(const std::vector<T>& tasks, int64_t largest_group, int num_threads, char* scratch,
                    size_t scratch_per_thread, Run run) {
@@ -135,8 +136,8 @@ void for_each_task(const std::vector<T>& tasks, int64_t largest_group, int num_t
 
 // ---- prefetches
 
-// Reads into the cache what comes next, a few rows at a time between the tiles of the current work: rows of one head
-// lie far apart, which the hardware does not foresee.
+// Prefetches the rows that are needed next, a few at a time between the tiles of the current work. The rows of one head
+// lie far apart, which the hardware's prefetcher does not foresee.
 class Prefetcher {
  public:
   explicit Prefetcher(int64_t row_bytes) : row_bytes_(row_bytes) {}
@@ -144,7 +145,7 @@ class Prefetcher {
     if (rows > 0) list_[streams_++] = {static_cast<const char*>(first), stride_bytes, rows};
     rows_ += rows;
   }
-  // All rows within the next `calls` calls of operator().
+  // Spreads all rows over the next `calls` calls of operator().
   void spread_over(int64_t calls) { rows_per_call_ = static_cast<float>(rows_) / calls; }
   void operator()() {
     for (due_ += rows_per_call_; due_ >= 1.0f && current_ < streams_; due_ -= 1.0f) {

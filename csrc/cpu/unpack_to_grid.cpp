@@ -1,5 +1,8 @@
-// A work item is one image and kColumns of its channels; cells and channels change places in register blocks.
-// Forward is a copy. Backward adds the cells of a coarse token in fp32, in raster order, whatever the threads.
+// Both directions of unpack_to_grid; the equations are in unpack_to_grid.h.
+//
+// A task is one image and kColumns of its channels: one pass over its tokens and its part of the grid, which is
+// transposed between [cell][channel] and [channel][cell] in register blocks. Forward copies bits. Backward adds the
+// cells of a coarse token in fp32 in raster order, so its bits do not depend on the number of threads.
 #include "unpack_to_grid.h"
 
 #include <algorithm>
@@ -13,7 +16,7 @@ namespace MSVIT_ISA {
 namespace {
 
 constexpr int64_t kColumns = 64;
-static_assert(kColumns % kBlock == 0, "channels of a work item are whole blocks");
+static_assert(kColumns % kBlock == 0, "the channels of a task are whole blocks");
 
 template <class T>
 class Unpack {
@@ -29,7 +32,7 @@ class Unpack {
 
   void forward() const {
     const Scratch<const T*> scratch(num_threads_, round_up(cells_, kBlock));
-    for_each_item([&](int64_t image, int64_t column, int64_t columns) {
+    run_tasks([&](int64_t image, int64_t column, int64_t columns) {
       const T** row = scratch.of_thread();
       for (int64_t region = 0; region < num_regions_; ++region)
         regions_.for_each_cell(region, [&](int64_t cell, int64_t local) {
@@ -42,7 +45,7 @@ class Unpack {
 
   void backward() const {
     const Scratch<float> scratch(num_threads_, (cells_ + 1) * kColumns);
-    for_each_item([&](int64_t image, int64_t column, int64_t columns) {
+    run_tasks([&](int64_t image, int64_t column, int64_t columns) {
       float* values = scratch.of_thread();
       copy_from_grid(grid_ + (image * a_.dim + column) * cells_, columns, values);
       for (int64_t region = 0; region < num_regions_; ++region) {
@@ -63,7 +66,7 @@ class Unpack {
   static constexpr T kZeros[kColumns] = {};
 
   template <class Function>
-  void for_each_item(const Function& f) const {
+  void run_tasks(const Function& f) const {
     const int64_t parts = ceil_div(a_.dim, kColumns);
 #pragma omp parallel for num_threads(num_threads_) schedule(static)
     for (int64_t item = 0; item < a_.batch * parts; ++item) {
@@ -74,13 +77,13 @@ class Unpack {
 
   bool is_fine(int64_t image, int64_t region) const { return a_.fine_mask[image * num_regions_ + region] != 0; }
 
-  // Packed row of a cell; -1 if the layout points outside the tokens.
+  // The packed row of a cell, or -1 if the layout points outside the tokens.
   int64_t row_of(int64_t image, int64_t region, int64_t local) const {
     const int64_t row = int64_t{a_.region_start[image * num_regions_ + region]} + (is_fine(image, region) ? local : 0);
     return row >= 0 && row < a_.total_tokens ? row : -1;
   }
 
-  // First row after the region before this one; between the two lie the prefix tokens of an image.
+  // The row after the region before this one. Rows from there to this region's start are prefix tokens.
   int64_t end_before(int64_t image, int64_t region) const {
     const int64_t previous = image * num_regions_ + region - 1;
     if (previous < 0) return 0;

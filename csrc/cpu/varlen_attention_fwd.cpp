@@ -1,15 +1,18 @@
 // Forward of variable-length attention on the CPU.
 //
-//   out_i = sum_j w_j exp(s_ij) v_j / sum_p w_p exp(s_ip),   s_ij = softmax_scale * q_i . k_j   (eq. 10)
-//   lse_i = log sum_j w_j exp(s_ij),   w = key_weight
+//   out_i = sum_j w_j exp(s_ij) v_j / sum_p w_p exp(s_ip),   s_ij = softmax_scale * q_i . k_j
+//   lse_i = log sum_j w_j exp(s_ij),   w = key_weight          (eq. 10 of MSViT, arXiv 2307.02321; docs/operators.md)
 //
-// One task is a range of query rows of one (sequence, head). Per block of at most kMaxKeys keys it packs K^T and V
-// once, then per kBlockRows query rows: S = Q K^T (lanes along keys), softmax in place while S is in L1, O += P V
-// (lanes along head_dim). More than one key block: online softmax. Keys of weight 0 are left out when packing, so they
-// cost nothing. Products, softmax and sums are fp32; with AVX512-BF16, bf16 inputs are multiplied as pairs (exact
-// products, fp32 sums) and P is rounded to bf16 first. A row's bits depend on its own query, its sequence's keys and
-// the head alone: key blocks are a function of the number of keys, and the range of rows that a task got changes
+// One task computes a range of query rows of one (sequence, head). For each block of at most kMaxKeys keys it packs K^T
+// and V once. Then for each kBlockRows query rows it computes S = Q K^T (lanes along keys), the softmax in place while
+// S is in the first-level cache, and O += P V (lanes along head_dim). With more than one key block the softmax is
+// online (FlashAttention, arXiv 2205.14135): older sums are rescaled to the new maximum. A task reads k and v once,
+// reads q once per key block, and writes out and lse once. Keys of weight 0 are left out when packing, so they cost
 // nothing.
+//
+// Products, softmax and sums are fp32. With AVX512-BF16, bf16 inputs are multiplied as pairs (products are exact, sums
+// fp32) and P is rounded to bf16 first. The bits of a row depend on its query, the keys of its sequence, and the head:
+// key blocks depend on the number of keys alone, and the rows that a task computes together do not affect one another.
 #include <cmath>
 #include <type_traits>
 
@@ -58,7 +61,7 @@ MSVIT_INLINE void store_probabilities(uint32_t* words, int64_t v, VecF p) {
 }
 #endif
 
-// What one task reads and writes. Rows of a sequence and head, from the first query of the task and the first key.
+// What one task reads and writes: rows of one sequence and head, from its first query row and from the first key.
 template <class T>
 struct Operands {
   Rows<T> q, k, v;
@@ -74,7 +77,7 @@ class ForwardTask {
   using Word = typename Op::Word;
 
  public:
-  // softmax_scale is not negative here: queries change their sign otherwise.
+  // Scores are scaled by |softmax_scale|: if it is negative, queries change their sign.
   ForwardTask(ForwardScratch<Op>& scratch, const Operands<T>& operands, int64_t dim, float softmax_scale)
       : s_(scratch),
         x_(operands),
@@ -84,7 +87,7 @@ class ForwardTask {
         factor_(scale_),
         negative_(softmax_scale < 0.0f) {}
 
-  // next: rows of the task that follows, read ahead while this one's last key block is computed.
+  // While the last key block is computed, `next` reads the rows of the task that follows.
   void run(Prefetcher next) {
     const int64_t block = even_block(x_.keys, kMaxKeys, kLanes);
     for (int64_t begin = 0; begin < x_.keys; begin += block) {
@@ -107,7 +110,7 @@ class ForwardTask {
  private:
   Prefetcher keys_ahead(int64_t begin, int64_t count) const {
     Prefetcher ahead(dim_ * sizeof(T));
-    if (x_.k.index) return ahead;  // which rows come next is only known one by one
+    if (x_.k.index) return ahead;  // the rows are not evenly spaced
     ahead.add(x_.k[begin], x_.k.stride * sizeof(T), count);
     ahead.add(x_.v[begin], x_.v.stride * sizeof(T), count);
     return ahead;
@@ -135,7 +138,7 @@ class ForwardTask {
                             s_.values, ldo, s_.outputs + first_row * ldo, ldo, !first_block, ahead);
   }
 
-  // Floats are read where they are, everything else from a copy.
+  // Floats are read in place, everything else from a copy.
   const Word* query_rows(int64_t first_row, int64_t rows, int64_t& ldq) {
     if constexpr (std::is_same_v<T, Word>) {
       if (!negative_) {
@@ -148,7 +151,7 @@ class ForwardTask {
     return s_.queries;
   }
 
-  // Of every row of scores. Not inlined, like exponentials: their constants then stay in registers.
+  // The largest score of every row. Not inlined, nor is exponentials: so their constants stay in registers.
   __attribute__((noinline)) void maxima(int64_t rows, int64_t vecs, VecI last_lanes, float* row_max) const {
     for (int64_t r = 0; r < rows; ++r) {
       const float* scores = s_.scores + r * kRowStride;
@@ -158,7 +161,7 @@ class ForwardTask {
     }
   }
 
-  // Scores become P = w exp(softmax_scale (q.k - row_max)), whose sum is added to row_sum.
+  // Replaces scores by P = w exp(softmax_scale (q.k - row_max)) and adds their sum to row_sum.
   __attribute__((noinline)) void exponentials(int64_t rows, int64_t vecs, VecI last_lanes, const float* row_max,
                                               float* row_sum) const {
     const Log2Factor factor = factor_;
@@ -187,7 +190,7 @@ class ForwardTask {
     return kWeighted ? p * load(weights + v * kLanes) : p;
   }
 
-  // Brings what earlier key blocks left to the larger of the two maxima.
+  // Rescales the sums over earlier key blocks if this block has a larger maximum.
   void rescale(int64_t row, float block_max) {
     const float old = s_.row_max[row], distance = old - block_max;
     if (!(distance < 0.0f)) return;
@@ -244,8 +247,7 @@ class Forward {
     return arena.used();
   }
 
-  // Every (sequence, head); in several row ranges where it is long, or where there would be too few tasks for the
-  // threads.
+  // Every (sequence, head), divided into row ranges if it is long or if the threads need more tasks.
   std::vector<Task> tasks(int threads, double work) const {
     const double target = threads == 1 ? work : work / (threads * kTasksPerThread);
     std::vector<Task> list;

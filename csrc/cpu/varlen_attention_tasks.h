@@ -1,4 +1,4 @@
-// What forward and backward share: bounds of a sequence, the order of the work, the keys that take part.
+// What forward and backward of attention share: rows of a sequence, the order of the work, the keys that take part.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +12,7 @@ namespace msvit {
 namespace MSVIT_ISA {
 
 constexpr int64_t kMaxKeys = 256;       // keys of one block: scores of a row block stay in L1, packed keys in L2
-constexpr double kSerialWork = 5e5;     // multiply-adds below which waking other threads costs more than it saves
+constexpr double kSerialWork = 5e5;     // multiply-adds; below, waking other threads costs more than it saves
 constexpr int64_t kTasksPerThread = 4;  // enough to balance tasks of unequal cost when the longest start first
 
 static_assert(kMaxKeys + kLanes <= kRowStride, "a row of scores must fit the row stride");
@@ -22,7 +22,7 @@ struct Span {
   int64_t length() const { return end - begin; }
 };
 
-// Rows of sequence b, inside [0, total) whatever the offsets say.
+// Rows of sequence b, clamped to [0, total).
 inline Span sequence_span(const int32_t* cu_seqlens, int64_t b, int64_t total) {
   const int64_t begin = std::clamp<int64_t>(cu_seqlens[b], 0, total);
   return {begin, std::clamp<int64_t>(cu_seqlens[b + 1], begin, total)};
@@ -30,16 +30,17 @@ inline Span sequence_span(const int32_t* cu_seqlens, int64_t b, int64_t total) {
 
 struct Task {
   int32_t sequence, head;
-  int64_t begin, end;  // query rows (or keys) of the sequence, relative to its first
+  int64_t begin, end;  // query rows (or keys), counted from the first of the sequence
 };
 
-// Blocks of equal size, a multiple of `multiple`, at most `largest`: a function of n alone.
+// Size of the blocks that n items are divided into: equal, at most `largest`, a multiple of `multiple`. Blocks of keys
+// have constant limits: so the order of the sums over them depends on n alone.
 inline int64_t even_block(int64_t n, int64_t largest, int64_t multiple) {
   const int64_t blocks = std::max<int64_t>(1, ceil_div(n, largest));
   return std::max(multiple, round_up(ceil_div(n, blocks), multiple));
 }
 
-// Sequences, those with most work first. Equal ones keep their order, so the list is the same in every run.
+// Sequences by falling work; equal ones keep their order.
 template <class Args>
 std::vector<int32_t> longest_first(const Args& a) {
   std::vector<int32_t> order(a.batch);
@@ -60,7 +61,7 @@ double multiply_adds(const Args& a) {
   return pairs * a.num_heads * a.head_dim * 2;
 }
 
-// The keys that take part: all, or those whose weight is not zero. index is null if that is all of them.
+// The keys that take part: those whose weight is not zero. If all do, index is null.
 struct Keys {
   int64_t count;
   const int32_t* index;

@@ -1,6 +1,6 @@
-// Elements of every dtype that kernels read or write: one at a time, a vector at a time, a row at a time.
+// Elements of every dtype that kernels read or write: one element, a vector, a row.
 //
-// The functions for one element are free of branches, so that loops over them become vector code.
+// The functions for one element have no branches, so that loops over them become vector code.
 #pragma once
 
 #include "vec.h"
@@ -28,7 +28,7 @@ MSVIT_INLINE To bit_cast(From x) {
 
 MSVIT_INLINE float to_float(float x) { return x; }
 MSVIT_INLINE float to_float(Bf16 x) { return bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
-// Exact; subnormal halves become normal floats.
+// Exact: subnormal halves become normal floats.
 MSVIT_INLINE float to_float(Half x) {
   const float magnitude = bit_cast<float>(static_cast<uint32_t>(x.bits & 0x7fff) << 13) * 0x1p112f;
   const uint32_t infinite_or_nan = (x.bits & 0x7c00) == 0x7c00 ? 0x7f800000u : 0u;
@@ -37,7 +37,7 @@ MSVIT_INLINE float to_float(Half x) {
 }
 MSVIT_INLINE float to_float(uint8_t x) { return x; }
 
-// Nearest even; NaN stays NaN.
+// Rounds to nearest even; NaN stays NaN.
 MSVIT_INLINE void convert(float* dst, float x) { *dst = x; }
 MSVIT_INLINE void convert(Bf16* dst, float x) {
   const uint32_t bits = bit_cast<uint32_t>(x);
@@ -63,7 +63,7 @@ MSVIT_INLINE VecF load_floats(const Bf16* p) {
   return reinterpret_cast<VecF>(__builtin_convertvector(half, VecU) << 16);
 }
 
-// Nearest even; NaN stays NaN.
+// Rounds to nearest even; NaN stays NaN.
 MSVIT_INLINE VecU to_bf16_bits(VecF x) {
   const VecU bits = reinterpret_cast<VecU>(x);
   const VecU rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
@@ -73,6 +73,7 @@ MSVIT_INLINE void store_floats(float* p, VecF x) { store(p, x); }
 MSVIT_INLINE void store_floats(Bf16* p, VecF x) {
   *reinterpret_cast<VecHMem*>(p) = __builtin_convertvector(to_bf16_bits(x), VecH);
 }
+
 // Elements as the lower halves of words.
 MSVIT_INLINE VecU load_halves(const Bf16* p) {
   return __builtin_convertvector(*reinterpret_cast<const VecHMem*>(p), VecU);

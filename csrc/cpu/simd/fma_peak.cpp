@@ -1,6 +1,5 @@
-// Independent chains of multiply-adds that never leave the registers, at the vector width of the ISA level.
-//
-// Every thread runs the same number of iterations; what counts is the time of the slowest one.
+// Independent chains of multiply-adds that stay in registers, as wide as the vectors of the ISA level. Each thread runs
+// the same number of iterations, and the slowest one is timed.
 #include "fma_peak.h"
 
 #include <algorithm>
@@ -14,11 +13,11 @@ namespace MSVIT_ISA {
 
 namespace {
 
-// Latency times throughput is at most 10 instructions on the CPUs of the last decade; 12 chains and two operands fit
-// the 16 registers of AVX2.
+// On the CPUs of the last decade, at most 10 multiply-adds are in flight. 12 chains and two operands fit the 16
+// registers of AVX2.
 constexpr int kChains = 12;
 
-// Keeps the compiler from folding a loop whose operands it knows; costs no instruction.
+// Keeps the compiler from folding a loop with known operands. Takes no instruction.
 MSVIT_INLINE void hide(VecF& x) {
 #if defined(__x86_64__)
   __asm__ volatile("" : "+x"(x));

@@ -1,4 +1,4 @@
-// How many operations a second this CPU does in registers: the roofline of the benches, measured and not looked up.
+// The operations per second that this CPU reaches in registers: the benches measure their roofline with it.
 #pragma once
 
 #include <cstdint>
@@ -12,8 +12,8 @@ struct FmaPeak {
   double seconds;  // of the slowest thread
 };
 
-// Runs `iterations` of a loop on each thread: fp32 multiply-adds or, if bf16, products of bfloat16 pairs added to fp32.
-// If the level has no such instruction, flop is 0.
+// Each thread runs a loop `iterations` times: fp32 multiply-adds or, if `bf16`, products of bfloat16 pairs added to
+// fp32. If the level has no such instruction, flop is 0.
 #define MSVIT_ENTRY(level)                                          \
   namespace level {                                                 \
   FmaPeak fma_peak(int64_t iterations, int num_threads, bool bf16); \

@@ -37,7 +37,8 @@ struct Bf16Pairs {
 #endif
 
 // Rows of C and vectors per row that one tile keeps in registers. Accumulators, operands and one temporary fill the 32
-// vector registers of AVX-512 or the 16 of other levels.
+// vector registers of AVX-512 or the 16 of other levels. Attention uses the wide shape. The embedding uses the tall
+// one, whose panels are narrower: 128 words of depth leave room in a first-level cache of 32 KiB.
 template <int kRows_, int kVecs_>
 struct TileShape {
   static constexpr int kRows = kRows_, kVecs = kVecs_, kCols = kVecs_ * kLanes;
@@ -111,7 +112,7 @@ TileFunction<Op> tile_function(int64_t rows, int64_t vecs) {
   return tile_function_of<Op, Layout, kVecs>(rows, std::make_integer_sequence<int, Shape::kRows>{});
 }
 
-// What the products call before every tile: a place for prefetches, a few at a time. This one does nothing.
+// Products call between() before every tile, a place for a few prefetches. This one does nothing.
 struct Nothing {
   void operator()() const {}
 };
@@ -136,10 +137,10 @@ void gemm_panel(int64_t rows, int64_t vecs, int64_t depth, const typename Op::Wo
 
 constexpr int kTileRows = WideTile::kRows, kTileVecs = WideTile::kVecs, kTileCols = WideTile::kCols;
 
-// Tiles, and so calls of between(), in a product of that many rows and vectors of columns.
+// Tiles in a product of so many rows and vectors, which is how often between() is called.
 inline int64_t gemm_tiles(int64_t rows, int64_t vecs) { return ceil_div(rows, kTileRows) * ceil_div(vecs, kTileVecs); }
 
-// B as consecutive panels [depth][width] with width = kTileCols, the last one as narrow as its vectors.
+// B as consecutive panels [depth][kTileCols]; the last one may be narrower.
 template <class Op, class Between>
 void gemm_panels(int64_t rows, int64_t vecs, int64_t depth, const typename Op::Word* a, int64_t lda,
                  const typename Op::Word* panels, float* c, int64_t ldc, Between&& between) {

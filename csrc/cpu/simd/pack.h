@@ -1,6 +1,6 @@
-// Copies of tensor rows into the operand layouts of gemm.h: converted, transposed, padded with zeros.
+// Copies tensor rows into the operand layouts of gemm.h: converts, transposes, and pads with zeros.
 //
-// Only the head_dim elements of a row are ever read, whatever the padding of the tile that they are copied to.
+// No more than the head_dim elements of a row are read, whatever the padding of the operand.
 #pragma once
 
 #include "gemm.h"
@@ -11,7 +11,7 @@ namespace MSVIT_ISA {
 
 constexpr int64_t kMaxHeadDim = 128;
 
-// Rows of one (sequence, head); index picks rows (null: all, in order).
+// Rows of one (sequence, head): those that index names, or all in order if it is null.
 template <class T>
 struct Rows {
   const T* base;
@@ -25,8 +25,8 @@ struct Rows {
 
 // ---- A operands: row-major words, reduction along the row; rows of floats are padded to whole vectors
 
-// Words between two rows of every packed A operand: no multiple of a large power of two, so that rows spread over the
-// cache sets.
+// Words from one row of a packed A operand to the next: no multiple of a large power of two, so that rows spread over
+// the cache sets.
 constexpr int64_t kRowStride = 272;
 
 template <class Op, class T>
@@ -94,20 +94,20 @@ MSVIT_INLINE Block load_words(const T* row, int64_t w) {
   return load_block(row + w);
 }
 
-// kBlock rows, all words of them: dst[w * width + i] = word w of row i.
+// dst[w * width + i] = word w of row i, for kBlock rows and all their words.
 template <class Op, class T>
 void pack_columns(typename Op::Word* dst, const T* const (&row)[kBlock], int64_t dim, int64_t width) {
   const int64_t words = dim / Op::kPerWord;
   int64_t w = 0;
   for (; w + kBlock <= words; w += kBlock)
     transpose_block([&](int i) { return load_words<Op>(row[i], w); }, dst + w * width, width);
-  if constexpr (Op::kPerWord == 2) {  // head_dim = 8 mod 16: half a block is left
+  if constexpr (Op::kPerWord == 2) {  // if head_dim is 8 mod 16, half a block is left
     for (; w < words; ++w)
       for (int i = 0; i < kBlock; ++i) std::memcpy(dst + w * width + i, row[i] + w * 2, sizeof(*dst));
   }
 }
 
-// All rows; lanes after the last row are zero up to a whole vector.
+// Packs all rows. Lanes after the last row are zero up to a whole vector.
 template <class Op, class T>
 void pack_panels(typename Op::Word* dst, Rows<T> src, int64_t rows, int64_t dim) {
   static constexpr T kZeros[kMaxHeadDim] = {};

@@ -1,4 +1,4 @@
-// Transposes of kBlock x kBlock words in registers: kBlock vectors of kBlock lanes, shuffled pairwise.
+// Transposes blocks of kBlock x kBlock words in registers, by shuffles of pairs of vectors.
 #pragma once
 
 #include "elements.h"
