@@ -12,10 +12,10 @@
 #endif
 
 #include "cpu/checks.h"
-#include "cpu/fma_peak.h"
-#include "cpu/isa.h"
 #include "cpu/mixed_scale_embed.h"
 #include "cpu/mixed_scale_layout.h"
+#include "cpu/simd/fma_peak.h"
+#include "cpu/simd/isa.h"
 #include "cpu/unpack_to_grid.h"
 #include "cpu/varlen_attention.h"
 #include "named_arguments.h"
@@ -115,12 +115,8 @@ void define_unpack_to_grid(py::module_& m) {
       m, "unpack_to_grid_bwd", [](const Args& args) { MSVIT_CALL_CHOSEN_ISA(unpack_to_grid_bwd, args); }, fields);
 }
 
-int check_offsets(uintptr_t offsets, int64_t n, int64_t total, int64_t max_seqlen) {
-  return static_cast<int>(msvit::check_offsets(reinterpret_cast<const int32_t*>(offsets), n, total, max_seqlen));
-}
-
-bool check_range(uintptr_t values, int64_t n, int64_t upper) {
-  return msvit::check_range(reinterpret_cast<const int32_t*>(values), n, upper);
+bool valid_offsets(uintptr_t offsets, int64_t n, int64_t total, int64_t max_seqlen) {
+  return msvit::valid_offsets(reinterpret_cast<const int32_t*>(offsets), n, total, max_seqlen);
 }
 
 py::list names(const std::vector<msvit::Isa>& isas) {
@@ -149,9 +145,9 @@ py::dict cpu_info() {
 // (operations, seconds of the slowest thread)
 std::pair<double, double> fma_peak(int64_t iterations, int num_threads, bool bf16) {
   const py::gil_scoped_release release;
-  msvit::FmaPeakArgs args{iterations, num_threads, bf16, 0, 0};
-  msvit::fma_peak(args);
-  return {args.flop, args.seconds};
+  const auto measure = [&] { MSVIT_CALL_CHOSEN_ISA(fma_peak, iterations, num_threads, bf16) };
+  const msvit::FmaPeak peak = measure();
+  return {peak.flop, peak.seconds};
 }
 
 }  // namespace
@@ -159,8 +155,7 @@ std::pair<double, double> fma_peak(int64_t iterations, int num_threads, bool bf1
 PYBIND11_MODULE(_C, m) {
   m.doc() = "CPU kernels of msvit_kernels (internal)";
   m.def("cpu_info", &cpu_info);
-  m.def("check_offsets", &check_offsets, py::arg("offsets"), py::arg("n"), py::arg("total"), py::arg("max_seqlen"));
-  m.def("check_range", &check_range, py::arg("values"), py::arg("n"), py::arg("upper"));
+  m.def("valid_offsets", &valid_offsets, py::arg("offsets"), py::arg("n"), py::arg("total"), py::arg("max_seqlen"));
   m.def("fma_peak", &fma_peak, py::arg("iterations"), py::arg("num_threads"), py::arg("bf16"));
   define_varlen_attention_fwd(m);
   define_varlen_attention_bwd(m);

@@ -156,7 +156,7 @@ def _native_accepts(cu_seqlens: Tensor, total: int, max_seqlen: int) -> bool:
     """Whether the native module finds nothing wrong; False too where it cannot look. Indexing a tensor takes longer."""
     if _native is None or not cu_seqlens.is_cpu:
         return False
-    return bool(_native.check_offsets(cu_seqlens.data_ptr(), cu_seqlens.shape[0], total, max_seqlen) == 0)
+    return bool(_native.valid_offsets(cu_seqlens.data_ptr(), cu_seqlens.shape[0], total, max_seqlen))
 
 
 def check_key_weight(key_weight: Tensor) -> None:

@@ -1,22 +1,12 @@
-// Checks of offsets and indices that Python runs before a CPU kernel: one pass, no temporary.
+// A check of offsets that Python runs before a CPU kernel: one pass over them, no temporary.
 #pragma once
 
 #include <cstdint>
 
 namespace msvit {
 
-enum class OffsetsError : int {
-  none = 0,
-  first_not_zero = 1,
-  decreasing = 2,
-  last_not_total = 3,
-  sequence_too_long = 4,
-};
-
-// offsets: n values (n = number of sequences + 1). Reports the first rule broken, in the order of the enumeration.
-OffsetsError check_offsets(const int32_t* offsets, int64_t n, int64_t total, int64_t max_seqlen);
-
-// True if 0 <= values[i] < upper for all i.
-bool check_range(const int32_t* values, int64_t n, int64_t upper);
+// Whether n offsets (one more than there are sequences) start at 0, never decrease, end at `total`, and give no
+// sequence more than `max_seqlen` rows. If not, Python looks for the broken rule itself: that is rare and may be slow.
+bool valid_offsets(const int32_t* offsets, int64_t n, int64_t total, int64_t max_seqlen);
 
 }  // namespace msvit

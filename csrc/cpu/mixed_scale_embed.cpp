@@ -1,17 +1,21 @@
 // Forward of the patch embedding.
 //
-// A work item is one block of kTokens packed rows and a range of output columns. Per channel its patches are read from
-// the images into a panel [pixel][row] in the second-level cache, and register tiles of weight rows sweep over it, so
-// lanes run along packed rows and the weight is read in place. The product is transposed back when bias and table row
-// are added. fp32 accumulation; one partial sum per kWords words, added up in order: the bits do not depend on threads
-// or items.
+//   row_t = table[token_index_t] + [t is a patch] * (weight . patch_t + bias)
+//
+// One task computes a range of columns for a block of kTokens packed rows. For each channel it reads the patches of the
+// block into a panel [pixel][row] that fits the second-level cache, then multiplies register tiles of weight rows with
+// the panel: lanes run along packed rows, and the weight is read in place. The product [column][row] is transposed when
+// bias and table row are added. Images and weight are read once per task; the product stays in cache.
+//
+// Accumulation is fp32. Each kWords words along k give one partial sum, and partial sums are added in order, so bits do
+// not depend on the tasks or on the number of threads.
 #include "mixed_scale_embed.h"
 
 #include <algorithm>
 
-#include "outer.h"
+#include "parallel.h"
 #include "patches.h"
-#include "scratch.h"
+#include "simd/gemm.h"
 
 namespace msvit {
 namespace MSVIT_ISA {
@@ -19,41 +23,49 @@ namespace {
 
 constexpr int64_t kTokens = 48;
 constexpr int64_t kWords = 128;  // operand words of one partial sum
-static_assert(kTokens % kPanelWidth == 0 && kTokens % kBlock == 0, "a block is whole panels and whole transposes");
+static_assert(kTokens % TallTile::kCols == 0 && kTokens % kBlock == 0, "a block is whole panels and whole transposes");
 
-// Weight rows as operand words, and panels of pixels in the same words.
+// The rows of a weight tile as operand words. If the weight has to be converted first, the words are in the task's
+// scratch memory.
+template <class Word>
+struct WeightRows {
+  const Word* data;
+  int64_t stride;
+};
+
 template <class Op, class T>
 struct WeightTile;
 
 template <>
 struct WeightTile<F32, float> {
   static constexpr int64_t kScratch = 0;
-  static Operand<float> rows(const float* weight, int64_t stride, int64_t, int64_t, float*) {
-    return {weight, stride, 1};
+  static WeightRows<float> rows(const float* weight, int64_t stride, int64_t, int64_t, float*) {
+    return {weight, stride};
   }
 };
 
 template <>
 struct WeightTile<F32, Bf16> {
-  static constexpr int64_t kScratch = kOuterRows * kWords;
-  static Operand<float> rows(const Bf16* weight, int64_t stride, int64_t count, int64_t depth, float* scratch) {
+  static constexpr int64_t kScratch = TallTile::kRows * kWords;
+  static WeightRows<float> rows(const Bf16* weight, int64_t stride, int64_t count, int64_t depth, float* scratch) {
     for (int64_t r = 0; r < count; ++r) copy_floats(scratch + r * kWords, weight + r * stride, depth, depth);
-    return {scratch, kWords, 1};
+    return {scratch, kWords};
   }
 };
 
+// Converts a panel of floats to operand words, in place.
 inline void panel_words(F32, float*, int64_t) {}
 
 #ifdef __AVX512BF16__
 template <>
 struct WeightTile<Bf16Pairs, Bf16> {
   static constexpr int64_t kScratch = 0;
-  static Operand<uint32_t> rows(const Bf16* weight, int64_t stride, int64_t, int64_t, float*) {
-    return {reinterpret_cast<const uint32_t*>(weight), stride / 2, 1};
+  static WeightRows<uint32_t> rows(const Bf16* weight, int64_t stride, int64_t, int64_t, float*) {
+    return {reinterpret_cast<const uint32_t*>(weight), stride / 2};
   }
 };
 
-// In place: two lines of floats become one line of pairs.
+// Two lines of floats become one line of pairs.
 inline void panel_words(Bf16Pairs, float* panel, int64_t depth) {
   for (int64_t k = 0; k < depth; k += 2)
     for (int64_t lane = 0; lane < kTokens; lane += kLanes) {
@@ -64,22 +76,24 @@ inline void panel_words(Bf16Pairs, float* panel, int64_t depth) {
 }
 #endif
 
-// With few blocks their columns are divided too. Each part cuts the block's patches out again, which costs about as
-// much as multiplying with kCutColumns columns; more parts are taken only where that estimate promises a tenth of the
-// time.
+// Parts that the columns of a block are divided into, so that few blocks occupy all threads. Each part reads the
+// patches of the block again, which costs about as much as multiplying kReadColumns columns. More parts are taken only
+// if this estimate promises to save a tenth of the time.
 int64_t column_parts(int64_t blocks, int64_t dim, int num_threads) {
-  constexpr int64_t kCutColumns = 40, kMinColumns = 64;
+  constexpr int64_t kReadColumns = 40, kMinColumns = 64;
   int64_t best = 1, best_time = 0;
   for (int64_t parts = 1; parts == 1 || parts <= dim / kMinColumns; ++parts) {
-    const int64_t rounds = (blocks * parts + num_threads - 1) / num_threads;
-    const int64_t time = rounds * ((dim + parts - 1) / parts + kCutColumns);
+    const int64_t rounds = ceil_div(blocks * parts, num_threads);
+    const int64_t time = rounds * (ceil_div(dim, parts) + kReadColumns);
     if (best_time == 0 || 10 * time < 9 * best_time) best_time = time, best = parts;
   }
   return best;
 }
 
 struct Sizes {
-  int64_t tokens, columns, row_stride, depth_padded;  // of one item; row_stride of the patch rows before the transpose
+  int64_t tokens, columns;  // of one task
+  int64_t row_stride;       // of patch rows before they are transposed
+  int64_t depth_padded;
   Sizes(int64_t tokens_, int64_t columns_, int64_t pixels)
       : tokens(tokens_),
         columns(columns_),
@@ -112,9 +126,9 @@ class Forward {
   Forward(const MixedScaleEmbedFwdArgs& args, const Reader& reader) : a_(args), reader_(reader) {}
 
   void run() const {
-    const int64_t blocks = (a_.total_tokens + kTokens - 1) / kTokens;
+    const int64_t blocks = ceil_div(a_.total_tokens, kTokens);
     const int64_t parts = column_parts(blocks, a_.dim, a_.num_threads);
-    const int64_t part_columns = round_up((a_.dim + parts - 1) / parts, kOuterRows);
+    const int64_t part_columns = round_up(ceil_div(a_.dim, parts), TallTile::kRows);
     const Sizes largest(kTokens, part_columns, reader_.pixels());
     const Scratch<float> scratch(a_.num_threads, Buffers::floats<Weight>(largest, reader_.line_floats()));
 #pragma omp parallel for num_threads(a_.num_threads) schedule(dynamic, 1)
@@ -161,13 +175,14 @@ class Forward {
     constexpr int64_t step = kWords * Op::kPerWord;
     for (int64_t k = 0; k < pixels; k += step) {
       const int64_t depth = std::min(step, pixels - k), words = depth / Op::kPerWord;
-      for (int64_t n = 0; n < sizes.columns; n += kOuterRows) {
-        const int64_t count = std::min<int64_t>(kOuterRows, sizes.columns - n);
-        const Operand<Word> rows = Weight::rows(weight + n * 3 * pixels + k, 3 * pixels, count, depth, buffers.weight);
-        for (int64_t v = 0; v < vecs; v += kOuterVecs)
-          outer_function<Op>(count, std::min<int64_t>(kOuterVecs, vecs - v))(
-              rows, panel + k / Op::kPerWord * kTokens + v * kLanes, kTokens, words,
-              buffers.product + n * kTokens + v * kLanes, kTokens);
+      for (int64_t n = 0; n < sizes.columns; n += TallTile::kRows) {
+        const int64_t count = std::min<int64_t>(TallTile::kRows, sizes.columns - n);
+        const WeightRows<Word> rows =
+            Weight::rows(weight + n * 3 * pixels + k, 3 * pixels, count, depth, buffers.weight);
+        for (int64_t v = 0; v < vecs; v += TallTile::kVecs)
+          tile_function<Op, RowMajor, TallTile>(count, std::min<int64_t>(TallTile::kVecs, vecs - v))(
+              rows.data, rows.stride, panel + k / Op::kPerWord * kTokens + v * kLanes, kTokens, words,
+              buffers.product + n * kTokens + v * kLanes, kTokens, true);
       }
     }
   }
@@ -176,12 +191,7 @@ class Forward {
                   const float* product, float* rows) const {
     const int64_t stride = round_up(columns, kBlock);
     for (int64_t n = 0; n < columns; n += kBlock) {
-      Block x[kBlock];
-      MSVIT_UNROLL
-      for (int i = 0; i < kBlock; ++i) x[i] = *reinterpret_cast<const BlockMem*>(product + (n + i) * kTokens);
-      transpose(x);
-      MSVIT_UNROLL
-      for (int i = 0; i < kBlock; ++i) *reinterpret_cast<BlockMem*>(rows + i * stride + n) = x[i];
+      transpose_block([&](int i) { return load_block(product + (n + i) * kTokens); }, rows + n, stride);
     }
     const T* bias = static_cast<const T*>(a_.bias);
     for (int64_t i = 0; i < count; ++i) {
@@ -215,7 +225,7 @@ void mixed_scale_embed_fwd(const MixedScaleEmbedFwdArgs& args) {
   with_patch_reader(args, [&](const auto& reader) {
     if (!args.is_bf16) return run_forward<F32, float>(args, reader);
 #ifdef __AVX512BF16__
-    // Pairs of weights are read as one word: patches of an even size, and a weight that is not a view at an odd offset.
+    // A pair of weights is read as one word: patches need an even size, and the weight an even offset.
     if (args.patch_size % 2 == 0 && reinterpret_cast<uintptr_t>(args.weight) % 4 == 0)
       return run_forward<Bf16Pairs, Bf16>(args, reader);
 #endif

@@ -1,29 +1,32 @@
-// Gradients of the patch embedding. None uses atomics, and no sum depends on the number of threads:
+// Gradients of the patch embedding (docs/operators.md), one pass each over dout:
 //
-//   dtable_c = sum over images b, in order, of dout[row of candidate c in b]        in double
-//   dbias    = sum over patch rows t, in order, of dout_t                           in double
-//   dweight  = sum_t dout_t patch_t^T     chunks of kChunk rows, each summed in fp32 registers and added up in order
-//   dpatch_t = weight^T dout_t            in fp32, written to the pixels that the patch covers (they do not overlap)
+//   dtable_c = sum over images b of dout[row of candidate c in b]     in double, in the order of the images
+//   dbias    = sum over patch rows t of dout_t                        in double, in the order of the rows
+//   dweight  = sum over patch rows t of dout_t patch_t^T              in fp32, chunks of kChunk rows added in order
+//   dpatch_t = weight^T dout_t                                        in fp32, stored to the pixels of the patch
+//
+// A task computes one row of dtable, kColumns columns of dbias, the part of one chunk in a panel of dweight's columns
+// and about a quarter of its rows, or the pixels of about kPatches patches. No two patches share a pixel, and every sum
+// belongs to one task. So there are no atomics, and no result depends on the number of threads.
 #include <algorithm>
 
 #include "mixed_scale_embed.h"
-#include "outer.h"
+#include "parallel.h"
 #include "patches.h"
-#include "scratch.h"
+#include "simd/gemm.h"
 
 namespace msvit {
 namespace MSVIT_ISA {
 namespace {
 
-constexpr int64_t kChunk = 128;   // packed rows whose patches are cut out together for dweight
-constexpr int64_t kColumns = 64;  // columns of dbias per work item
-constexpr int64_t kPatches = 64;  // about as many patches per work item of dimages
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t kPanelWidth = TallTile::kCols;
+constexpr int64_t kChunk = 128;   // packed rows whose patches are read together for dweight
+constexpr int64_t kColumns = 64;  // columns of dbias per task
+constexpr int64_t kPatches = 64;  // about as many patches per task of dimages
 
 // ---- table and bias
 
-// The packed row of a candidate in an image, -1 if it is not active or the layout points outside the rows.
+// The packed row of a candidate in an image, or -1 if it is not active or the layout points outside the rows.
 int64_t row_of(const MixedScaleEmbedBwdArgs& a, const PatchGrid& grid, int64_t image, int64_t candidate) {
   int64_t row = -1;
   if (candidate < grid.num_prefix) {
@@ -91,21 +94,21 @@ class WeightGradient {
         reader_(reader),
         depth_(3 * reader.pixels()),
         panels_(ceil_div(depth_, kPanelWidth)),
-        row_tiles_(ceil_div(args.dim, kOuterRows)),
+        row_tiles_(ceil_div(args.dim, TallTile::kRows)),
         patches_(1, panels_ * kChunk * kPanelWidth),
-        dout_(1, row_tiles_ * kChunk * kOuterRows),
-        sum_(1, row_tiles_ * kOuterRows * panels_ * kPanelWidth),
+        dout_(1, row_tiles_ * kChunk * TallTile::kRows),
+        sum_(1, row_tiles_ * TallTile::kRows * panels_ * kPanelWidth),
         lines_(args.num_threads, panels_ * kPanelWidth + reader.line_floats()) {}
 
   void run() const {
     const int64_t parts = std::min<int64_t>(row_tiles_, 4);
-    std::memset(sum_.shared(), 0, row_tiles_ * kOuterRows * stride() * sizeof(float));
+    std::memset(sum_.shared(), 0, row_tiles_ * TallTile::kRows * stride() * sizeof(float));
 #pragma omp parallel num_threads(a_.num_threads)
     {
       for (int64_t row = 0; row < a_.total_tokens; row += kChunk) {
         const int64_t rows = std::min(kChunk, a_.total_tokens - row);
 #pragma omp for schedule(static)
-        for (int64_t i = 0; i < rows; ++i) cut_out(row + i, i);
+        for (int64_t i = 0; i < rows; ++i) read_patch(row + i, i);
 #pragma omp for schedule(static)
         for (int64_t item = 0; item < panels_ * parts; ++item) multiply(item / parts, item % parts, parts, rows);
       }
@@ -120,8 +123,9 @@ class WeightGradient {
  private:
   int64_t stride() const { return panels_ * kPanelWidth; }
 
-  // Row i of the chunk: its patch into the panels [panel][row][kPanelWidth], dout_t into tiles [tile][row][kOuterRows].
-  void cut_out(int64_t row, int64_t i) const {
+  // Row i of the chunk: its patch into the panels [panel][row][kPanelWidth], dout_t into tiles
+  // [tile][row][TallTile::kRows].
+  void read_patch(int64_t row, int64_t i) const {
     const PatchOrigin from = reader_.origin(row);
     float* patch = lines_.of_thread();
     for (int64_t channel = 0; channel < 3; ++channel)
@@ -132,17 +136,18 @@ class WeightGradient {
                   kPanelWidth * sizeof(float));
     const T* dout = static_cast<const T*>(a_.dout) + row * a_.dim;
     const bool is_patch = from.image >= 0;
-    for (int64_t n = 0; n < row_tiles_ * kOuterRows; ++n)
-      dout_.shared()[(n / kOuterRows * kChunk + i) * kOuterRows + n % kOuterRows] =
+    for (int64_t n = 0; n < row_tiles_ * TallTile::kRows; ++n)
+      dout_.shared()[(n / TallTile::kRows * kChunk + i) * TallTile::kRows + n % TallTile::kRows] =
           is_patch && n < a_.dim ? to_float(dout[n]) : 0.0f;
   }
 
   void multiply(int64_t panel, int64_t part, int64_t parts, int64_t rows) const {
     const float* patches = patches_.shared() + panel * kChunk * kPanelWidth;
     for (int64_t tile = row_tiles_ * part / parts; tile < row_tiles_ * (part + 1) / parts; ++tile) {
-      const Operand<float> dout{dout_.shared() + tile * kChunk * kOuterRows, 1, kOuterRows};
-      float* sum = sum_.shared() + tile * kOuterRows * stride() + panel * kPanelWidth;
-      outer_tile<F32, kOuterRows, kOuterVecs>(dout, patches, kPanelWidth, rows, sum, stride());
+      const float* dout = dout_.shared() + tile * kChunk * TallTile::kRows;
+      float* sum = sum_.shared() + tile * TallTile::kRows * stride() + panel * kPanelWidth;
+      gemm_tile<F32, Transposed, TallTile::kRows, TallTile::kVecs>(dout, TallTile::kRows, patches, kPanelWidth, rows,
+                                                                   sum, stride(), true);
     }
   }
 
@@ -199,10 +204,10 @@ class ImageGradient {
     for (int64_t region = begin; region < end; ++region)
       for (int64_t local = 0; local < patches_of(region); ++local, ++patches)
         read_row(int64_t{a_.region_start[region]} + local, dout + patches * a_.dim);
-    std::memset(product, 0, patches * panels_ * kPanelWidth * sizeof(float));
     for (int64_t p = 0; p < panels_; ++p)
-      outer_panel<F32>(patches, kOuterVecs, {dout, a_.dim, 1}, weight_.shared() + p * a_.dim * kPanelWidth, kPanelWidth,
-                       a_.dim, product + p * kPanelWidth, panels_ * kPanelWidth);
+      gemm_panel<F32, RowMajor, TallTile>(patches, TallTile::kVecs, a_.dim, dout, a_.dim,
+                                          weight_.shared() + p * a_.dim * kPanelWidth, kPanelWidth,
+                                          product + p * kPanelWidth, panels_ * kPanelWidth, false, Nothing{});
     for (int64_t region = begin; region < end; ++region)
       for (int64_t local = 0; local < patches_of(region); ++local, product += panels_ * kPanelWidth)
         write_patch(region, local, product);
@@ -217,7 +222,7 @@ class ImageGradient {
       copy_floats(dst, static_cast<const T*>(a_.dout) + row * a_.dim, a_.dim, a_.dim);
   }
 
-  // A pixel of a coarse patch is one of s * s in an average, and all of them get the same share.
+  // Each of the s * s pixels that a coarse patch averages gets the same share.
   void write_patch(int64_t region, int64_t local, const float* dpatch) const {
     const int64_t p = grid_.patch_size, s = grid_.scale_factor, index = region % grid_.num_coarse;
     const bool coarse = a_.fine_mask[region] == 0;

@@ -1,9 +1,13 @@
+// Offsets and indices of packed tokens; the equations are in mixed_scale_layout.h.
+//
+// A task is one image. The offsets take one pass over the mask, and one over region_start, which adds the start of the
+// image: it is known only when all images before have been counted. The indices take one pass over the mask.
 #include "mixed_scale_layout.h"
 
 #include <algorithm>
 
+#include "parallel.h"
 #include "regions.h"
-#include "scratch.h"
 
 namespace msvit {
 namespace MSVIT_ISA {
@@ -11,7 +15,7 @@ namespace {
 
 constexpr int64_t kRowsPerThread = 16384;
 
-// One image: its tokens, written only inside [0, total_tokens).
+// Writes the tokens of one image, those inside [0, total_tokens).
 void write_image(const MixedScaleLayoutFwdArgs& a, int64_t image) {
   const RegionGrid grid{a.rows, a.columns, a.scale_factor};
   const int64_t num_regions = grid.num_regions(), first_fine = a.num_prefix + num_regions;
@@ -35,7 +39,7 @@ void write_image(const MixedScaleLayoutFwdArgs& a, int64_t image) {
 void mixed_scale_layout_offsets(const MixedScaleLayoutOffsetsArgs& a) {
   const int num_threads = threads_for(a.batch * a.num_regions, kRowsPerThread, a.num_threads);
   const RegionGrid grid{1, a.num_regions, a.scale_factor};
-  // Starts are counted from 0 in each image first: the images' own starts are known only once all are counted.
+  // Starts are relative to their image until cu_seqlens is known.
 #pragma omp parallel for num_threads(num_threads) schedule(static)
   for (int64_t image = 0; image < a.batch; ++image) {
     int32_t end = static_cast<int32_t>(a.num_prefix);

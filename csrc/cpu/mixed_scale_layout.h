@@ -1,14 +1,14 @@
-// Offsets and indices of packed mixed-scale tokens on the CPU. Integers only, exact.
+// Offsets and indices of packed mixed-scale tokens on the CPU: arguments and entry points. Integers only, exact.
 //
-// A region r of image b has size_br = 1 packed row if it is coarse, s * s if it is fine:
+// A region r of image b has size_br packed rows: 1 if it is coarse, scale_factor^2 if it is fine (docs/operators.md).
 //
-//   num_tokens_b = num_prefix + sum_r size_br,   cu_seqlens = scan of num_tokens from 0
+//   num_tokens_b    = num_prefix + sum_r size_br,   cu_seqlens = (0, cumulative sum of num_tokens)
 //   region_start_br = cu_seqlens_b + num_prefix + sum_{r' < r} size_br'
 #pragma once
 
 #include <cstdint>
 
-#include "isa.h"
+#include "simd/isa.h"
 
 namespace msvit {
 
@@ -21,7 +21,7 @@ struct MixedScaleLayoutOffsetsArgs {
   int num_threads;
 };
 
-// Writes rows 0 .. total_tokens - 1 whatever the offsets say; rows that belong to no token hold image 0, candidate 0.
+// All rows below total_tokens are written, whatever the offsets are. A row without a token gets image 0, candidate 0.
 struct MixedScaleLayoutFwdArgs {
   const uint8_t* fine_mask;     // [batch, rows, columns], not 0 = fine
   const int32_t* cu_seqlens;    // [batch + 1]

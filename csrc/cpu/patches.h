@@ -1,16 +1,22 @@
-// Patches of packed tokens, cut out of the images one channel at a time: converted, averaged and normalised.
+// Reads the patches of packed tokens from the images, one channel at a time.
+//
+//   fine:    x = (pixel * range - mean) / std                                    range = 1/255 for uint8, else 1
+//   coarse:  the same of the average over scale_factor x scale_factor pixels     (eq. 5 of MSViT, arXiv 2307.02321)
+//
+// Averaging and normalising commute, so raw pixels are averaged and each result is normalised once, in fp32. A coarse
+// patch is read in one pass over its image lines, which are added in order.
 #pragma once
 
-#include "elements.h"
 #include "mixed_scale_embed.h"
 #include "regions.h"
+#include "simd/transpose.h"
 
 namespace msvit {
 namespace MSVIT_ISA {
 
-// (sum / (n * 255) - mean) / std for uint8, (sum / n - mean) / std for floats, where sum is over the n pixels of an
-// average. A rounded constant would shift every pixel of a channel the same way, and the sum over the patch would
-// collect that; so constants come as a float and its remainder.
+// (sum / n - mean) / std for floats, (sum / (255 n) - mean) / std for uint8: `sum` adds the n pixels of an average. A
+// rounded constant would shift all pixels of a channel by the same amount, and these shifts would add up in the product
+// with the weight. So each constant is a float and the remainder that this float leaves.
 template <class Pixel>
 struct Normalise {
   float scale, mean, mean_low, inverse_std;
@@ -35,7 +41,7 @@ struct Normalise<uint8_t> {
   MSVIT_INLINE float operator()(float sum) const { return (sum * scale + shift) + (sum * scale_low + shift_low); }
 };
 
-// Where one packed row comes from. Rows that are no patch have image -1.
+// The pixel at the upper left of a packed row's patch. A row that is no patch has image -1.
 struct PatchOrigin {
   int64_t image, y, x;
   bool coarse;
@@ -76,12 +82,12 @@ class PatchReader {
   const PatchGrid grid;
 
   int64_t pixels() const { return grid.patch_size * grid.patch_size; }
-  // Floats that `channel` needs to work in: one line of an averaged patch.
+  // Size of the working memory `line` of channel(), in floats.
   int64_t line_floats() const { return grid.patch_size * grid.scale_factor; }
 
   PatchOrigin origin(int64_t row) const { return grid.origin(source_.batch_index[row], source_.token_index[row]); }
 
-  // dst[0 .. p * p) = one channel of a patch; zeros for a row that is no patch.
+  // Writes one channel of a patch, p * p floats, or zeros for a row that is no patch.
   void channel(const PatchOrigin& from, int64_t channel, float* dst, float* line) const {
     const int64_t p = grid.patch_size, s = grid.scale_factor;
     if (from.image < 0) {
@@ -101,7 +107,7 @@ class PatchReader {
   }
 
  private:
-  // One line of p averages over s x s pixels: s image lines are added up, then s neighbours.
+  // One line of p averages over s x s pixels: adds s image lines, then s neighbours.
   void averaged_line(const Pixel* src, const Normalise<Pixel>& normalise, float* dst, float* line) const {
     const int64_t p = grid.patch_size, s = grid.scale_factor;
     for (int64_t j = 0; j < s * p; ++j) line[j] = to_float(src[j]);
@@ -133,17 +139,11 @@ void with_patch_reader(const PatchSource& source, const Function& f) {
   }
 }
 
-// Rows of kBlock tokens [kBlock][stride] to columns of a panel: panel[k * width + i] = rows[i * stride + k], k < depth
-// rounded up to kBlock (both must have room for that).
+// Makes the rows of kBlock tokens columns of a panel: panel[k * width + i] = rows[i * stride + k] for k < depth. Depth
+// is rounded up to a multiple of kBlock; both sides need room for that.
 inline void transpose_to_panel(const float* rows, int64_t stride, int64_t depth, float* panel, int64_t width) {
-  for (int64_t k = 0; k < depth; k += kBlock) {
-    Block x[kBlock];
-    MSVIT_UNROLL
-    for (int i = 0; i < kBlock; ++i) x[i] = *reinterpret_cast<const BlockMem*>(rows + i * stride + k);
-    transpose(x);
-    MSVIT_UNROLL
-    for (int i = 0; i < kBlock; ++i) *reinterpret_cast<BlockMem*>(panel + (k + i) * width) = x[i];
-  }
+  for (int64_t k = 0; k < depth; k += kBlock)
+    transpose_block([&](int i) { return load_block(rows + i * stride + k); }, panel + k * width, width);
 }
 
 }  // namespace MSVIT_ISA

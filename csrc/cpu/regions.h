@@ -1,14 +1,15 @@
-// The regions of an image, the cells of its fine grid, and how many packed rows a region has. Nothing else on the CPU
-// derives these.
+// The arithmetic of regions: the cells of the fine grid that a region covers, and how many packed rows it has. All CPU
+// kernels take it from here.
 #pragma once
 
 #include <cstdint>
 
-#include "isa.h"
+#include "simd/isa.h"
 
 namespace msvit {
 namespace MSVIT_ISA {
-// A cell of the fine grid, seen from its region: cells of a region are numbered in raster order.
+
+// A cell of the fine grid as its region sees it. The cells of a region are numbered in raster order.
 struct CellPlace {
   int64_t region, local;
 };
@@ -29,7 +30,7 @@ struct RegionGrid {
     return {y / s * columns + x / s, y % s * s + x % s};
   }
 
-  // f(cell, its number within the region) for every cell of a region, in raster order.
+  // Calls f(cell, its number within the region) for every cell of a region, in raster order.
   template <class Function>
   void for_each_cell(int64_t region, const Function& f) const {
     const int64_t s = scale_factor, first = region / columns * s * cell_columns() + region % columns * s;

@@ -1,24 +1,22 @@
-// A work item is one image and kColumns of its channels; cells and channels change places in register blocks.
-// Forward is a copy. Backward adds the cells of a coarse token in fp32, in raster order, whatever the threads.
+// Both directions of unpack_to_grid; the equations are in unpack_to_grid.h.
+//
+// A task is one image and kColumns of its channels: one pass over its tokens and its part of the grid, which is
+// transposed between [cell][channel] and [channel][cell] in register blocks. Forward copies bits. Backward adds the
+// cells of a coarse token in fp32 in raster order, so its bits do not depend on the number of threads.
 #include "unpack_to_grid.h"
 
 #include <algorithm>
 
-#include "elements.h"
+#include "parallel.h"
 #include "regions.h"
-#include "scratch.h"
+#include "simd/transpose.h"
 
 namespace msvit {
 namespace MSVIT_ISA {
 namespace {
 
 constexpr int64_t kColumns = 64;
-static_assert(kColumns % kBlock == 0, "channels of a work item are whole blocks");
-
-MSVIT_INLINE void store_block(float* dst, Block x) { *reinterpret_cast<BlockMem*>(dst) = x; }
-MSVIT_INLINE void store_block(Bf16* dst, Block x) {  // x holds widened bf16: cutting the low half off is exact
-  *reinterpret_cast<BlockHMem*>(dst) = __builtin_convertvector(reinterpret_cast<BlockU>(x) >> 16, BlockH);
-}
+static_assert(kColumns % kBlock == 0, "the channels of a task are whole blocks");
 
 template <class T>
 class Unpack {
@@ -34,7 +32,7 @@ class Unpack {
 
   void forward() const {
     const Scratch<const T*> scratch(num_threads_, round_up(cells_, kBlock));
-    for_each_item([&](int64_t image, int64_t column, int64_t columns) {
+    run_tasks([&](int64_t image, int64_t column, int64_t columns) {
       const T** row = scratch.of_thread();
       for (int64_t region = 0; region < num_regions_; ++region)
         regions_.for_each_cell(region, [&](int64_t cell, int64_t local) {
@@ -47,7 +45,7 @@ class Unpack {
 
   void backward() const {
     const Scratch<float> scratch(num_threads_, (cells_ + 1) * kColumns);
-    for_each_item([&](int64_t image, int64_t column, int64_t columns) {
+    run_tasks([&](int64_t image, int64_t column, int64_t columns) {
       float* values = scratch.of_thread();
       copy_from_grid(grid_ + (image * a_.dim + column) * cells_, columns, values);
       for (int64_t region = 0; region < num_regions_; ++region) {
@@ -68,8 +66,8 @@ class Unpack {
   static constexpr T kZeros[kColumns] = {};
 
   template <class Function>
-  void for_each_item(const Function& f) const {
-    const int64_t parts = (a_.dim + kColumns - 1) / kColumns;
+  void run_tasks(const Function& f) const {
+    const int64_t parts = ceil_div(a_.dim, kColumns);
 #pragma omp parallel for num_threads(num_threads_) schedule(static)
     for (int64_t item = 0; item < a_.batch * parts; ++item) {
       const int64_t column = item % parts * kColumns;
@@ -79,13 +77,13 @@ class Unpack {
 
   bool is_fine(int64_t image, int64_t region) const { return a_.fine_mask[image * num_regions_ + region] != 0; }
 
-  // Packed row of a cell; -1 if the layout points outside the tokens.
+  // The packed row of a cell, or -1 if the layout points outside the tokens.
   int64_t row_of(int64_t image, int64_t region, int64_t local) const {
     const int64_t row = int64_t{a_.region_start[image * num_regions_ + region]} + (is_fine(image, region) ? local : 0);
     return row >= 0 && row < a_.total_tokens ? row : -1;
   }
 
-  // First row after the region before this one; between the two lie the prefix tokens of an image.
+  // The row after the region before this one. Rows from there to this region's start are prefix tokens.
   int64_t end_before(int64_t image, int64_t region) const {
     const int64_t previous = image * num_regions_ + region - 1;
     if (previous < 0) return 0;
@@ -96,14 +94,8 @@ class Unpack {
     const int64_t whole = columns / kBlock * kBlock;
     int64_t cell = 0;
     for (; cell + kBlock <= cells_; cell += kBlock) {
-      for (int64_t d = 0; d < whole; d += kBlock) {
-        Block x[kBlock];
-        MSVIT_UNROLL
-        for (int i = 0; i < kBlock; ++i) x[i] = load_words<F32>(row[cell + i], d);
-        transpose(x);
-        MSVIT_UNROLL
-        for (int i = 0; i < kBlock; ++i) store_block(grid + (d + i) * cells_ + cell, x[i]);
-      }
+      for (int64_t d = 0; d < whole; d += kBlock)
+        transpose_block([&](int i) { return load_block(row[cell + i] + d); }, grid + d * cells_ + cell, cells_);
       for (int64_t d = whole; d < columns; ++d)
         for (int64_t i = 0; i < kBlock; ++i) grid[d * cells_ + cell + i] = row[cell + i][d];
     }
@@ -116,14 +108,9 @@ class Unpack {
     const int64_t whole = columns / kBlock * kBlock;
     int64_t cell = 0;
     for (; cell + kBlock <= cells_; cell += kBlock) {
-      for (int64_t d = 0; d < whole; d += kBlock) {
-        Block x[kBlock];
-        MSVIT_UNROLL
-        for (int i = 0; i < kBlock; ++i) x[i] = load_words<F32>(grid + (d + i) * cells_, cell);
-        transpose(x);
-        MSVIT_UNROLL
-        for (int i = 0; i < kBlock; ++i) store_block(values + (cell + i) * kColumns + d, x[i]);
-      }
+      for (int64_t d = 0; d < whole; d += kBlock)
+        transpose_block([&](int i) { return load_block(grid + (d + i) * cells_ + cell); }, values + cell * kColumns + d,
+                        kColumns);
       for (int64_t d = whole; d < columns; ++d)
         for (int64_t i = 0; i < kBlock; ++i) values[(cell + i) * kColumns + d] = to_float(grid[d * cells_ + cell + i]);
     }

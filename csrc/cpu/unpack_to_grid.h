@@ -1,13 +1,15 @@
-// Packed tokens back on the fine grid, on the CPU: a coarse token fills its s x s cells, prefix tokens are dropped.
+// Packed tokens back on the fine grid, on the CPU: arguments and entry points.
 //
-//   grid[b, :, y, x] = tokens[row of the token of image b that covers cell (y, x)]      and the adjoint of that
+//   forward:   grid[b, :, y, x] = tokens[row of the token of image b that covers cell (y, x)]
+//   backward:  tokens[row] = sum over the cells (y, x) that the row's token covers of grid[b, :, y, x]
 //
-// A region whose region_start points outside the tokens reads zeros and writes nothing.
+// A coarse token covers scale_factor^2 cells, a fine one a single cell, a prefix token none (docs/operators.md). If the
+// region_start of a region points outside the tokens, forward reads zeros there and backward writes nothing.
 #pragma once
 
 #include <cstdint>
 
-#include "isa.h"
+#include "simd/isa.h"
 
 namespace msvit {
 

@@ -1,27 +1,26 @@
-// Variable-length attention on the CPU: the arguments that a binding fills in, and one pair of entry points per ISA
-// level.
+// Variable-length attention on the CPU: arguments and entry points.
 //
-//   out_i = sum_j w_j exp(s_ij) v_j / sum_p w_p exp(s_ip),   s_ij = softmax_scale * q_i . k_j
+//   out_i = sum_j w_j exp(s_ij) v_j / sum_p w_p exp(s_ip),   s_ij = softmax_scale * q_i . k_j   (docs/operators.md)
 //
-// Query sequence b is rows cu_seqlens_q[b] .. cu_seqlens_q[b + 1] of q, its keys are the rows of k and v between the
-// same two entries of cu_seqlens_k. Strides count elements; the last axis of every tensor has stride 1. The functions
-// read and write nothing outside the tensors even if the offsets are wrong: offsets are clamped to the row counts.
+// The queries of sequence b are rows cu_seqlens_q[b] .. cu_seqlens_q[b + 1] of q; its keys are the rows of k and v
+// between the same entries of cu_seqlens_k. Strides count elements, and the last axis of every tensor has stride 1.
+// Offsets are clamped to the numbers of rows, so that kernels touch nothing outside the tensors if offsets are wrong.
 #pragma once
 
 #include <cstdint>
 
-#include "isa.h"
+#include "simd/isa.h"
 
 namespace msvit {
 
-// What forward and backward have in common.
+// Arguments of both forward and backward.
 struct VarlenAttentionInputs {
   const void* q;                // [total_q, num_heads, head_dim]
   const void* k;                // [total_k, num_heads, head_dim]
   const void* v;                // [total_k, num_heads, head_dim]
   const int32_t* cu_seqlens_q;  // [batch + 1]
   const int32_t* cu_seqlens_k;  // [batch + 1]
-  const float* key_weight;      // [total_k] or null: all ones
+  const float* key_weight;      // [total_k] or null: all are 1
   int64_t batch, total_q, total_k, num_heads, head_dim;
   int64_t q_stride_token, q_stride_head;
   int64_t k_stride_token, k_stride_head;
@@ -39,13 +38,13 @@ struct VarlenAttentionFwdArgs : VarlenAttentionInputs {
 struct VarlenAttentionBwdArgs : VarlenAttentionInputs {
   const void* dout;  // [total_q, num_heads, head_dim]
   int64_t dout_stride_token, dout_stride_head;
-  const float* dlse;  // [num_heads, total_q] contiguous, or null: zero
+  const float* dlse;  // [num_heads, total_q] contiguous, or null: all are 0
   const void* out;    // [total_q, num_heads, head_dim], contiguous
   const float* lse;   // [num_heads, total_q], contiguous
   void* dq;           // [total_q, num_heads, head_dim], contiguous
   void* dk;           // [total_k, num_heads, head_dim], contiguous
   void* dv;           // [total_k, num_heads, head_dim], contiguous
-  float* dweight;     // [total_k] or null: not wanted
+  float* dweight;     // [total_k], null if not wanted
 };
 
 #define MSVIT_ENTRY(level)                                    \

@@ -1,18 +1,20 @@
-// Backward of variable-length attention on the CPU.
+// Backward of variable-length attention on the CPU (derivation: docs/operators.md).
 //
-//   P~_ij = exp(s_ij - lse_i), 0 where lse_i = -inf;  p_ij = w_j P~_ij, exactly 0 where w_j = 0 (P~ may overflow)
-//   delta_i = dout_i . out_i - dlse_i;  t_ij = P~_ij (dout_i . v_j - delta_i);  ds_ij = w_j t_ij
-//   dq_i = scale sum_j ds_ij k_j;  dk_j = scale sum_i ds_ij q_i
-//   dv_j = sum_i p_ij dout_i;  dw_j = sum_heads sum_i t_ij
+//   P~_ij = exp(s_ij - lse_i), 0 if lse_i = -inf;   p_ij = w_j P~_ij, exactly 0 if w_j = 0 (P~ may overflow)
+//   delta_i = dout_i . out_i - dlse_i;   t_ij = P~_ij (dout_i . v_j - delta_i);   ds_ij = w_j t_ij
+//   dq_i = scale sum_j ds_ij k_j;   dk_j = scale sum_i ds_ij q_i
+//   dv_j = sum_i p_ij dout_i;       dw_j = sum_heads sum_i t_ij
 //
-// One task is one (sequence, head). Per block of at most kMaxKeys keys it packs K^T, V^T and K once, then per
-// kBlockRows query rows: S = Q K^T, dP = dO V^T (lanes along keys), P and dS in place, dQ += dS K, dV += P^T dO, dK +=
-// dS^T Q (lanes along head_dim). Where that makes fewer tasks than threads, a (sequence, head) becomes tasks that
-// compute dQ of a range of queries and tasks that compute dK, dV, dw of a range of keys: S and dP twice, the same bits.
-// Accumulation is fp32. With AVX512-BF16, bf16 inputs are multiplied as pairs and P, dS are rounded to bf16 first. Sums
-// over queries run in order of the query blocks, sums over keys in order of the key blocks, dw over heads in order of
-// the heads: deterministic for any number of threads. Keys of weight 0 take part in S and dP only, and only if dw is
-// wanted.
+// One task is one (sequence, head). For each block of at most kMaxKeys keys it packs K^T, V^T and K once. Then for each
+// kBlockRows query rows it computes S = Q K^T and dP = dO V^T (lanes along keys), P and dS in place, dQ += dS K,
+// dV += P^T dO and dK += dS^T Q (lanes along head_dim). k and v are read once per task, q and dout once per key block,
+// out and dout once more for delta. If there are too few pairs (sequence, head) for the threads, a pair becomes tasks
+// that compute dQ of a range of queries and tasks that compute dK, dV and dw of a range of keys: S and dP are computed
+// twice, and the bits stay the same. Keys of weight 0 take part in S and dP alone, and only if dw is wanted.
+//
+// Accumulation is fp32. With AVX512-BF16, bf16 inputs are multiplied as pairs, and P and dS are rounded to bf16 first.
+// Sums over queries run in the order of the query blocks, sums over keys in the order of the key blocks, and dw over
+// heads in the order of the heads: bits do not depend on the number of threads.
 #include <cmath>
 
 #include "varlen_attention_bwd_task.h"
@@ -25,7 +27,7 @@ namespace {
 enum class Want { all, dq, dkv };
 
 struct BackwardRange {
-  Task task;  // the range is of queries, for Want::dkv of keys
+  Task task;  // a range of queries, or of keys if `want` is dkv
   Want want;
 };
 
@@ -61,9 +63,9 @@ class Backward {
   Span query_span(int64_t b) const { return sequence_span(a.cu_seqlens_q, b, a.total_q); }
   Span key_span(int64_t b) const { return sequence_span(a.cu_seqlens_k, b, a.total_k); }
 
-  // Splitting costs seven products instead of five, so it has to save more than that in idle threads.
+  // Whether to split: that costs seven products instead of five, so it has to save more in idle threads.
   bool few_tasks(int threads, double work, double largest) const {
-    const int64_t items = std::max<int64_t>(1, a.batch * a.num_heads), rounds = (items + threads - 1) / threads;
+    const int64_t items = std::max<int64_t>(1, a.batch * a.num_heads), rounds = ceil_div(items, threads);
     return threads > 1 && std::max(largest, work * rounds / items) > 1.5 * work / threads;
   }
 
@@ -90,7 +92,7 @@ class Backward {
 
   static void add_pieces(std::vector<BackwardRange>& list, int32_t b, int32_t h, int64_t n, int64_t pieces,
                          int64_t multiple, Want want) {
-    const int64_t step = round_up((n + pieces - 1) / pieces, multiple);
+    const int64_t step = round_up(ceil_div(n, pieces), multiple);
     for (int64_t begin = 0; begin < n; begin += step) list.push_back({{b, h, begin, std::min(begin + step, n)}, want});
   }
 
@@ -117,7 +119,7 @@ class Backward {
     const int64_t key_vecs = round_up(x.keys, kLanes) / kLanes, vecs = padded_dim_ / kLanes;
     ahead.spread_over(2 * gemm_tiles(x.rows, key_vecs) + gemm_tiles(x.rows, vecs) + 1);
     const auto differentiate = [&](auto task) {
-      // Not of x.keys: dq has to see the same blocks whatever this task is asked for.
+      // Not of x.keys: dq needs the same blocks whether or not this task computes dw.
       const int64_t block = even_block(a.dweight ? key_end - key_begin : x.active, kMaxKeys, kLanes);
       for (int64_t begin = 0; begin < x.keys; begin += block) {
         const int64_t count = std::min(block, x.keys - begin);
@@ -152,7 +154,7 @@ class Backward {
     return static_cast<const T*>(base) + row * stride_token + head * stride_head;
   }
 
-  // Keys with weight first, the others after them; null if all have weight.
+  // Indices of the keys, those with weight first; null if all have weight.
   static const int32_t* order_keys(const float* weight, int64_t n, int32_t* index, int64_t& active) {
     active = weighted_keys(weight, n, index).count;
     if (active == n) return nullptr;
@@ -162,7 +164,7 @@ class Backward {
     return index;
   }
 
-  // lse in units of log2, infinite where the row has no key so that P~ becomes 0; delta.
+  // lse in units of log2, and delta. If a row has no key, its lse is infinite, which makes P~ 0.
   void prepare_rows(Rows<T> dout, int64_t first_row, int64_t h, int64_t rows, BackwardScratch<Op>& s) const {
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t i = first_row + r;
@@ -194,7 +196,7 @@ class Backward {
     }
   }
 
-  // dk and dv of a key: row j of the scratch, or 0 for j = -1.
+  // Writes dk and dv of a key: row j of the scratch memory, or 0 if j is -1.
   void write_key(const BackwardScratch<Op>& s, int64_t key, int64_t j, int64_t h) const {
     const int64_t offset = (key * a.num_heads + h) * a.head_dim;
     T *dk = static_cast<T*>(a.dk) + offset, *dv = static_cast<T*>(a.dv) + offset;

@@ -1,7 +1,7 @@
-// One task of the backward: all products and derivatives of some query rows and some keys of one (sequence, head).
+// One task of the backward: the products and derivatives of some query rows and some keys of one (sequence, head).
 //
-// Formulas and order of the sums: varlen_attention_bwd.cpp, which says what the tasks are, reads and writes the
-// tensors.
+// The equations, the order of the sums and the division into tasks are in varlen_attention_bwd.cpp, which also writes
+// the results to the tensors.
 #pragma once
 
 #include "varlen_attention_tasks.h"
@@ -9,7 +9,7 @@
 namespace msvit {
 namespace MSVIT_ISA {
 
-// Internal linkage: the one file that includes this compiles to the code that it would be in one piece.
+// Internal linkage, so that the compiler optimises this as a part of the one file that includes it.
 namespace {
 
 constexpr int64_t kBlockRows = 8 * kTileRows;
@@ -57,12 +57,12 @@ struct BackwardScratch {
   }
 };
 
-// What one task reads, relative to its first query row and its first key.
+// What one task reads, from its first query row and its first key.
 template <class T>
 struct BackwardOperands {
   Rows<T> q, k, v, dout;
-  int64_t rows, keys, active;  // keys: those of S and dP; the first `active` of them have weight
-  const float* weight;         // null: all ones
+  int64_t rows, keys, active;  // keys take part in S and dP; the first `active` of them have weight
+  const float* weight;         // null: all are 1
 };
 
 template <class Op, class T, bool kWeighted>
@@ -80,7 +80,8 @@ class BackwardTask {
         want_dq_(want_dq),
         want_dkv_(want_dkv) {}
 
-  // Keys [begin, begin + count): leaves their dk, dv (unscaled), dw in the scratch and adds their part to dq there.
+  // Computes keys [begin, begin + count): their dk and dv (unscaled) and dw are left in the scratch memory, and their
+  // part is added to dq there.
   void run(int64_t begin, int64_t count, Prefetcher& ahead) {
     active_ = std::clamp<int64_t>(x_.active - begin, 0, count);
     pack_panels<Op, T>(s_.keys_t, x_.k.from(begin), count, dim_);
@@ -107,8 +108,8 @@ class BackwardTask {
       differentiate(v, r, rows, first_lanes(std::min<int64_t>(keys - v * kLanes, kLanes)));
     if (active_ == 0) return;
     if (want_dq_)
-      gemm_rows<Op, RowMajor>(rows, vecs_, (active_ + Op::kPerWord - 1) / Op::kPerWord, s_.dscores_rows, kRowStride,
-                              s_.keys, ld, s_.dq + r * ld, ld, !first_keys, ahead);
+      gemm_rows<Op, RowMajor>(rows, vecs_, ceil_div(active_, Op::kPerWord), s_.dscores_rows, kRowStride, s_.keys, ld,
+                              s_.dq + r * ld, ld, !first_keys, ahead);
     if (!want_dkv_) return;
     int64_t row_words = rows, ldb = kRowStride;
     if constexpr (Op::kPerWord == 2) {
@@ -126,7 +127,7 @@ class BackwardTask {
     VecF p, ds;
   };
 
-  // One vector of keys, one row: P and dS; t is added to dw.
+  // P and dS of one row and one vector of keys. Adds t to dw.
   MSVIT_INLINE Pair element(int64_t offset, int64_t row, VecF weight, VecI active, VecF& dw) {
     const VecF score = load(s_.scores + offset);
     VecF exponent = score * factor_.high - s_.lse[row].high;
@@ -139,7 +140,7 @@ class BackwardTask {
     return {p, t};
   }
 
-  // One vector of keys, all rows of the block, so that the column sum dw stays in a register.
+  // P and dS of all rows of the block and one vector of keys: the column sum dw stays in a register.
   __attribute__((noinline)) void differentiate(int64_t v, int64_t first_row, int64_t rows, VecI valid) {
     const VecF weight = kWeighted ? load(s_.weights + v * kLanes) : VecF{};
     const VecI active = kWeighted ? valid & ~(weight <= 0.0f) : valid;

@@ -1,15 +1,18 @@
 // Forward of variable-length attention on the CPU.
 //
-//   out_i = sum_j w_j exp(s_ij) v_j / sum_p w_p exp(s_ip),   s_ij = softmax_scale * q_i . k_j   (eq. 10)
-//   lse_i = log sum_j w_j exp(s_ij),   w = key_weight
+//   out_i = sum_j w_j exp(s_ij) v_j / sum_p w_p exp(s_ip),   s_ij = softmax_scale * q_i . k_j
+//   lse_i = log sum_j w_j exp(s_ij),   w = key_weight          (eq. 10 of MSViT, arXiv 2307.02321; docs/operators.md)
 //
-// One task is a range of query rows of one (sequence, head). Per block of at most kMaxKeys keys it packs K^T and V
-// once, then per kBlockRows query rows: S = Q K^T (lanes along keys), softmax in place while S is in L1, O += P V
-// (lanes along head_dim). More than one key block: online softmax. Keys of weight 0 are left out when packing, so they
-// cost nothing. Products, softmax and sums are fp32; with AVX512-BF16, bf16 inputs are multiplied as pairs (exact
-// products, fp32 sums) and P is rounded to bf16 first. A row's bits depend on its own query, its sequence's keys and
-// the head alone: key blocks are a function of the number of keys, and the range of rows that a task got changes
+// One task computes a range of query rows of one (sequence, head). For each block of at most kMaxKeys keys it packs K^T
+// and V once. Then for each kBlockRows query rows it computes S = Q K^T (lanes along keys), the softmax in place while
+// S is in the first-level cache, and O += P V (lanes along head_dim). With more than one key block the softmax is
+// online (FlashAttention, arXiv 2205.14135): older sums are rescaled to the new maximum. A task reads k and v once,
+// reads q once per key block, and writes out and lse once. Keys of weight 0 are left out when packing, so they cost
 // nothing.
+//
+// Products, softmax and sums are fp32. With AVX512-BF16, bf16 inputs are multiplied as pairs (products are exact, sums
+// fp32) and P is rounded to bf16 first. The bits of a row depend on its query, the keys of its sequence, and the head:
+// key blocks depend on the number of keys alone, and the rows that a task computes together do not affect one another.
 #include <cmath>
 #include <type_traits>
 
@@ -24,7 +27,7 @@ constexpr int64_t kBlockRows = 4 * kTileRows;  // query rows whose scores are in
 constexpr int64_t kMaxTaskRows = 10 * kBlockRows;
 
 template <class Op>
-struct Scratch {
+struct ForwardScratch {
   using Word = typename Op::Word;
   Word* keys;      // K^T panels of one key block
   Word* values;    // V rows of one key block
@@ -37,7 +40,7 @@ struct Scratch {
   float* block_max;  // [kBlockRows]
   int32_t* index;
 
-  Scratch(Arena& arena, int64_t padded_dim, int64_t longest)
+  ForwardScratch(Arena& arena, int64_t padded_dim, int64_t longest)
       : keys(arena.take<Word>(kMaxKeys * padded_dim)),
         values(arena.take<Word>(kMaxKeys * padded_dim)),
         queries(arena.take<Word>(kBlockRows * kRowStride)),
@@ -58,7 +61,7 @@ MSVIT_INLINE void store_probabilities(uint32_t* words, int64_t v, VecF p) {
 }
 #endif
 
-// What one task reads and writes. Rows of a sequence and head, from the first query of the task and the first key.
+// What one task reads and writes: rows of one sequence and head, from its first query row and from the first key.
 template <class T>
 struct Operands {
   Rows<T> q, k, v;
@@ -74,8 +77,8 @@ class ForwardTask {
   using Word = typename Op::Word;
 
  public:
-  // softmax_scale is not negative here: queries change their sign otherwise.
-  ForwardTask(Scratch<Op>& scratch, const Operands<T>& operands, int64_t dim, float softmax_scale)
+  // Scores are scaled by |softmax_scale|: if it is negative, queries change their sign.
+  ForwardTask(ForwardScratch<Op>& scratch, const Operands<T>& operands, int64_t dim, float softmax_scale)
       : s_(scratch),
         x_(operands),
         dim_(dim),
@@ -84,7 +87,7 @@ class ForwardTask {
         factor_(scale_),
         negative_(softmax_scale < 0.0f) {}
 
-  // next: rows of the task that follows, read ahead while this one's last key block is computed.
+  // While the last key block is computed, `next` reads the rows of the task that follows.
   void run(Prefetcher next) {
     const int64_t block = even_block(x_.keys, kMaxKeys, kLanes);
     for (int64_t begin = 0; begin < x_.keys; begin += block) {
@@ -107,7 +110,7 @@ class ForwardTask {
  private:
   Prefetcher keys_ahead(int64_t begin, int64_t count) const {
     Prefetcher ahead(dim_ * sizeof(T));
-    if (x_.k.index) return ahead;  // which rows come next is only known one by one
+    if (x_.k.index) return ahead;  // the rows are not evenly spaced
     ahead.add(x_.k[begin], x_.k.stride * sizeof(T), count);
     ahead.add(x_.v[begin], x_.v.stride * sizeof(T), count);
     return ahead;
@@ -131,11 +134,11 @@ class ForwardTask {
       else
         rescale(first_row + r, s_.block_max[r]);
     exponentials(rows, key_vecs, first_lanes(keys - (key_vecs - 1) * kLanes), row_max, s_.row_sum + first_row);
-    gemm_rows<Op, RowMajor>(rows, vecs_, (keys + Op::kPerWord - 1) / Op::kPerWord, reinterpret_cast<Word*>(s_.scores),
-                            kRowStride, s_.values, ldo, s_.outputs + first_row * ldo, ldo, !first_block, ahead);
+    gemm_rows<Op, RowMajor>(rows, vecs_, ceil_div(keys, Op::kPerWord), reinterpret_cast<Word*>(s_.scores), kRowStride,
+                            s_.values, ldo, s_.outputs + first_row * ldo, ldo, !first_block, ahead);
   }
 
-  // Floats are read where they are, everything else from a copy.
+  // Floats are read in place, everything else from a copy.
   const Word* query_rows(int64_t first_row, int64_t rows, int64_t& ldq) {
     if constexpr (std::is_same_v<T, Word>) {
       if (!negative_) {
@@ -148,7 +151,7 @@ class ForwardTask {
     return s_.queries;
   }
 
-  // Of every row of scores. Not inlined, like exponentials: their constants then stay in registers.
+  // The largest score of every row. Not inlined, nor is exponentials: so their constants stay in registers.
   __attribute__((noinline)) void maxima(int64_t rows, int64_t vecs, VecI last_lanes, float* row_max) const {
     for (int64_t r = 0; r < rows; ++r) {
       const float* scores = s_.scores + r * kRowStride;
@@ -158,7 +161,7 @@ class ForwardTask {
     }
   }
 
-  // Scores become P = w exp(softmax_scale (q.k - row_max)), whose sum is added to row_sum.
+  // Replaces scores by P = w exp(softmax_scale (q.k - row_max)) and adds their sum to row_sum.
   __attribute__((noinline)) void exponentials(int64_t rows, int64_t vecs, VecI last_lanes, const float* row_max,
                                               float* row_sum) const {
     const Log2Factor factor = factor_;
@@ -187,7 +190,7 @@ class ForwardTask {
     return kWeighted ? p * load(weights + v * kLanes) : p;
   }
 
-  // Brings what earlier key blocks left to the larger of the two maxima.
+  // Rescales the sums over earlier key blocks if this block has a larger maximum.
   void rescale(int64_t row, float block_max) {
     const float old = s_.row_max[row], distance = old - block_max;
     if (!(distance < 0.0f)) return;
@@ -205,7 +208,7 @@ class ForwardTask {
     }
   }
 
-  Scratch<Op>& s_;
+  ForwardScratch<Op>& s_;
   const Operands<T>& x_;
   const int64_t dim_, vecs_;
   const float scale_;
@@ -229,7 +232,7 @@ class Forward {
     for_each_task(tasks(threads, work), a.num_heads, threads, memory, bytes,
                   [&](const Task& task, const Task* next, char* scratch) {
                     Arena arena(scratch);
-                    Scratch<Op> s(arena, padded_dim_, longest);
+                    ForwardScratch<Op> s(arena, padded_dim_, longest);
                     run(task, next, s);
                   });
   }
@@ -240,12 +243,11 @@ class Forward {
 
   size_t scratch_bytes(int64_t longest) const {
     Arena arena(nullptr);
-    Scratch<Op> s(arena, padded_dim_, longest);
+    ForwardScratch<Op> s(arena, padded_dim_, longest);
     return arena.used();
   }
 
-  // Every (sequence, head); in several row ranges where it is long, or where there would be too few tasks for the
-  // threads.
+  // Every (sequence, head), divided into row ranges if it is long or if the threads need more tasks.
   std::vector<Task> tasks(int threads, double work) const {
     const double target = threads == 1 ? work : work / (threads * kTasksPerThread);
     std::vector<Task> list;
@@ -279,7 +281,7 @@ class Forward {
     return x;
   }
 
-  void run(const Task& task, const Task* next, Scratch<Op>& s) const {
+  void run(const Task& task, const Task* next, ForwardScratch<Op>& s) const {
     Prefetcher prefetcher(a.head_dim * sizeof(T));
     if (next) {
       const Operands<T> x = operands(*next);

@@ -4,11 +4,14 @@
 #include <algorithm>
 #include <cmath>
 #include <stdexcept>
+#include <string>
 #include <type_traits>
 
 #include "cuda/device_code.cuh"
 
 namespace msvit::cuda {
+
+constexpr int kMaxHeadDim = 128;
 
 // Calls body(T{}, std::integral_constant<int, D>{}) with the narrowest D that holds head_dim.
 template <class Body>
@@ -17,8 +20,8 @@ void dispatch(bool is_bf16, int head_dim, const Body& body) {
     if (head_dim <= 32) return body(element, std::integral_constant<int, 32>{});
     if (head_dim <= 64) return body(element, std::integral_constant<int, 64>{});
     if (head_dim <= 96) return body(element, std::integral_constant<int, 96>{});
-    if (head_dim <= 128) return body(element, std::integral_constant<int, 128>{});
-    throw std::runtime_error("head_dim above 128");
+    if (head_dim <= kMaxHeadDim) return body(element, std::integral_constant<int, kMaxHeadDim>{});
+    throw std::runtime_error("head_dim above " + std::to_string(kMaxHeadDim));
   };
 #ifdef MSVIT_NO_FP16
   if (!is_bf16) throw std::runtime_error("this build has no fp16 kernels");

@@ -1,3 +1,4 @@
+// Asks the CPU which of the compiled levels it runs, and reads MSVIT_CPU_ISA.
 #include "isa.h"
 
 #include <cstdlib>
@@ -6,24 +7,6 @@
 namespace msvit {
 
 namespace {
-
-bool cpu_runs(Isa isa) {
-#if defined(__x86_64__) && defined(MSVIT_COMPILER_KNOWS_AVX512BF16)
-  __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  switch (isa) {
-    case Isa::portable: return true;
-    case Isa::avx2: return avx2;
-    case Isa::avx512: return avx512;
-    case Isa::avx512bf16: return avx512 && __builtin_cpu_supports("avx512bf16");
-  }
-  return false;
-#else
-  return isa == Isa::portable;
-#endif
-}
 
 Isa choose() {
   const std::vector<Isa> supported = supported_isas();
@@ -42,10 +25,10 @@ Isa choose() {
 
 std::string isa_name(Isa isa) {
   switch (isa) {
-    case Isa::portable: return "portable";
-    case Isa::avx2: return "avx2";
-    case Isa::avx512: return "avx512";
-    case Isa::avx512bf16: return "avx512bf16";
+#define MSVIT_NAME(level) \
+  case Isa::level: return #level;
+    MSVIT_FOR_EACH_ISA(MSVIT_NAME)
+#undef MSVIT_NAME
   }
   return "unknown";
 }
@@ -58,8 +41,10 @@ std::vector<Isa> compiled_isas() {
 
 std::vector<Isa> supported_isas() {
   std::vector<Isa> supported;
-  for (const Isa isa : compiled_isas())
-    if (cpu_runs(isa)) supported.push_back(isa);
+#define MSVIT_ADD_IF(level, condition) \
+  if (condition) supported.push_back(Isa::level);
+  MSVIT_FOR_EACH_ISA_CONDITION(MSVIT_ADD_IF)
+#undef MSVIT_ADD_IF
   return supported;
 }
 

@@ -1,6 +1,5 @@
-// Independent chains of multiply-adds that never leave the registers, at the vector width of the ISA level.
-//
-// Every thread runs the same number of iterations; what counts is the time of the slowest one.
+// Independent chains of multiply-adds that stay in registers, as wide as the vectors of the ISA level. Each thread runs
+// the same number of iterations, and the slowest one is timed.
 #include "fma_peak.h"
 
 #include <algorithm>
@@ -14,11 +13,11 @@ namespace MSVIT_ISA {
 
 namespace {
 
-// Latency times throughput is at most 10 instructions on the CPUs of the last decade; 12 chains and two operands fit
-// the 16 registers of AVX2.
+// On the CPUs of the last decade, at most 10 multiply-adds are in flight. 12 chains and two operands fit the 16
+// registers of AVX2.
 constexpr int kChains = 12;
 
-// Keeps the compiler from folding a loop whose operands it knows; costs no instruction.
+// Keeps the compiler from folding a loop with known operands. Takes no instruction.
 MSVIT_INLINE void hide(VecF& x) {
 #if defined(__x86_64__)
   __asm__ volatile("" : "+x"(x));
@@ -65,19 +64,19 @@ constexpr int kBf16Products = 0;
 
 }  // namespace
 
-void fma_peak(FmaPeakArgs& args) {
-  const int products = args.bf16 ? kBf16Products : kLanes;
-  std::vector<double> seconds(args.num_threads);
+FmaPeak fma_peak(int64_t iterations, int num_threads, bool bf16) {
+  const int products = bf16 ? kBf16Products : kLanes;
+  std::vector<double> seconds(num_threads);
   volatile float sink = 0;
-#pragma omp parallel for num_threads(args.num_threads) schedule(static, 1)
-  for (int thread = 0; thread < args.num_threads; ++thread) {
+#pragma omp parallel for num_threads(num_threads) schedule(static, 1)
+  for (int thread = 0; thread < num_threads; ++thread) {
     const auto start = std::chrono::steady_clock::now();
-    sink = args.bf16 ? bf16_chains(args.iterations) : fp32_chains(args.iterations);
+    sink = bf16 ? bf16_chains(iterations) : fp32_chains(iterations);
     seconds[thread] = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   }
   static_cast<void>(sink);
-  args.flop = 2.0 * products * kChains * static_cast<double>(args.iterations) * args.num_threads;
-  args.seconds = *std::max_element(seconds.begin(), seconds.end());
+  return {2.0 * products * kChains * static_cast<double>(iterations) * num_threads,
+          *std::max_element(seconds.begin(), seconds.end())};
 }
 
 }  // namespace MSVIT_ISA

@@ -1,6 +1,6 @@
-// Vectors of the widest width that the ISA level of this file has, written with GCC/Clang vector extensions.
+// Vectors as wide as the ISA level of the including file allows, written with GCC/Clang vector extensions.
 //
-// Everything here is compiled once per ISA level, inside the level's namespace.
+// Everything here is compiled once per level, in the namespace of the level.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +20,9 @@
 namespace msvit {
 namespace MSVIT_ISA {
 
+MSVIT_INLINE int64_t ceil_div(int64_t n, int64_t divisor) { return (n + divisor - 1) / divisor; }
+MSVIT_INLINE int64_t round_up(int64_t n, int64_t multiple) { return ceil_div(n, multiple) * multiple; }
+
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;
 #elif defined(__AVX__)
@@ -33,7 +36,7 @@ typedef int32_t VecI __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t VecU __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t VecH __attribute__((vector_size(2 * kLanes)));
 
-// The same types as they lie in memory: any element alignment, any declared type.
+// The same types in memory: aligned to an element, and of any declared type.
 typedef float VecFMem __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 typedef uint32_t VecUMem __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 typedef uint16_t VecHMem __attribute__((vector_size(2 * kLanes), aligned(2), may_alias));
@@ -45,7 +48,7 @@ MSVIT_INLINE VecU load_bits(const void* p) { return *static_cast<const VecUMem*>
 MSVIT_INLINE void store(void* p, VecF x) { *static_cast<VecFMem*>(p) = x; }
 MSVIT_INLINE void store_bits(void* p, VecU x) { *static_cast<VecUMem*>(p) = x; }
 
-// First n lanes true, n in 0 .. kLanes.
+// True in the first n lanes, n in 0 .. kLanes.
 MSVIT_INLINE VecI first_lanes(int64_t n) {
   VecI lane;
   MSVIT_UNROLL
@@ -57,7 +60,7 @@ MSVIT_INLINE VecF select(VecI mask, VecF yes, VecF no) { return mask ? yes : no;
 
 MSVIT_INLINE VecF maximum(VecF a, VecF b) { return a < b ? b : a; }
 
-// x with lane i taken from lane i ^ kDistance.
+// Lane i of the result is lane i ^ kDistance of x.
 template <int kDistance>
 MSVIT_INLINE VecF swap_lanes(VecF x) {
 #if defined(__clang__)
@@ -72,7 +75,7 @@ MSVIT_INLINE VecF swap_lanes(VecF x) {
 #endif
 }
 
-// Lanes are combined pairwise in a fixed order.
+// Reductions combine lanes pairwise in a fixed order.
 MSVIT_INLINE float reduce_max(VecF x) {
   if constexpr (kLanes == 16) x = maximum(x, swap_lanes<8>(x));
   if constexpr (kLanes >= 8) x = maximum(x, swap_lanes<4>(x));
@@ -87,10 +90,11 @@ MSVIT_INLINE float reduce_add(VecF x) {
   return (x + swap_lanes<1>(x))[0];
 }
 
-// 2^x for x < 128: 0 below -126 (where it would be subnormal), NaN for NaN. kExact: at most 1.2 ulp of error; otherwise
-// 3e-6 relative, for results that are rounded to bf16.
-// x = n + f with n an integer and |f| <= 1/2: the polynomial is 2^f (minimax, 1 at 0), and n is added to its exponent
-// field. Adding 1.5 * 2^23 rounds to an integer and leaves n in the low bits, so no conversion is needed.
+// 2^x for x < 128; 0 if x < -126 (the result would be subnormal), NaN if x is NaN. With kExact the error is at most
+// 1.2 ulp. Without it, the relative error is at most 3e-6, enough for results that are rounded to bf16.
+//
+// x = n + f with an integer n and |f| <= 1/2. A minimax polynomial that is 1 at 0 gives 2^f, and n is added to its
+// exponent field. Adding 1.5 * 2^23 rounds x to an integer and leaves n in the low bits, so nothing is converted.
 template <bool kExact>
 MSVIT_INLINE VecF exp2_below_128(VecF x) {
   constexpr float kRound = 12582912.0f;
@@ -113,13 +117,13 @@ MSVIT_INLINE VecF exp2_below_128(VecF x) {
   return x < -126.0f ? VecF{} : reinterpret_cast<VecF>(scaled);
 }
 
-// The same, and infinity from 128 on.
+// The same for all x: infinity if x >= 128.
 template <bool kExact>
 MSVIT_INLINE VecF exp2_saturating(VecF x) {
   return x >= 128.0f ? splat(__builtin_inff()) : exp2_below_128<kExact>(x);
 }
 
-// A factor of an exponent in two floats: high + low is log2(e) * factor to 2^-48.
+// log2(e) * factor as the sum of two floats, with a relative error of about 2^-48. It makes exp(factor x) a power of 2.
 struct Log2Factor {
   float high, low;
   explicit Log2Factor(double factor)
