@@ -17,7 +17,7 @@ OPERATORS = ("varlen_attention", "mixed_scale_layout", "mixed_scale_embed", "unp
 # 64 (docs/cuda.md). Other GPUs have not been measured and follow the order of the table.
 LONGEST_FOR_CUDA = {"varlen_attention_fwd": 0, "varlen_attention_bwd": 64}
 
-# The inputs for which `explain` asks each backend: those of a ViT-S.
+# Properties of the inputs of a ViT-S, for which `explain` reports.
 _TYPICAL_INPUTS: dict[str, dict[str, Any]] = {
     "varlen_attention": {"head_dim": 64},
     "mixed_scale_layout": {},
@@ -104,7 +104,7 @@ def resolve_function(
     options: tuple[str, ...] = (),
     **details: Any,
 ) -> Callable[..., Any]:
-    """Raw function `name` of the backend that `resolve` chooses, cached as a whole because every call asks for it."""
+    """Raw function `name` of the backend that `resolve` chooses, cached as a whole because every call needs it."""
     return function(operator, resolve(operator, backend, device_type, dtype, preferred, options, **details), name)
 
 

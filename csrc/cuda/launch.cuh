@@ -1,5 +1,6 @@
 // Host side of every launch: selects the device of the call, permits shared memory above 48 KB, and turns CUDA errors
-// into exceptions. Answers of the CUDA runtime are cached, because a few queries take longer than a launch.
+// into exceptions. Answers of the CUDA runtime are cached, because asking several times takes longer than a
+// launch.
 #pragma once
 
 #ifdef MSVIT_EMULATE_CUDA

@@ -4,11 +4,11 @@
 //   dv_j = sum_i p_ij dout_i,  ds_ij = p_ij g_ij,  dq_i = scale sum_j ds_ij k_j,  dk_j = scale sum_i ds_ij q_i
 //   dweight_j = sum_heads sum_i P~_ij g_ij
 //
-// A block computes all gradients of one head of one sequence after another. The queries and output gradients of such an
-// item stay in shared memory; each warp takes tiles of 16 of these rows and keeps their dq in registers. Keys and
+// A work item is one head of one sequence, and a block computes all of its gradients. The item's queries and output
+// gradients stay in shared memory; each warp takes some tiles of 16 rows and keeps their dq in registers. Keys and
 // values pass in chunks of 32 or 64. For each chunk, every warp computes P and dS of its queries, adds to dq, and
-// stores P and dS to shared memory. Then each warp sums a share of the chunk's dk and dv over all queries and writes
-// it.
+// stores P and dS to shared memory. Then each warp sums its share of the chunk's dk and dv over all queries and stores
+// it to global memory.
 //
 // Every input is read once from global memory and every gradient is written once. Products are 16-bit, sums fp32, each
 // sum in one order and without atomics: same inputs, same bits. Loads run ahead of their use: keys and values by two
@@ -224,6 +224,7 @@ int shared_bytes(const Attention& in, int buffers) {
   return OnePassMemory<Traits>(rows, buffers).schedule + schedule_bytes(in.batch);
 }
 
+// Starts as many blocks as run at the same time, or one per item; with two pairs of query tiles if they fit.
 template <class Traits>
 void launch_one_pass(const AttentionBackward& call, int device, uintptr_t stream) {
   const Attention& in = call.in;

@@ -6,9 +6,8 @@
 //
 // As in FlashAttention-2 (arXiv 2307.08691), a block of the first kernel computes dq and delta of 64 queries of one
 // head of one sequence in one pass over the keys and values; a block of the second computes dk, dv and dweight of 64
-// keys in one pass over the queries and output gradients, and reads delta. Both compute the scores, so that q, k, v and
-// dout are read twice in all. Products are 16-bit, sums fp32, each sum in one order and without atomics: same inputs,
-// same bits.
+// keys in one pass over the queries and output gradients, and reads delta. Both compute the scores again from lse.
+// Products are 16-bit, sums fp32, each sum in one order and without atomics: same inputs, same bits.
 #include <type_traits>
 
 #include "dispatch.cuh"

@@ -3,11 +3,11 @@
 //   out_i = sum_j w_j exp(s_ij) v_j / sum_p w_p exp(s_ip),   s_ij = softmax_scale * q_i . k_j
 //   lse_i = log sum_j w_j exp(s_ij)
 //
-// A block computes part of the queries, or all, of one head of one sequence after another, with a running softmax as in
-// FlashAttention-2 (arXiv 2307.08691). Each warp holds 16 or 32 queries and their sums in registers and passes over the
-// keys in chunks of 32 or 64. The keys and values of a short sequence stay in shared memory for all queries of the
-// item: they are read once, the first chunk is used while the others arrive, and after the first pass the warps need no
-// barrier. Those of a long sequence stream through a ring of chunks, once per pass.
+// A work item is all queries of one head of one sequence, or a part of them; a block computes it with a running softmax
+// as in FlashAttention-2 (arXiv 2307.08691). Each warp holds 16 or 32 queries and their sums in registers and passes
+// over the keys in chunks of 32 or 64. The keys and values of a short sequence stay in shared memory for all queries of
+// the item: they are read once, the first chunk is used while the others arrive, and after the first pass the warps
+// need no barrier. Those of a long sequence stream through a ring of chunks, once per pass.
 //
 // Weights enter as log2(w), added to the scores: a key of weight 0 scores -inf, which keeps it out of the maximum and
 // of the sums. Products are 16-bit, sums fp32, each sum in one order and without atomics: same inputs, same bits.
@@ -59,6 +59,7 @@ class Queries {
   static constexpr int D = Traits::D, FRAGMENTS = Traits::FRAGMENTS, CHUNK = Traits::CHUNK;
 
  public:
+  // Loads the first `valid` of the rows; the others become zeros.
   __device__ __forceinline__ Queries(const uint16_t* rows, int64_t stride, int valid, int head_dim, float scale)
       : scale_(fabsf(scale) * kLog2E) {
 #pragma unroll
@@ -238,6 +239,7 @@ __global__ __launch_bounds__(kThreads,
   }
 }
 
+// Divides the queries into work items and starts as many blocks as run at the same time, or one per item.
 template <class Traits>
 void launch_forward(const AttentionForward& call, int device, uintptr_t stream) {
   const Attention& in = call.in;
@@ -255,6 +257,7 @@ void launch_forward(const AttentionForward& call, int device, uintptr_t stream) 
   launch(kernel, static_cast<int>(std::min(slots, pairs * params.parts)), kThreads, shared_bytes, stream, params);
 }
 
+// Keeps keys and values in shared memory if they take at most kMostResidentBytes.
 template <class T, int D, bool WEIGHTED>
 void launch_forward(const AttentionForward& call, int device, uintptr_t stream) {
   using Resident = ForwardTraits<T, D, 1, 64, true, WEIGHTED>;

@@ -28,7 +28,7 @@ from msvit_kernels.triton.numerics import dot, rounded
 
 OPTIONS = frozenset({"key_weight"})
 LOG2E, LN2 = tl.constexpr(1 / math.log(2)), tl.constexpr(math.log(2))
-# Triton would compile again for an integer that is 1 or a multiple of 16. STRIDE_UNIT alone gives the alignment.
+# Without this list Triton would compile again for integers that are 1 or multiples of 16. STRIDE_UNIT gives alignment.
 _UNSPECIALIZED = ["num_heads", "num_blocks", "total_q", "total_k"]
 _UNSPECIALIZED += [f"stride_{tensor}{axis}" for tensor in "dqkv" for axis in "th"]
 
@@ -47,7 +47,7 @@ def launch_config(
         aligned: whether rows begin at multiples of 16 bytes; others are loaded by element, which takes registers.
     """
     if arch == INTERPRETER_ARCH:
-        # The interpreter takes as long for a large tile as for a small one.
+        # The interpreter takes about as long for a large tile as for a small one.
         block = 64 if max_seqlen <= 64 else 128 if max_seqlen <= 256 else 256
         return {"BLOCK_M": block, "BLOCK_N": block}
     block_d = triton.next_power_of_2(head_dim)
