@@ -1,6 +1,6 @@
 // Python module msvit_kernels._C: the CPU kernels. Tensors arrive as addresses (tensor.data_ptr()) with sizes and
-// strides in elements; nothing is computed here and nothing is checked: callers are msvit_kernels/validation.py and
-// msvit_kernels/cpu/.
+// strides in elements. Nothing is computed here, and only the types of arguments are checked: the callers,
+// validation.py and cpu/ of msvit_kernels, check the rest.
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
@@ -24,7 +24,7 @@ namespace py = pybind11;
 
 namespace {
 
-// A named argument for the field of that name.
+// A named argument for the field of the same name.
 #define F(name) MSVIT_FIELD(Args, name, name)
 
 template <class Args>
@@ -142,7 +142,7 @@ py::dict cpu_info() {
   return info;
 }
 
-// (operations, seconds of the slowest thread)
+// Returns (floating-point operations, seconds of the slowest thread).
 std::pair<double, double> fma_peak(int64_t iterations, int num_threads, bool bf16) {
   const py::gil_scoped_release release;
   const auto measure = [&] { MSVIT_CALL_CHOSEN_ISA(fma_peak, iterations, num_threads, bf16) };

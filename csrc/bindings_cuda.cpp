@@ -1,5 +1,6 @@
-// Python module msvit_kernels._cuda: the CUDA kernels. Links cudart statically and nothing of the driver, so that it
-// imports without a GPU. Tensors arrive as addresses with sizes and strides in elements; nothing is computed here.
+// Python module msvit_kernels._cuda: the CUDA kernels. It links cudart statically and no library of the driver, so that
+// it imports on machines without a GPU. Tensors arrive as addresses with sizes and strides in elements. Nothing is
+// computed here, and only the types of arguments are checked.
 #include <pybind11/pybind11.h>
 
 #include "cuda/device.h"
@@ -42,7 +43,7 @@ py::dict build_info() {
   return info;
 }
 
-// A kernel's structure, and how it is launched.
+// The arguments of a kernel and of its launch.
 template <class Call>
 struct Launch : Call {
   bool is_bf16;
@@ -50,13 +51,14 @@ struct Launch : Call {
   uintptr_t stream;
 };
 
-// Named arguments: for the field of that name, for that of `in`, and for the strides of a tensor.
+// Named arguments: for the field of the same name, for a field of `in`, and for the strides of a tensor.
 #define F(name) MSVIT_FIELD(Args, name, name)
 #define IN(name) MSVIT_FIELD(Args, name, in.name)
 #define STRIDES(name, rows) \
   MSVIT_FIELD(Args, name##_stride_token, rows.token_stride), MSVIT_FIELD(Args, name##_stride_head, rows.head_stride)
 
-// In the order of AttentionFields (msvit_kernels/native_fields.py), then what only these kernels take.
+// The arguments in AttentionFields (msvit_kernels/native_fields.py), in the same order, then those of this module
+// alone.
 template <class Args>
 msvit::Fields varlen_attention_inputs() {
   return {MSVIT_FIELD(Args, q, in.q.data),
@@ -103,7 +105,7 @@ void define_varlen_attention_bwd(py::module_& m) {
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "CUDA kernels of msvit_kernels (internal)";
   m.def("build_info", &build_info);
-  m.def("device_count", &device_count, "Number of GPUs, and the runtime's reason if there is none.");
+  m.def("device_count", &device_count, "(number of GPUs, the runtime's error message if the query fails)");
   m.def("device_properties", &device_properties, py::arg("device"));
   define_varlen_attention_fwd(m);
   define_varlen_attention_bwd(m);

@@ -1,12 +1,12 @@
-// Python functions whose arguments are the fields of a C++ structure, by name: relu(x=..., out=..., size=...).
+// Python functions whose named arguments are the fields of a C++ structure: relu(x=..., out=..., size=...).
 //
 //     using Args = ReluArgs;
 //     define_named<Args>(m, "relu", [](const Args& args) { ... },
 //                        {MSVIT_FIELD(Args, x, x), MSVIT_FIELD(Args, out, out), MSVIT_FIELD(Args, size, size)});
 //
-// pybind11 can name arguments too, but takes longer to match twenty of them than a short kernel runs. Here names in the
-// order of the fields cost one comparison of addresses each. The names come as a dictionary: Python makes one anyway
-// for a call with ** or with more than 15 names.
+// pybind11 can name arguments too, but takes longer to match twenty names than a short kernel runs. Here a name costs
+// one comparison of addresses if the call has the order of the fields. The names arrive in a dictionary, which Python
+// makes anyway for a call with ** or with more than 15 names.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -21,8 +21,8 @@
 
 namespace msvit {
 
-// `convert` stores a Python value in a field. It returns null if it could, else a description of what it expected. A
-// bool is not an int, nor is a float; an int may stand for a float. Ints that do not fit are refused.
+// `convert` stores a Python value in a field and returns null, or returns a description of the expected value. A field
+// of integers takes neither a bool nor a float nor an int out of its range; a field of floats takes an int too.
 
 inline bool is_int(PyObject* value) { return PyLong_Check(value) && !PyBool_Check(value); }
 
@@ -93,14 +93,14 @@ inline const char* convert(PyObject* value, std::array<double, 3>& field) {
   return nullptr;
 }
 
-// An argument: its name, and a function that stores its value in the structure and returns what `convert` does.
+// An argument: its name, and a function that stores its value in the structure, with the result of `convert`.
 struct Field {
   const char* name;
   const char* (*store)(void* args, PyObject* value);
 };
 using Fields = std::vector<Field>;
 
-// The argument `name`, which fills args.path of an Args.
+// The argument `name`, which is stored in the field `path` of an Args.
 #define MSVIT_FIELD(Args, name, path)                                                                          \
   ::msvit::Field {                                                                                             \
     #name, [](void* args, PyObject* value) { return ::msvit::convert(value, static_cast<Args*>(args)->path); } \
@@ -111,7 +111,7 @@ inline Fields operator+(Fields first, const Fields& second) {
   return first;
 }
 
-// The names of a function's arguments. One class for all structures, so that little is compiled for each.
+// The arguments of a function. No template over the structure, so that little is compiled for each.
 class NamedArguments {
  public:
   NamedArguments(const char* function, Fields fields) : function_(function), fields_(std::move(fields)) {
@@ -119,20 +119,20 @@ class NamedArguments {
       keys_.push_back(pybind11::reinterpret_steal<pybind11::object>(PyUnicode_InternFromString(field.name)));
   }
 
-  // In the form that inspect.signature reads.
+  // The signature as text, in the form that inspect.signature reads.
   std::string signature() const {
     std::string text = function_ + "(*";
     for (const Field& field : fields_) text += std::string(", ") + field.name;
     return text + ")\n--\n\n";
   }
 
-  // Fills the structure. False with Python's error set.
+  // Fills the structure; returns false, with Python's error set, if an argument is wrong.
   bool fill(void* args, PyObject* unnamed, PyObject* named) const {
     return fill_in_order(args, unnamed, named) || fill_in_any_order(args, unnamed, named);
   }
 
  private:
-  // The common call, and the fast one. False if anything is out of order or wrong.
+  // The common, fast case; returns false, without an error, if an argument is out of order or wrong.
   bool fill_in_order(void* args, PyObject* unnamed, PyObject* named) const {
     if (PyTuple_GET_SIZE(unnamed) > 0 || named == nullptr || PyDict_Size(named) != size()) return false;
     Py_ssize_t position = 0;
@@ -178,7 +178,7 @@ class NamedArguments {
 
   const std::string function_;
   const Fields fields_;
-  std::vector<pybind11::object> keys_;  // interned: the names in a call are then mostly the same objects
+  std::vector<pybind11::object> keys_;  // interned, as are the names in most calls: the objects are the same
 };
 
 template <class Args>
@@ -217,12 +217,12 @@ class NamedFunction {
   const Run run_;
   const NamedArguments arguments_;
   const std::string signature_;
-  PyMethodDef method_;  // points into the string above and to the name
+  PyMethodDef method_;  // points to the name and into signature_
 };
 
-// Adds a function to the module that takes each field as a named argument, all required, and gives the structure to
-// `run`, with the GIL released. Wrong calls raise TypeError, exceptions of C++ become RuntimeError. `name` is a
-// literal.
+// Adds a function to the module that takes each field as a named argument, all of them required, and passes the
+// structure to `run` with the GIL released. Wrong arguments raise TypeError; C++ exceptions become RuntimeError. `name`
+// is a string literal.
 template <class Args>
 void define_named(pybind11::module_& m, const char* name, void (*run)(const Args& args), Fields fields) {
   auto* function = new NamedFunction<Args>(name, run, std::move(fields));

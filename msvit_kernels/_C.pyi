@@ -1,4 +1,4 @@
-"""The CPU kernels (csrc/bindings_cpu.cpp). Tensors are addresses, null ones are 0; strides count elements."""
+"""The CPU kernels (csrc/bindings_cpu.cpp). Tensors are passed as addresses, 0 for None; strides are in elements."""
 
 from typing import Any, TypedDict, Unpack
 
@@ -9,7 +9,7 @@ def valid_offsets(offsets: int, n: int, total: int, max_seqlen: int) -> bool: ..
 def fma_peak(iterations: int, num_threads: int, bf16: bool) -> tuple[float, float]: ...
 
 class VarlenAttentionInputs(AttentionFields):
-    """What forward and backward take."""
+    """Arguments of forward and backward."""
 
     num_threads: int
 
@@ -30,7 +30,7 @@ def varlen_attention_bwd(
 ) -> None: ...
 
 class MixedScaleEmbedInputs(TypedDict):
-    """What forward and backward take."""
+    """Arguments of forward and backward."""
 
     images: int
     batch_index: int
@@ -92,7 +92,7 @@ def mixed_scale_layout_fwd(
 ) -> None: ...
 
 class UnpackToGridFields(TypedDict):
-    """What forward and backward take; each writes what the other reads."""
+    """Arguments of forward and backward; forward writes `grid` from `tokens`, backward `tokens` from `grid`."""
 
     fine_mask: int
     region_start: int

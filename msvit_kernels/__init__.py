@@ -1,8 +1,7 @@
 """Attention over packed tokens and the fused gather of mixed-scale tokens, each with a pure-PyTorch reference.
 
-The four operators are `varlen_attention`, `mixed_scale_layout`, `mixed_scale_embed` and `unpack_to_grid`;
-`explain()` tells which backends this machine has. Importing needs neither Triton, nor a GPU, nor the compiled
-extension.
+The four operators are `varlen_attention`, `mixed_scale_layout`, `mixed_scale_embed` and `unpack_to_grid`. `explain()`
+lists the backends of this machine. The import needs torch, but neither Triton, nor a GPU, nor the compiled modules.
 """
 
 from msvit_kernels.dispatch import BACKENDS, OPERATORS, explain

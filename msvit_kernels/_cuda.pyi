@@ -1,4 +1,4 @@
-"""The CUDA kernels (csrc/bindings_cuda.cpp). Tensors are addresses, null ones are 0; strides count elements."""
+"""The CUDA kernels (csrc/bindings_cuda.cpp). Tensors are passed as addresses, 0 for None; strides are in elements."""
 
 from typing import Any, TypedDict, Unpack
 
@@ -9,7 +9,7 @@ def device_count() -> tuple[int, str]: ...
 def device_properties(device: int) -> dict[str, Any]: ...
 
 class Launch(TypedDict):
-    """How the kernels are launched."""
+    """Bounds that size the launch, and where it goes: number of the GPU and handle of the stream."""
 
     max_seqlen_q: int
     max_seqlen_k: int
@@ -17,7 +17,7 @@ class Launch(TypedDict):
     stream: int
 
 class VarlenAttentionInputs(AttentionFields, Launch):
-    """What forward and backward take."""
+    """Arguments of forward and backward."""
 
 def varlen_attention_fwd(*, out: int, lse: int, **inputs: Unpack[VarlenAttentionInputs]) -> None: ...
 def varlen_attention_bwd(

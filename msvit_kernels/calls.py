@@ -1,11 +1,11 @@
-"""The arguments of the operators, each list written once.
+"""The records that carry an operator's arguments to its backends.
 
-An operator's record holds its arguments after validation. Schema, fake implementation and autograd (`ops/`) are made
-from its fields and speak of them by name; the raw functions of every backend take it. A record may hold another one,
-whose fields then stand in its place in the schema. A field with a default is an option: a backend runs calls that give
-it another value if the backend's module names it in OPTIONS; otherwise it refuses them.
+A record holds the arguments of one operator after validation. The schema, the fake implementation and the backward
+formula (`ops/`) are made from its fields; the raw functions of every backend take the record itself. If a field is a
+record too, the schema lists the inner fields in its place. A field with a default is an option: a backend runs calls
+that set it only if the backend's module names it in OPTIONS, and refuses them otherwise.
 
-Dtypes, shapes and meaning are those of the public functions.
+Arguments of a public function keep its names, shapes, dtypes and meanings; other fields are described here.
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,19 @@ from torch import Tensor
 
 from msvit_kernels.scales import Scales
 
-# A number that torch.compile may not know while it traces. A plain int costs the dispatcher less.
+# An int that may be symbolic while torch.compile traces. A plain int takes the dispatcher less time.
 SymInt = Annotated[int, "SymInt"]
 
 
 class VarlenAttention(NamedTuple):
-    """Attention from the rows of each query sequence to those of its key sequence."""
+    """Attention of each query sequence over its key sequence.
+
+    Attributes:
+        cu_seqlens_q: int32 [batch + 1], `cu_seqlens` of the public function.
+        cu_seqlens_k: int32 [batch + 1], the same tensor if the public function got none for the keys.
+        max_seqlen_q: upper bound of the tokens of a query sequence.
+        max_seqlen_k: upper bound of the tokens of a key sequence.
+    """
 
     q: Tensor
     k: Tensor
@@ -34,7 +41,16 @@ class VarlenAttention(NamedTuple):
 
 
 class VarlenAttentionBackward(NamedTuple):
-    """Gradients of `dout . out + dlse . lse`."""
+    """Gradients of sum(dout * out) + sum(dlse * lse).
+
+    Attributes:
+        call: arguments of the forward.
+        out: [total_q, num_heads, head_dim], dtype of q, output of the forward.
+        lse: float32 [num_heads, total_q] (float64 for float64 inputs), output of the forward.
+        dout: [total_q, num_heads, head_dim], dtype of q, any strides.
+        dlse: as `lse`, any strides; None for zeros.
+        needs_dweight: whether the gradient of `key_weight` is wanted.
+    """
 
     call: VarlenAttention
     out: Tensor
@@ -45,7 +61,7 @@ class VarlenAttentionBackward(NamedTuple):
 
 
 class VarlenAttentionGradients(NamedTuple):
-    """The gradient of each argument that has one; None if it was not asked for."""
+    """One gradient per differentiable argument, in its shape and dtype, contiguous; None if it is not wanted."""
 
     q: Tensor
     k: Tensor
@@ -54,19 +70,25 @@ class VarlenAttentionGradients(NamedTuple):
 
 
 class Regions(NamedTuple):
-    """Which packed rows belong to which region."""
+    """The packed rows of each region.
+
+    Attributes:
+        fine_mask: bool [batch, Hc, Wc], True for a fine region.
+        region_start: int32 [batch, Hc * Wc], first packed row of each region.
+        scale_factor: s, fine tokens along one side of a region.
+    """
 
     fine_mask: Tensor
     region_start: Tensor
     scale_factor: int
 
     def scales(self, num_prefix: int) -> Scales:
-        """The candidates of each image."""
+        """Counts of the candidates of an image with `num_prefix` prefix tokens."""
         return Scales((self.fine_mask.shape[1], self.fine_mask.shape[2]), self.scale_factor, num_prefix)
 
 
 class MixedScaleLayoutOffsets(NamedTuple):
-    """First half of a layout: how many tokens each image has."""
+    """First half of a layout: the number of tokens of each image."""
 
     fine_mask: Tensor
     scale_factor: int
@@ -74,7 +96,12 @@ class MixedScaleLayoutOffsets(NamedTuple):
 
 
 class MixedScaleLayoutIndices(NamedTuple):
-    """Second half of a layout: which token each row is."""
+    """Second half of a layout: image and candidate of each packed row.
+
+    Attributes:
+        cu_seqlens: int32 [batch + 1], first packed row of each image, then the total.
+        total_tokens: number of packed rows.
+    """
 
     regions: Regions
     cu_seqlens: Tensor
@@ -83,7 +110,13 @@ class MixedScaleLayoutIndices(NamedTuple):
 
 
 class Patches(NamedTuple):
-    """What each packed row shows, and the weight it is multiplied with."""
+    """The patches of the packed rows and the weight that multiplies them.
+
+    Attributes:
+        cu_seqlens: int32 [batch + 1], first packed row of each image, then the total.
+        batch_index: int32 [total_tokens], image of each row.
+        token_index: int32 [total_tokens], candidate of each row: prefix, then coarse, then fine tokens.
+    """
 
     images: Tensor
     regions: Regions
@@ -106,7 +139,13 @@ class MixedScaleEmbed(NamedTuple):
 
 
 class MixedScaleEmbedBackward(NamedTuple):
-    """Gradients of `dout . out`, of which some may not be needed."""
+    """Gradients of sum(dout * out).
+
+    Attributes:
+        patches: arguments of the forward.
+        dout: [total_tokens, dim], dtype of `weight`, contiguous.
+        needs_images: whether the gradient of `images` is wanted; the other flags correspond.
+    """
 
     patches: Patches
     dout: Tensor
@@ -117,7 +156,7 @@ class MixedScaleEmbedBackward(NamedTuple):
 
 
 class MixedScaleEmbedGradients(NamedTuple):
-    """The gradient of each argument that has one; None if it was not asked for."""
+    """One gradient per differentiable argument, in its shape and dtype, contiguous; None if it is not wanted."""
 
     images: Tensor | None = None
     weight: Tensor | None = None
@@ -126,14 +165,19 @@ class MixedScaleEmbedGradients(NamedTuple):
 
 
 class UnpackToGrid(NamedTuple):
-    """Packed tokens to the fine grid."""
+    """Copy of packed tokens to the fine grid."""
 
     tokens: Tensor
     regions: Regions
 
 
 class UnpackToGridBackward(NamedTuple):
-    """Gradient of `dgrid . grid` for the tokens."""
+    """Gradient of sum(dgrid * grid) with respect to the tokens.
+
+    Attributes:
+        dgrid: [batch, dim, Hf, Wf], contiguous.
+        total_tokens: number of packed rows.
+    """
 
     dgrid: Tensor
     regions: Regions
@@ -141,6 +185,6 @@ class UnpackToGridBackward(NamedTuple):
 
 
 class UnpackToGridGradients(NamedTuple):
-    """The gradient of the one argument that has one."""
+    """The gradient of the only differentiable argument."""
 
     tokens: Tensor

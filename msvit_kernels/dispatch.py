@@ -1,4 +1,4 @@
-"""The one table of backends: which there are, in which order they are tried, and why one cannot serve a call."""
+"""The table of backends, the order in which they are tried, and the reasons for which one cannot run a call."""
 
 import functools
 import importlib
@@ -13,12 +13,11 @@ import torch
 BACKENDS = ("cpu", "cuda", "triton", "reference")
 OPERATORS = ("varlen_attention", "mixed_scale_layout", "mixed_scale_embed", "unpack_to_grid")
 
-# On Hopper CUDA's attention kernels come first up to this max_seqlen, in each direction, and Triton's beyond, as
-# measured on an H100 in bf16 at head_dim 64 (docs/cuda.md). Other GPUs have not been measured and take the order of
-# the table.
+# On Hopper, cuda is tried first up to this max_seqlen and triton above it, as measured on an H100 in bf16 at head_dim
+# 64 (docs/cuda.md). Other GPUs have not been measured and follow the order of the table.
 LONGEST_FOR_CUDA = {"varlen_attention_fwd": 0, "varlen_attention_bwd": 64}
 
-# What `explain` asks each backend: the inputs of a ViT-S in the dtype that suits the device.
+# Properties of the inputs of a ViT-S, for which `explain` reports.
 _TYPICAL_INPUTS: dict[str, dict[str, Any]] = {
     "varlen_attention": {"head_dim": 64},
     "mixed_scale_layout": {},
@@ -29,7 +28,7 @@ _TYPICAL_INPUTS: dict[str, dict[str, Any]] = {
 
 @functools.cache
 def _load(backend: str, operator: str) -> ModuleType | str:
-    """The module that implements `operator`, or the reason why there is none."""
+    """The module of `backend` for `operator`, or the reason why it cannot be imported."""
     name = f"msvit_kernels.{backend}.{operator}"
     try:
         return importlib.import_module(name)
@@ -45,7 +44,7 @@ def _load(backend: str, operator: str) -> ModuleType | str:
 def unsupported_reason(
     operator: str, backend: str, device_type: str, dtype: torch.dtype, options: Sequence[str] = (), **details: Any
 ) -> str | None:
-    """Why `backend` cannot run `operator` on such inputs with these options; None when it can."""
+    """Reason why `backend` cannot run `operator` on such inputs with these options, or None."""
     module = _load(backend, operator)
     if isinstance(module, str):
         return module
@@ -68,16 +67,16 @@ def resolve(
 
     Args:
         operator: one of `OPERATORS`.
-        backend: a name from `BACKENDS`, which then runs or is refused, or None for the first that can.
-        device_type: "cpu" or "cuda", where the inputs are.
-        dtype: of the inputs.
-        preferred: without `backend`, the one that is tried before those of the table.
-        options: names of the options that the call has, see `calls`.
-        details: further properties that a backend may refuse, as its `unsupported_reason` names them.
+        backend: one of `BACKENDS`, used or refused without fallback; if None, the first that can run the call.
+        device_type: device of the inputs, "cpu" or "cuda".
+        dtype: dtype of the inputs.
+        preferred: backend that is tried first if `backend` is None.
+        options: names of the options that the call sets (see `calls`).
+        details: further properties of the inputs, under the names of the parameters of `unsupported_reason`.
 
     Raises:
-        ValueError: `backend` is not a name from the table.
-        NotImplementedError: the named backend, or every backend, refuses; the text gives the reason of each.
+        ValueError: `backend` is not one of `BACKENDS`.
+        NotImplementedError: the named backend, or every backend, cannot run the call; the message gives each reason.
     """
     if backend is not None and backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)} or None, got {backend!r}")
@@ -105,7 +104,7 @@ def resolve_function(
     options: tuple[str, ...] = (),
     **details: Any,
 ) -> Callable[..., Any]:
-    """Raw function `name` of the backend that `resolve` takes: one look-up, as this is on the path of every call."""
+    """Raw function `name` of the backend that `resolve` chooses, cached as a whole because every call needs it."""
     return function(operator, resolve(operator, backend, device_type, dtype, preferred, options, **details), name)
 
 
@@ -118,7 +117,7 @@ def attention_function(
     head_dim: int,
     options: tuple[str, ...] = (),
 ) -> Callable[..., Any]:
-    """Raw function `name` of `varlen_attention`, whose backend on Hopper depends on the length of the sequences."""
+    """Raw function `name` of `varlen_attention`; on Hopper the backend depends on the length of the sequences."""
     kind = device.type
     is_long = kind == "cuda" and max_seqlen > LONGEST_FOR_CUDA[name] and _is_hopper(device)
     preferred = "triton" if is_long else None
@@ -138,11 +137,11 @@ def function(operator: str, backend: str, name: str) -> Callable[..., Any]:
 
 
 def explain() -> str:
-    """Tells, as text, which backends this machine has for each operator and why others are missing.
+    """Lists the backends of each operator on this machine, and the reason for each that is missing.
 
     Returns:
-        Several lines: versions and devices, then for CPU tensors (fp32) and GPU tensors (bf16) each operator with
-        the backend that `backend=None` takes and the reason of each that is not available.
+        Text of several lines: versions and devices, then, for CPU tensors (fp32) and GPU tensors (bf16), each operator
+        with the backend that `backend=None` takes and the reason of each backend that cannot run it.
     """
     lines = [f"msvit_kernels on {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}"]
     lines.append(f"  triton: {_version_of('triton')}")

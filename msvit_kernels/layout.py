@@ -1,4 +1,4 @@
-"""`Packing` and `MixedScaleLayout`: where the tokens of a batch lie once they are packed, and what they are."""
+"""`Packing` and `MixedScaleLayout`: the positions of packed tokens, and the candidates that they stand for."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,16 +14,16 @@ from msvit_kernels.scales import Scales
 
 @dataclass(frozen=True, eq=False)
 class Packing:
-    """Where packed rows of any kind lie: all that attention, pooling and drop path need to know.
+    """Positions of packed rows of any kind, as attention, pooling and drop path use them.
 
-    Inside an image come its prefix tokens, then its other tokens, whatever they are.
+    The rows of an image are its prefix tokens, then its other tokens.
 
     Attributes:
         cu_seqlens: int32 [batch + 1], first packed row of each image, then the total.
-        max_seqlen: tokens that no image exceeds; a bound, not read from the device.
-        total_tokens: rows of the packed tensors, prefix included.
-        batch_index: int32 [total_tokens], the image of each row.
-        num_prefix: prefix tokens of each image.
+        max_seqlen: upper bound of the rows of an image; not read from the device.
+        total_tokens: number of packed rows, prefix included.
+        batch_index: int32 [total_tokens], image of each row.
+        num_prefix: number of prefix tokens of each image.
     """
 
     cu_seqlens: Tensor
@@ -34,17 +34,18 @@ class Packing:
 
     @classmethod
     def from_offsets(cls, cu_seqlens: Tensor, max_seqlen: int, total_tokens: int, num_prefix: int = 0) -> "Packing":
-        """The packing that these offsets describe.
+        """Makes a packing from offsets.
 
         Args:
             cu_seqlens: int32 [batch + 1], contiguous, from 0 to `total_tokens`.
-            max_seqlen: tokens that no image exceeds.
-            total_tokens: rows in all; an int, so that nothing is read from the device.
-            num_prefix: rows at the beginning of each image that are prefix tokens.
+            max_seqlen: upper bound of the rows of an image.
+            total_tokens: number of packed rows; an argument, so that nothing is copied to the host.
+            num_prefix: number of prefix tokens at the beginning of each image.
 
         Raises:
-            TypeError, ValueError: an argument of another type, dtype, shape or range; the offsets themselves are
-                checked on the CPU, and on a GPU under MSVIT_CHECK=1.
+            TypeError: an argument has the wrong type or dtype.
+            ValueError: a shape, number or offset is invalid. Offsets are checked on the CPU and, on a GPU, only if
+                MSVIT_CHECK=1.
         """
         validation.validate_offsets("cu_seqlens", cu_seqlens, None)
         for name, value in (("max_seqlen", max_seqlen), ("total_tokens", total_tokens), ("num_prefix", num_prefix)):
@@ -61,24 +62,25 @@ class Packing:
         return self.cu_seqlens.shape[0] - 1
 
     def is_prefix(self) -> Tensor:
-        """bool [total_tokens]: which rows are prefix tokens."""
+        """bool [total_tokens], True for each prefix token."""
         rows = torch.arange(self.total_tokens, dtype=torch.int32, device=self.cu_seqlens.device)
         return rows - self.cu_seqlens.index_select(0, self.batch_index) < self.num_prefix
 
     def keep(self, mask: Tensor, total_tokens: int | None = None) -> tuple[Tensor, "Packing"]:
-        """Leaves rows out.
+        """Selects rows and packs them again.
 
         Args:
-            mask: bool [total_tokens], the rows that stay; prefix tokens stay in any case.
-            total_tokens: how many rows stay, prefix included, where the caller knows it: then nothing is read from
-                the device. None: one integer is.
+            mask: bool [total_tokens], True for each row to keep; prefix tokens are kept in any case.
+            total_tokens: number of rows kept, prefix included. If None, one integer is copied to the host.
 
         Returns:
-            int64 [kept], the rows that stay, in order, and the packing of those.
+            rows: int64 [kept], the rows kept, in ascending order.
+            packing: the packing of these rows.
 
         Raises:
-            TypeError, ValueError: a mask of another shape, dtype or device; `total_tokens` other than the mask asks
-                for, checked on the CPU, and on a GPU under MSVIT_CHECK=1.
+            TypeError: an argument has the wrong type or dtype.
+            ValueError: the mask has the wrong shape or device, or `total_tokens` differs from the number of rows kept
+                (checked on the CPU and, on a GPU, only if MSVIT_CHECK=1).
         """
         validation.require_tensor("mask", mask, 1, (torch.bool,), self.cu_seqlens.device)
         validation.require_shape("mask", mask, (self.total_tokens,))
@@ -90,9 +92,9 @@ class Packing:
             total_tokens = int(before[-1])
         else:
             validation.require_int("total_tokens", total_tokens, 0)
-            name = "total_tokens: offsets of the rows that stay"
+            name = "total_tokens: offsets of the rows kept"
             _check_offsets(name, cu_seqlens, total_tokens, self.max_seqlen)
-        # Filled up with a row that exists, in case that the mask has fewer and nobody looked.
+        # fill_value is a valid row, because an unchecked `total_tokens` may exceed the rows of the mask.
         rows = torch.nonzero_static(mask, size=total_tokens, fill_value=0).flatten()
         batch_index = self.batch_index.index_select(0, rows)
         return rows, Packing(cu_seqlens, self.max_seqlen, total_tokens, batch_index, self.num_prefix)
@@ -100,20 +102,21 @@ class Packing:
 
 @dataclass(frozen=True, eq=False)
 class MixedScaleLayout(Packing):
-    """A packing of mixed-scale tokens, made by `mixed_scale_layout`, and what its rows mean.
+    """Packing of the active tokens of two scales, made by `mixed_scale_layout`.
 
-    Inside an image: prefix tokens, then regions in raster order; a fine region holds its s*s tokens in raster order
-    within the region. A candidate index counts prefix tokens, then coarse, then fine tokens, in raster order.
+    The rows of an image are its prefix tokens, then its regions in raster order: one row for a coarse region, s * s
+    rows in raster order for a fine one. The candidates of an image are numbered prefix first, then coarse tokens, then
+    fine tokens, each in raster order.
 
     Attributes:
-        fine_mask: bool [batch, Hc, Wc], True where a region is fine.
-        num_tokens: int32 [batch], active tokens of each image, prefix included.
-        token_index: int32 [total_tokens], the candidate of each row.
+        fine_mask: bool [batch, Hc, Wc], True for a fine region.
+        num_tokens: int32 [batch], number of active tokens of each image, prefix included.
+        token_index: int32 [total_tokens], candidate of each row.
         region_start: int32 [batch, Hc * Wc], first packed row of each region.
-        grid_size: (Hf, Wf), the fine grid.
+        grid_size: (Hf, Wf), size of the fine grid in tokens.
         scale_factor: s, fine tokens along one side of a region.
 
-    `max_seqlen` is num_prefix + Hf * Wf. The other attributes are those of `Packing`.
+    `max_seqlen` is num_prefix + Hf * Wf. `Packing` describes the other attributes.
     """
 
     fine_mask: Tensor
@@ -125,26 +128,26 @@ class MixedScaleLayout(Packing):
 
     @property
     def scales(self) -> Scales:
-        """The candidates that the rows were taken from."""
+        """Counts of the candidates of an image."""
         return Scales((self.fine_mask.shape[1], self.fine_mask.shape[2]), self.scale_factor, self.num_prefix)
 
     def is_prefix(self) -> Tensor:
-        """bool [total_tokens]: which rows are prefix tokens, whose candidates come first."""
+        """bool [total_tokens], True for each prefix token."""
         return self.token_index < self.num_prefix
 
     @property
     def regions(self) -> Regions:
-        """What the operators need to know of the regions."""
+        """The packed rows of each region, as the operators take them."""
         return Regions(self.fine_mask, self.region_start, self.scale_factor)
 
     @property
     def num_candidates(self) -> int:
-        """Tokens that an image could have: prefix, coarse and fine ones."""
+        """Number of candidates of an image: prefix, coarse and fine tokens."""
         return self.scales.num_candidates
 
 
 def _check_offsets(name: str, cu_seqlens: Tensor, total_tokens: int, max_seqlen: int) -> None:
-    # Not while torch.compile traces: whoever uses the offsets checks them when the graph runs.
+    # Not while torch.compile traces: the operators check the offsets when the graph runs.
     if not torch.compiler.is_compiling() and validation.checks_contents(cu_seqlens):
         validation.check_offsets(name, cu_seqlens, total_tokens, max_seqlen)
 
@@ -153,7 +156,7 @@ def _check_prefix(cu_seqlens: Tensor, num_prefix: int) -> None:
     if torch.compiler.is_compiling() or not num_prefix or cu_seqlens.shape[0] < 2:
         return
     if validation.checks_contents(cu_seqlens) and (shortest := int(cu_seqlens.diff().min())) < num_prefix:
-        raise ValueError(f"num_prefix: expected at most the rows of the shortest image, {shortest}, got {num_prefix}")
+        raise ValueError(f"num_prefix: expected at most {shortest} (the shortest image), got {num_prefix}")
 
 
 def require_layout(layout: Any, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""`mixed_scale_embed`: from images to packed embedded tokens of two scales, in one pass."""
+"""`mixed_scale_embed`: embedding of the active tokens of two scales, straight from the images."""
 
 from collections.abc import Sequence
 
@@ -23,38 +23,39 @@ def mixed_scale_embed(
     std: Sequence[float] | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Embeds the active tokens of a batch: patch projection plus the row of a table of position encodings.
+    """Embeds the active tokens of a batch: patch projection plus position encoding.
 
         row_t = table[token_index_t] + [t is a patch] * (weight . patch_t + bias)
 
-    with patch_t cut from the image of row t; a coarse patch is the area average over s x s pixels (eq. 4 and 5 of
-    the MSViT paper). Prefix tokens are rows of the table alone.
+    patch_t is a patch of image batch_index_t; a coarse patch is averaged over s x s pixels (eq. 4 and 5 of MSViT,
+    arXiv 2307.02321). The row of a prefix token is a row of the table alone.
 
     Args:
-        images: [batch, 3, H, W], uint8 or floating, H and W the fine grid of the layout times `patch_size`.
-        layout: from `mixed_scale_layout`, on the device of `images`.
-        weight: [dim, 3, patch_size, patch_size], float32, bfloat16 or float16 (float64 on the reference backend).
-        bias: [dim], dtype of `weight`, or None.
-        table: [num_prefix + Nc + Nf, dim], dtype of `weight`: what is added to each candidate.
-        patch_size: pixels along one side of a fine patch.
-        mean: three numbers, one per channel, in units of [0, 1] for uint8 images and of the images themselves else;
-            pixels become (x / 255 - mean) / std for uint8, (x - mean) / std for floating images. Required for uint8.
-        std: three numbers above zero; goes with `mean`.
-        backend: "cuda", "triton", "cpu", "reference", or None for the first that supports the inputs.
+        images: [batch, 3, Hf * patch_size, Wf * patch_size], uint8 or floating point, CPU or GPU.
+        layout: result of `mixed_scale_layout`, on the device of `images`.
+        weight: [dim, 3, patch_size, patch_size], float32, bfloat16 or float16 (float64 on the reference backend only),
+            on the device of `images`.
+        bias: [dim], dtype and device of `weight`, or None.
+        table: [num_prefix + Nc + Nf, dim], dtype and device of `weight`; the position encoding of each candidate.
+        patch_size: side of a fine patch in pixels.
+        mean: three floats, one per channel. Pixels become (x / 255 - mean) / std in uint8 images and (x - mean) / std
+            in floating-point images. If None, floating-point images are not normalised; required for uint8 images.
+        std: three floats above zero, one per channel; required with `mean`.
+        backend: "cuda", "triton", "cpu" or "reference"; if None, the first that supports the inputs.
 
     Returns:
-        [total_tokens, dim], dtype of `weight`, contiguous.
+        [total_tokens, dim], dtype and device of `weight`, contiguous.
 
     Raises:
-        TypeError: an argument of the wrong type or dtype.
-        ValueError: shapes, devices or numbers that do not fit; a layout with indices out of range (checked on the
-            CPU, and on a GPU under MSVIT_CHECK=1).
-        NotImplementedError: no backend, or not the named one, supports the inputs; the text gives every reason.
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: a shape, device or number is invalid, or an index of the layout is out of range (checked on the CPU
+            and, on a GPU, only if MSVIT_CHECK=1).
+        NotImplementedError: the named backend, or every backend, cannot run the inputs; the message gives each reason.
 
     Note:
-        Sums are accumulated in fp32. Deterministic in forward and backward. Differentiable in weight, bias, table and
-        floating images. Images that are not contiguous are copied once. Cost: 6 * patch_size ** 2 * dim operations
-        for each active patch token; no tensor of all candidates is written.
+        Sums are accumulated in fp32. Forward and backward are deterministic. Differentiable in `weight`, `bias`,
+        `table` and floating-point `images`. Images that are not contiguous are copied once. Cost: 6 * patch_size ** 2 *
+        dim operations per active patch token; inactive candidates cost nothing.
     """
     _validate(images, layout, weight, bias, table, patch_size)
     mean_list, std_list = validation.validate_normalisation(images, mean, std)

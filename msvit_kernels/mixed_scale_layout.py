@@ -1,4 +1,4 @@
-"""`mixed_scale_layout`: offsets and indices of the packed tokens that a mask of fine regions asks for."""
+"""`mixed_scale_layout`: offsets and indices of packed tokens, from a mask of fine regions."""
 
 import torch
 from torch import Tensor
@@ -18,29 +18,31 @@ def mixed_scale_layout(
     total_tokens: int | None = None,
     backend: str | None = None,
 ) -> MixedScaleLayout:
-    """Lays the active tokens of a batch end to end (eq. 3 of the MSViT paper, with True meaning fine).
+    """Packs the active tokens of a batch end to end.
 
-    A fine region has scale_factor ** 2 active tokens, a coarse one has one, every image has `num_prefix` more.
+        num_tokens_b = num_prefix + sum_r (1 + fine_mask_b,r * (scale_factor ** 2 - 1))
+
+    A fine region has scale_factor ** 2 active tokens, a coarse region has one (eq. 3 of MSViT, arXiv 2307.02321, with
+    True for fine).
 
     Args:
-        fine_mask: bool [batch, Hc, Wc], True where a region is fine.
-        scale_factor: fine tokens along one side of a region, at least 2.
-        num_prefix: prefix tokens (class, registers) of each image, at least 0.
-        total_tokens: packed rows of the whole batch, prefix included, where the caller knows them (a budget fixes
-            them): then nothing is copied from the device. None: one integer is.
-        backend: "cuda", "triton", "cpu", "reference", or None for the first that supports the inputs.
+        fine_mask: bool [batch, Hc, Wc], CPU or GPU, True for a fine region.
+        scale_factor: s, fine tokens along one side of a region, at least 2.
+        num_prefix: number of prefix tokens (class, registers) of each image, at least 0.
+        total_tokens: number of packed rows of the batch, prefix included. If None, one integer is copied to the host.
+        backend: "cuda", "triton", "cpu" or "reference"; if None, the first that supports the inputs.
 
     Returns:
-        The layout; its tensors are on the device of `fine_mask`.
+        The layout, with its tensors on the device of `fine_mask`.
 
     Raises:
-        TypeError: an argument of the wrong type or dtype.
-        ValueError: a shape or number out of range; `total_tokens` other than the mask asks for (checked on the CPU,
-            and on a GPU under MSVIT_CHECK=1).
-        NotImplementedError: no backend, or not the named one, supports the inputs; the text gives every reason.
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: a shape or number is invalid, or `total_tokens` differs from the total of the mask (checked on the
+            CPU and, on a GPU, only if MSVIT_CHECK=1).
+        NotImplementedError: the named backend, or every backend, cannot run the inputs; the message gives each reason.
 
     Note:
-        Exact integers, by scans on the device. Cost: a few bytes for each region and each token.
+        Integers, exact and deterministic; not differentiable. Cost: one scan over the regions and one write per token.
     """
     validation.require_tensor("fine_mask", fine_mask, 3, (torch.bool,), None)
     validation.require_int("scale_factor", scale_factor, 2)

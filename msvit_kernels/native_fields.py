@@ -1,4 +1,4 @@
-"""What the launchers of the native attention kernels share, on the CPU and on a GPU."""
+"""The attention arguments that both native modules take, `_C` (CPU) and `_cuda` (GPU)."""
 
 from typing import TypedDict
 
@@ -11,7 +11,7 @@ from msvit_kernels.calls import VarlenAttention
 class AttentionFields(TypedDict):
     """Arguments of the native attention kernels, forward and backward.
 
-    Tensors are addresses, those that are None are 0; strides count elements.
+    Tensors are passed as addresses, 0 for None; strides are in elements.
     """
 
     q: int
@@ -36,7 +36,7 @@ class AttentionFields(TypedDict):
 
 
 def attention_fields(call: VarlenAttention) -> AttentionFields:
-    """The fields of `call`, in the order in which the native modules expect them."""
+    """The arguments of `call`, in the order in which the native modules match them fastest."""
     q, k, v, key_weight = call.q, call.k, call.v, call.key_weight
     total_q, num_heads, head_dim = q.shape
     q_stride_token, q_stride_head, _ = q.stride()
@@ -66,5 +66,5 @@ def attention_fields(call: VarlenAttention) -> AttentionFields:
 
 
 def empty_rows(x: Tensor) -> Tensor:
-    """Memory for a result of the shape of `x`, contiguous whatever the strides of `x`."""
+    """Uninitialised contiguous tensor with the shape, dtype and device of `x`."""
     return torch.empty_like(x, memory_format=torch.contiguous_format)

@@ -1,4 +1,4 @@
-"""`Scales`: which tokens an image could have, and how many it has. Nothing else in the project counts them."""
+"""`Scales`: the numbers of candidates and of active tokens of an image, computed nowhere else in the project."""
 
 from dataclasses import dataclass
 from typing import TypeVar
@@ -9,12 +9,12 @@ Count = TypeVar("Count", int, float, Tensor)
 
 
 def tokens_gained(scale_factor: int) -> int:
-    """Tokens that a region has more as a fine one than as a coarse one: s * s - 1."""
+    """Tokens that a region gains if it is fine instead of coarse: s * s - 1."""
     return scale_factor**2 - 1
 
 
 def region_tokens(fine: Count, scale_factor: int) -> Count:
-    """Tokens of a region: 1 + m (s * s - 1), with `fine` the mask m in {0, 1} or the share of fine regions."""
+    """Tokens of a region: 1 + fine * (s * s - 1). `fine` is 0 or 1; a share of fine regions gives the mean."""
     return 1 + fine * tokens_gained(scale_factor)
 
 
@@ -23,9 +23,9 @@ class Scales:
     """The candidates of an image: prefix tokens, then the coarse grid, then the fine grid, both in raster order.
 
     Attributes:
-        regions: (Hc, Wc), the coarse grid.
+        regions: (Hc, Wc), size of the coarse grid in regions.
         scale_factor: s, fine tokens along one side of a region.
-        num_prefix: prefix tokens (class, registers).
+        num_prefix: number of prefix tokens (class, registers).
     """
 
     regions: tuple[int, int]
@@ -33,7 +33,7 @@ class Scales:
     num_prefix: int
 
     def __post_init__(self) -> None:
-        # Each by itself: a comparison of two sizes would tie them to each other in torch.compile.
+        # Two tests, not one of the smaller size: torch.compile would guard on which of them is smaller.
         if self.regions[0] < 0 or self.regions[1] < 0:
             raise ValueError(f"regions: expected two numbers of at least 0, got {self.regions}")
         if self.scale_factor < 2:
@@ -43,42 +43,42 @@ class Scales:
 
     @property
     def num_regions(self) -> int:
-        """Nc = Hc * Wc."""
+        """Nc = Hc * Wc, the number of regions and of coarse tokens."""
         return self.regions[0] * self.regions[1]
 
     @property
     def grid_size(self) -> tuple[int, int]:
-        """(Hf, Wf), the fine grid."""
+        """(Hf, Wf), size of the fine grid in tokens."""
         return self.regions[0] * self.scale_factor, self.regions[1] * self.scale_factor
 
     @property
     def most_patches(self) -> int:
-        """Nf = Hf * Wf, the patch tokens of an image whose regions are all fine."""
+        """Nf = Hf * Wf, the number of fine tokens: patch tokens of an image if all its regions are fine."""
         return self.num_regions * self.scale_factor**2
 
     @property
     def most_tokens(self) -> int:
-        """Tokens that no image exceeds, prefix included: what bounds a sequence."""
+        """Upper bound of the tokens of an image, prefix included."""
         return self.num_prefix + self.most_patches
 
     @property
     def num_candidates(self) -> int:
-        """Tokens that an image could have: prefix, coarse and fine ones."""
+        """Number of candidates of an image: prefix, coarse and fine tokens."""
         return self.num_prefix + self.num_regions + self.most_patches
 
     @property
     def possible_patches(self) -> range:
-        """Numbers of patch tokens that an image can have."""
+        """The numbers of patch tokens that an image can have."""
         return range(self.num_regions, self.most_patches + 1, tokens_gained(self.scale_factor))
 
     def patches(self, num_fine: Count) -> Count:
-        """Patch tokens of an image with `num_fine` fine regions; a mean of those gives the mean."""
+        """Patch tokens of an image with `num_fine` fine regions; a mean of `num_fine` gives the mean."""
         return self.num_regions + num_fine * tokens_gained(self.scale_factor)
 
     def mean_patches(self, fine_share: Count) -> Count:
-        """Patch tokens per image where that share of all regions is fine."""
+        """Mean number of patch tokens of an image if the share `fine_share` of all regions is fine."""
         return region_tokens(fine_share, self.scale_factor) * self.num_regions
 
     def total_tokens(self, batch: int, num_fine: int) -> int:
-        """Packed rows, prefix included, of a batch that has `num_fine` fine regions in all."""
+        """Packed rows, prefix included, of a batch with `num_fine` fine regions in total."""
         return batch * (self.num_prefix + self.num_regions) + num_fine * tokens_gained(self.scale_factor)

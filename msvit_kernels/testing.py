@@ -1,4 +1,4 @@
-"""What tests and benches share: the one tolerance policy, and inputs that exercise the operators."""
+"""Helpers of tests and benches: the tolerance policy, and inputs that exercise the operators."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,21 +12,24 @@ DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 
 
 def assert_accurate(name: str, actual: Tensor, eager: Tensor, oracle: Tensor, summand: float = 1.0) -> None:
-    """Holds a result to twice the error of eager code in the same dtype, both measured against fp64.
+    """Asserts that a result errs at most twice as much as eager code in the same dtype, both compared with fp64.
 
-    |actual - oracle| <= 2 * max|eager - oracle| + rounding, where rounding is two units in the last place of the
-    largest value, which storing the result in its dtype may cost, and four fp32 units for sums taken in another order.
-    Where summands cancel, the largest value says nothing of their size: the fp32 units are of `summand` at least.
+        max|actual - oracle| <= 2 * max|eager - oracle| + rounding
+
+    `rounding` is two units in the last place of the largest value, which storing in the dtype may cost, plus four fp32
+    units for sums in another order. If summands cancel, the largest value is smaller than they are; the fp32 units are
+    therefore those of `summand` or of the largest value, whichever is greater.
 
     Args:
-        name: what is compared, for the message.
-        actual: the result to judge, any dtype.
-        eager: the same from the reference backend in the dtype of `actual`.
-        oracle: the same from the reference backend in float64.
-        summand: size of the terms that may cancel; 1 for inputs of unit size.
+        name: name of the result, for the message.
+        actual: result to check, any shape and dtype.
+        eager: result of the reference backend in the dtype of `actual`.
+        oracle: result of the reference backend in float64, shape of `actual`.
+        summand: magnitude of summands that may cancel; 1 for inputs of unit magnitude.
 
     Raises:
-        AssertionError: a wrong shape or dtype, a NaN, an infinity that the oracle has not, or an error too large.
+        AssertionError: the shape or dtype is wrong, `actual` is NaN or infinite where `oracle` is finite, infinities
+            differ, or the error is too large.
     """
     assert actual.shape == oracle.shape, f"{name}: shape {tuple(actual.shape)}, expected {tuple(oracle.shape)}"
     assert actual.dtype == eager.dtype, f"{name}: dtype {actual.dtype}, expected {eager.dtype}"
@@ -48,7 +51,7 @@ def assert_accurate(name: str, actual: Tensor, eager: Tensor, oracle: Tensor, su
 
 
 def backends_for(operator: str, device_type: str, dtype: torch.dtype, **details: Any) -> list[str]:
-    """Backends of the table that run `operator` on such inputs on this machine."""
+    """Names of the backends that run `operator` on such inputs on this machine."""
     return [
         name
         for name in dispatch.BACKENDS
@@ -57,7 +60,7 @@ def backends_for(operator: str, device_type: str, dtype: torch.dtype, **details:
 
 
 def compiles(backend: str, device_type: str) -> bool:
-    """True if a new dtype, shape or flag may cost the backend a compilation of seconds: tests draw on fewer there."""
+    """Whether a new dtype, shape or flag may take the backend seconds to compile; if so, tests use fewer of them."""
     return backend == "triton" and device_type == "cuda"
 
 
@@ -69,7 +72,7 @@ def offsets(lengths: Sequence[int], device: torch.device | str = "cpu") -> Tenso
 def qkv_views(
     total_tokens: int, num_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k, v as strided views of one packed projection [total_tokens, 3, num_heads, head_dim], unit normal."""
+    """q, k, v as strided views of one tensor [total_tokens, 3, num_heads, head_dim] of unit normal values."""
     q, k, v = torch.randn(total_tokens, 3, num_heads, head_dim, device=device).to(dtype).unbind(1)
     return q, k, v
 
@@ -88,7 +91,7 @@ def key_weights(kind: str, total_tokens: int, device: torch.device | str = "cpu"
 
 
 def fine_masks(batch: int, height: int, width: int) -> Iterator[tuple[str, Tensor]]:
-    """Masks that every test of the layout should see, with a name each."""
+    """(name, bool [batch, height, width]) of the masks that every test of the layout covers."""
     mask = torch.rand(batch, height, width) < 0.5
     yield "random", mask
     yield "all_coarse", torch.zeros_like(mask)

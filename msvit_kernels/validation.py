@@ -1,7 +1,7 @@
-"""Checks of what callers pass: shapes and types in the public functions, contents just before a kernel runs.
+"""Checks of arguments: types and shapes in the public functions, contents just before a kernel runs.
 
-Contents (offsets, indices, weights) are checked always on the CPU and, because it costs a device-to-host copy, under
-MSVIT_CHECK=1 only on a GPU.
+Contents (offsets, indices, weights) are always checked on the CPU. On a GPU they are checked only if MSVIT_CHECK=1,
+because each check waits for a copy to the host.
 """
 
 import importlib
@@ -30,7 +30,7 @@ except ImportError:
 
 
 def require_tensor(name: str, x: Any, ndim: int, dtypes: Sequence[torch.dtype], device: torch.device | None) -> None:
-    """Raises unless `x` is a strided tensor of `ndim` axes, one of `dtypes`, on `device` (any when None)."""
+    """Raises unless `x` is a strided tensor of `ndim` axes, one of `dtypes`, on `device` (if None, on any)."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
     if x.layout is not torch.strided:
@@ -70,7 +70,7 @@ def require_finite(name: str, value: Any) -> None:
 
 
 def validate_attention(q: Tensor, k: Tensor, v: Tensor) -> None:
-    """Shapes, dtypes, devices and strides of the queries, keys and values of `varlen_attention`."""
+    """Raises unless q, k and v of `varlen_attention` have matching shapes, dtypes and devices and valid strides."""
     require_tensor("q", q, 3, FLOATING_DTYPES, None)
     for name, x in (("k", k), ("v", v)):
         require_tensor(name, x, 3, (q.dtype,), q.device)
@@ -78,7 +78,7 @@ def validate_attention(q: Tensor, k: Tensor, v: Tensor) -> None:
     require_shape("k", k, (k.shape[0], num_heads, head_dim))
     require_shape("v", v, k.shape)
     if head_dim % 8 or not 16 <= head_dim <= 128:
-        raise ValueError(f"q: expected a head_dim from 16 to 128 that 8 divides, got {head_dim}")
+        raise ValueError(f"q: expected a head_dim that is a multiple of 8 from 16 to 128, got {head_dim}")
     if num_heads < 1:
         raise ValueError("q: expected at least one head, got none")
     for name, x in (("q", q), ("k", k), ("v", v)):
@@ -87,14 +87,14 @@ def validate_attention(q: Tensor, k: Tensor, v: Tensor) -> None:
 
 
 def validate_key_weight(key_weight: Tensor, k: Tensor) -> None:
-    """Shape, dtype and device of the weights of keys `k`."""
+    """Raises unless the weights have the shape, dtype and device that the keys `k` require."""
     dtype = torch.float64 if k.dtype == torch.float64 else torch.float32
     require_tensor("key_weight", key_weight, 1, (dtype,), k.device)
     require_shape("key_weight", key_weight, (k.shape[0],))
 
 
 def validate_offsets(name: str, cu_seqlens: Tensor, device: torch.device | None) -> None:
-    """Shape, dtype, device and stride of an offsets tensor."""
+    """Raises unless the offsets are int32 [batch + 1], contiguous, on `device` (if None, on any)."""
     require_tensor(name, cu_seqlens, 1, (torch.int32,), device)
     if cu_seqlens.shape[0] < 1:
         raise ValueError(f"{name}: expected shape [batch + 1], got [0]")
@@ -103,10 +103,15 @@ def validate_offsets(name: str, cu_seqlens: Tensor, device: torch.device | None)
 
 
 def validate_normalisation(images: Tensor, mean: Any, std: Any) -> tuple[list[float] | None, list[float] | None]:
-    """`mean` and `std` as lists: both or neither, three numbers each, std above zero; both for uint8 images."""
+    """Returns `mean` and `std` as lists of three floats, or None twice; raises if either is invalid.
+
+    Raises:
+        TypeError: `mean` or `std` is no sequence of numbers.
+        ValueError: one of them is None, both are None for uint8 images, or a number is invalid.
+    """
     if mean is None and std is None:
         if images.dtype == torch.uint8:
-            raise ValueError("mean, std: expected for uint8 images, got None")
+            raise ValueError("mean, std: required for uint8 images, got None")
         return None, None
     if mean is None or std is None:
         raise ValueError("mean, std: expected both or neither, got one")
@@ -123,9 +128,9 @@ def validate_normalisation(images: Tensor, mean: Any, std: Any) -> tuple[list[fl
 
 
 def check_int32_range(name: str, total: int) -> None:
-    """Raises if packed offsets of `total` rows do not fit int32."""
+    """Raises if offsets of up to `total` rows do not fit int32."""
     if total > _INT32_MAX:
-        raise ValueError(f"{name}: at most {_INT32_MAX} tokens fit the int32 offsets, this could have {total}")
+        raise ValueError(f"{name}: expected at most {_INT32_MAX} tokens (int32 offsets), got up to {total}")
 
 
 # ---- contents, just before a kernel runs
@@ -137,7 +142,7 @@ def checks_contents(x: Tensor) -> bool:
 
 
 def check_offsets(name: str, cu_seqlens: Tensor, total: int, max_seqlen: int) -> None:
-    """Raises unless the offsets start at 0, never fall, end at `total` and bound every length by `max_seqlen`."""
+    """Raises unless the offsets start at 0, never decrease, end at `total` and are at most `max_seqlen` apart."""
     if _native_accepts(cu_seqlens, total, max_seqlen):
         return
     lengths = cu_seqlens.diff().tolist()
@@ -149,18 +154,18 @@ def check_offsets(name: str, cu_seqlens: Tensor, total: int, max_seqlen: int) ->
     if last != total:
         raise ValueError(f"{name}: expected to end at the number of tokens {total}, got {last}")
     if lengths and max(lengths) > max_seqlen:
-        raise ValueError(f"max_seqlen: expected a bound of every sequence, got {max_seqlen} for one of {max(lengths)}")
+        raise ValueError(f"max_seqlen: expected at least {max(lengths)} (the longest sequence), got {max_seqlen}")
 
 
 def _native_accepts(cu_seqlens: Tensor, total: int, max_seqlen: int) -> bool:
-    """Whether the native module finds nothing wrong; False too where it cannot look. Indexing a tensor takes longer."""
+    """Whether the native module accepts the offsets, faster than tensor indexing could; False if it cannot check."""
     if _native is None or not cu_seqlens.is_cpu:
         return False
     return bool(_native.valid_offsets(cu_seqlens.data_ptr(), cu_seqlens.shape[0], total, max_seqlen))
 
 
 def check_key_weight(key_weight: Tensor) -> None:
-    """Raises unless every weight is finite and not negative."""
+    """Raises unless every weight is finite and at least 0."""
     if key_weight.numel() == 0:
         return
     low, high = (float(x) for x in key_weight.aminmax())
@@ -178,7 +183,7 @@ def check_indices(name: str, index: Tensor, size: int) -> None:
 
 
 def check_total(cu_seqlens: Tensor, total_tokens: int) -> None:
-    """Raises unless the offsets end at the total that the caller gave."""
+    """Raises unless the offsets end at the caller's `total_tokens`."""
     if _native_accepts(cu_seqlens, total_tokens, _INT32_MAX):
         return
     if int(cu_seqlens[-1]) != total_tokens:
@@ -192,4 +197,4 @@ def check_region_start(region_start: Tensor, fine_mask: Tensor, total_tokens: in
     last = region_start + fine_mask.flatten(1) * tokens_gained(scale_factor)
     low, high = int(region_start.min()), int(last.max())
     if low < 0 or high >= total_tokens:
-        raise ValueError(f"tokens: the layout expects at least {high + 1} rows, got {total_tokens}")
+        raise ValueError(f"tokens: expected at least {high + 1} rows for this layout, got {total_tokens}")

@@ -1,4 +1,4 @@
-"""`varlen_attention`: attention inside each packed sequence, with a weight for every key."""
+"""`varlen_attention`: attention inside each packed sequence, with one weight per key."""
 
 from typing import Literal, TypedDict, Unpack, overload
 
@@ -16,7 +16,7 @@ _FAST_DTYPES = frozenset(validation.FLOATING_DTYPES)
 
 
 class _Options(TypedDict, total=False):
-    """The optional arguments for type checkers, but for `return_lse`, on which the type of the result depends."""
+    """The optional arguments for type checkers, except `return_lse`, which determines the type of the result."""
 
     cu_seqlens_k: Tensor | None
     max_seqlen_k: int | None
@@ -54,39 +54,48 @@ def varlen_attention(
     """Non-causal attention inside each sequence, or from each query sequence to its key sequence.
 
         out_i = sum_j w_j exp(s_ij) v_j / sum_p w_p exp(s_ip),   s_ij = softmax_scale * q_i . k_j
+        lse_i = log sum_j w_j exp(s_ij)
 
-    which is eq. 10 of the MSViT paper with w the token mask. The gradient of the weight needs no weight above zero:
-    dw_j = sum_heads sum_i exp(s_ij - lse_i) (dout_i . v_j - dout_i . out_i), the straight-through gradient of a gate.
+    Eq. 10 of MSViT (arXiv 2307.02321) with the token mask as w. The gradient of the weight is
+
+        dw_j = sum_heads sum_i exp(s_ij - lse_i) (dout_i . v_j - dout_i . out_i + dlse_i)
+
+    also at w_j = 0: it is the straight-through gradient of a gate's hard decision (docs/operators.md).
 
     Args:
-        q: [total_tokens, num_heads, head_dim], float32, bfloat16 or float16 (float64 on the reference backend), last
-            axis contiguous, other strides free; head_dim from 16 to 128, a multiple of 8.
-        k: [total_tokens_k, num_heads, head_dim], as q; total_tokens_k = total_tokens without `cu_seqlens_k`.
+        q: [total_tokens, num_heads, head_dim], float32, bfloat16 or float16 (float64 on the reference backend only),
+            CPU or GPU, last axis contiguous, other strides free; head_dim is a multiple of 8 from 16 to 128.
+        k: [total_tokens_k, num_heads, head_dim], dtype and device of q, last axis contiguous; total_tokens_k is
+            total_tokens if `cu_seqlens_k` is None.
         v: [total_tokens_k, num_heads, head_dim], as k.
-        cu_seqlens: int32 [batch + 1], contiguous, first token of each sequence, then the total. Empty ones are legal.
-        max_seqlen: tokens that no sequence exceeds; a bound, not read from the device.
-        cu_seqlens_k: int32 [batch + 1], offsets of the keys where they differ from those of the queries.
-        max_seqlen_k: tokens that no key sequence exceeds; goes with `cu_seqlens_k`.
-        key_weight: float32 [total_tokens_k] (float64 with float64 inputs), finite, >= 0; None for all ones.
-        softmax_scale: factor of the scores; head_dim ** -0.5 when None.
-        return_lse: return also the logarithm of the softmax denominator.
-        backend: "cuda", "triton", "cpu", "reference", or None for the first that supports the inputs; on Hopper GPUs
-            for the one that was faster at that `max_seqlen`.
+        cu_seqlens: int32 [batch + 1], contiguous, device of q; first token of each sequence, then the total. Sequences
+            may be empty.
+        max_seqlen: upper bound of the tokens of a sequence; not read from the device.
+        cu_seqlens_k: int32 [batch + 1], offsets of the key sequences; if None, `cu_seqlens`.
+        max_seqlen_k: upper bound of the tokens of a key sequence; required with `cu_seqlens_k`.
+        key_weight: float32 [total_tokens_k] (float64 for float64 inputs), device of q, finite, at least 0; if None, all
+            ones.
+        softmax_scale: factor of the scores; if None, head_dim ** -0.5.
+        return_lse: whether to return lse as well.
+        backend: "cuda", "triton", "cpu" or "reference"; if None, the first that supports the inputs (on Hopper GPUs,
+            the one measured to be faster at this `max_seqlen`).
 
     Returns:
-        out [total_tokens, num_heads, head_dim], dtype of q, contiguous; with `return_lse` also lse, float32
-        [num_heads, total_tokens], natural logarithm. A query without a key of weight above zero gets 0 and lse -inf.
+        out: [total_tokens, num_heads, head_dim], dtype and device of q, contiguous.
+        lse: float32 [num_heads, total_tokens] (float64 for float64 inputs), natural logarithm; only with `return_lse`.
+
+        If all keys of a query have weight 0, its out is 0 and its lse is -inf.
 
     Raises:
-        TypeError: an argument of the wrong type or dtype.
-        ValueError: shapes, strides, devices, sizes or offsets that do not fit; contents of `cu_seqlens` and
-            `key_weight` are checked on the CPU, and on a GPU under MSVIT_CHECK=1.
-        NotImplementedError: no backend, or not the named one, supports the inputs; the text gives every reason.
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: a shape, stride, device, number or offset is invalid. The contents of `cu_seqlens`, `cu_seqlens_k`
+            and `key_weight` are checked on the CPU and, on a GPU, only if MSVIT_CHECK=1.
+        NotImplementedError: the named backend, or every backend, cannot run the inputs; the message gives each reason.
 
     Note:
-        Sums are accumulated in fp32. Deterministic in forward and backward: same inputs, same bits. Differentiable in
-        q, k, v, key_weight and, through lse, in what is made of it. Cost: 4 * num_heads * head_dim operations for
-        each pair of a query and a key of its sequence.
+        Sums are accumulated in fp32. Forward and backward are deterministic: same inputs, same bits. `out` and `lse`
+        are differentiable in `q`, `k`, `v` and `key_weight`. Cost of the forward: 4 * num_heads * head_dim operations
+        per pair of a query and a key of its sequence.
     """
     plain = cu_seqlens_k is None and max_seqlen_k is None and _is_plainly_valid(q, k, v, cu_seqlens, max_seqlen)
     if not plain:
@@ -139,12 +148,12 @@ def _validate(
     validation.require_int("max_seqlen_k", max_seqlen_k, 0)
 
 
-# The two functions below keep a call in inference at a few microseconds: the dispatcher of torch costs several times
-# what a short kernel does. They only ever say "plain"; whatever is not goes the long way, which explains itself.
+# The two functions below find the calls that may skip torch's dispatcher, which takes several times as long as a short
+# kernel. They report no error: a call that they do not accept goes through validation and the dispatcher.
 
 
 def _is_plainly_valid(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> bool:
-    """True for the commonest valid call: self-attention over plain tensors on one device."""
+    """Whether the call is a valid one of the most common kind: self-attention over plain tensors on one device."""
     if torch.compiler.is_compiling():
         return False
     if not (type(q) is type(k) is type(v) is type(cu_seqlens) is Tensor and type(max_seqlen) is int):
@@ -169,7 +178,7 @@ def _is_plainly_valid(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_s
 
 
 def _nothing_records(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """True where neither autograd, nor a transform, nor a dispatch mode, nor a tracer wants to see the operator."""
+    """Whether neither autograd, nor a transform, nor a dispatch mode, nor a tracer has to see the operator."""
     return (
         not (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad))
         and torch._C._len_torch_dispatch_stack() == 0

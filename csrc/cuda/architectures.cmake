@@ -1,5 +1,6 @@
-# Sets MSVIT_CUDA_ARCHS where the caller left it empty: those of the GPUs here, else A100 and H100/H200.
-# 9.0 becomes 90a, which wgmma and the tensor-memory accelerator need. GPUs older than 8.0 have no bf16 and are left out.
+# Sets MSVIT_CUDA_ARCHS if the caller left it empty: to the architectures of this machine's GPUs or, without a GPU, to
+# those of A100 and H100/H200. 9.0 becomes 90a, which wgmma and the tensor-memory accelerator need. GPUs older than 8.0
+# have no bf16 and are left out.
 if(NOT MSVIT_CUDA_ARCHS)
   execute_process(COMMAND nvidia-smi --query-gpu=compute_cap --format=csv,noheader
     OUTPUT_VARIABLE capabilities RESULT_VARIABLE status ERROR_QUIET)

@@ -1,7 +1,7 @@
-# Finds nvcc, also off PATH: sets CMAKE_CUDA_COMPILER where there is one. An error where there is a GPU but no nvcc, since a
-# build without its kernels would go unnoticed until it is slow.
+# Sets CMAKE_CUDA_COMPILER to nvcc, which need not be on PATH. Fails if the machine has a GPU but no nvcc: a build
+# without CUDA kernels would be noticed only by its speed.
 if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
-  # PATH comes first, then these in their order.
+  # PATH is searched first, then these folders in this order.
   find_program(MSVIT_NVCC nvcc PATHS ENV CUDA_HOME ENV CUDA_PATH /usr/local/cuda PATH_SUFFIXES bin NO_CMAKE_SYSTEM_PATH)
   mark_as_advanced(MSVIT_NVCC)
   if(MSVIT_NVCC)

@@ -1,4 +1,5 @@
-// What the kernels are written in: 16-bit elements and, one function each, the PTX instructions of sm_80 and later.
+// Vocabulary of the kernels: 16-bit elements, and one function for each PTX instruction (sm_80 and later) that they
+// use.
 //
 // Included by its path from csrc/, so that a build can put another header of this path first.
 #pragma once
@@ -20,6 +21,7 @@ struct fp16 {
 
 // ---- elements: two of them in a register, the lower half first
 
+// Two floats as a pair of elements, rounded to nearest even.
 template <class T>
 __device__ __forceinline__ uint32_t pack(float low, float high);
 
@@ -37,6 +39,7 @@ __device__ __forceinline__ uint32_t pack<fp16>(float low, float high) {
   return pair;
 }
 
+// A pair of elements as two floats, exactly.
 template <class T>
 __device__ __forceinline__ float2 unpack(uint32_t pair);
 
@@ -56,14 +59,14 @@ __device__ __forceinline__ float2 unpack<fp16>(uint32_t pair) {
 
 // ---- arithmetic
 
-// 2^x, two units in the last place; 0 for -inf.
+// 2^x, off by at most two units in the last place; 0 for -inf.
 __device__ __forceinline__ float exp2_approx(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 
-// d += a b for a [16, 16], b [16, 8] and d [16, 8], spread over the 32 lanes of a warp:
+// d += a b in fp32, for a [16, 16], b [16, 8] and d [16, 8], spread over the 32 lanes of a warp:
 //   a[0], a[1]: rows lane / 4 and lane / 4 + 8, columns 2 (lane % 4) and the next; a[2], a[3]: columns 8 further
 //   b0, b1:     rows 2 (lane % 4) and the next, and 8 further, column lane / 4
 //   d[0..1], d[2..3]: rows lane / 4 and lane / 4 + 8, columns 2 (lane % 4) and the next
@@ -90,11 +93,12 @@ __device__ __forceinline__ void mma<fp16>(float (&d)[4], const uint32_t (&a)[4],
 
 // ---- shared memory
 
+// Address of a pointer to shared memory, as the instructions below take it.
 __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// Starts to copy 16 bytes from global to shared memory; zeros, and no access to `source`, where not valid.
+// Starts to copy 16 bytes from global to shared memory; if not `valid`, writes zeros and does not access `source`.
 __device__ __forceinline__ void copy_async_16(uint32_t destination, const void* source, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                :
@@ -102,17 +106,17 @@ __device__ __forceinline__ void copy_async_16(uint32_t destination, const void* 
                : "memory");
 }
 
-// Closes a group of copies. Groups complete in order.
+// Ends a group: the copies that this thread has started since the last one. Groups complete in order.
 __device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-// Waits until at most PENDING of this thread's groups are not complete. Other threads see the copies after a barrier.
+// Waits until at most PENDING of this thread's groups are incomplete. Other threads see the copies after a barrier.
 template <int PENDING>
 __device__ __forceinline__ void copy_async_wait() {
   asm volatile("cp.async.wait_group %0;" : : "n"(PENDING) : "memory");
 }
 
-// Loads four 8x8 matrices of 16-bit elements: lane l gives the address of row l % 8 of matrix l / 8 (16 bytes, aligned)
-// and receives in r[i] elements 2 (l % 4) and the next of row l / 4 of matrix i.
+// Loads four 8x8 matrices of 16-bit elements. Lane l passes the address of row l % 8 of matrix l / 8 (16 bytes,
+// aligned) and receives in r[i] elements 2 (l % 4) and the next of row l / 4 of matrix i.
 __device__ __forceinline__ void load_matrices(uint32_t (&r)[4], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -120,7 +124,7 @@ __device__ __forceinline__ void load_matrices(uint32_t (&r)[4], uint32_t address
                : "memory");
 }
 
-// The same, each matrix transposed.
+// Like `load_matrices`, with each matrix transposed.
 __device__ __forceinline__ void load_matrices_transposed(uint32_t (&r)[4], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -128,6 +132,7 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&r)[4], uint3
                : "memory");
 }
 
+// Stores 4 bytes, aligned, to shared memory.
 __device__ __forceinline__ void store_shared_32(uint32_t address, uint32_t value) {
   asm volatile("st.shared.b32 [%0], %1;" : : "r"(address), "r"(value) : "memory");
 }

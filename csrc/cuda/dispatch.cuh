@@ -1,4 +1,4 @@
-// From the dtype and head_dim of a call to the instantiation of a kernel.
+// Choice of a kernel's template arguments, element type and width, by the dtype and head_dim of a call.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +13,7 @@ namespace msvit::cuda {
 
 constexpr int kMaxHeadDim = 128;
 
-// Calls body(T{}, std::integral_constant<int, D>{}) with the narrowest D that holds head_dim.
+// Calls body(T{}, std::integral_constant<int, D>{}) with the smallest D of at least head_dim.
 template <class Body>
 void dispatch(bool is_bf16, int head_dim, const Body& body) {
   const auto with_width = [&](auto element) {

@@ -1,5 +1,6 @@
-// Host side of every launch: the device of the call, shared memory above 48 KB, errors as exceptions. What the runtime
-// is asked is remembered: several questions a call would take longer than a launch.
+// Host side of every launch: selects the device of the call, permits shared memory above 48 KB, and turns CUDA errors
+// into exceptions. Answers of the CUDA runtime are cached, because asking several times takes longer than a
+// launch.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -36,7 +37,7 @@ class DeviceGuard {
   bool changed_ = false;
 };
 
-// Answers of the CUDA runtime by what was asked. Threads may ask at the same time.
+// Cache of answers of the CUDA runtime, for several threads.
 template <class Question>
 class Answers {
  public:
@@ -70,9 +71,9 @@ inline int num_multiprocessors(int device) { return device_attribute(cudaDevAttr
 
 inline int shared_memory_limit(int device) { return device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device); }
 
-// Blocks of `kernel` that run on one multiprocessor of `device`, the current one, at the same time. Lets the kernel use
-// all the shared memory that a block may have, and not what this call needs: another thread may be between this and its
-// launch.
+// Number of blocks of `kernel` that run at the same time on one multiprocessor of `device`, which is the current
+// device. Raises the kernel's limit of shared memory to the most that a block may have. A limit of what this call needs
+// could be too small for another thread that has called this function and not yet launched.
 template <class Params>
 int resident_blocks(void (*kernel)(Params), int device, int threads, int shared_bytes) {
   using Question = std::tuple<const void*, int, int, int>;
@@ -90,7 +91,7 @@ int resident_blocks(void (*kernel)(Params), int device, int threads, int shared_
   });
 }
 
-// Runs kernel(params) after `resident_blocks` was asked for the same shared memory.
+// Starts kernel(params). `resident_blocks` has to be called before, with the same shared memory.
 template <class Params>
 void launch(void (*kernel)(Params), int blocks, int threads, int shared_bytes, uintptr_t stream, const Params& params) {
   void* arguments[] = {const_cast<Params*>(&params)};

@@ -1,4 +1,4 @@
-// The backward of short sequences in one kernel: its work items, its shared memory, and what is on its way there.
+// The backward of short sequences in one kernel: work items, layout of shared memory, and loads into it.
 #pragma once
 
 #include "sequences.cuh"
@@ -7,38 +7,39 @@
 
 namespace msvit::cuda {
 
-constexpr int kRing = 3;   // chunks
-constexpr int kItems = 4;  // that are known: the one in use, two that keys may be loaded for, one being written
+constexpr int kRing = 3;   // chunks of keys and values in shared memory
+constexpr int kItems = 4;  // known items: the one in use, two whose keys may be loading, and one being written
 
 struct OnePassParams {
   AttentionBackward call;
-  int rows;     // of a tile of queries
+  int rows;     // rows of a tile of queries, a multiple of 16
   int buffers;  // pairs of such tiles: 1, or 2 to load the next item ahead
 };
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-constexpr int kWidthOfThreeBlocks = 32, kMostHeld = 1;  // ptxas keeps more in registers for these
+constexpr int kWidthOfThreeBlocks = 32, kMostHeld = 1;  // ptxas needs more registers for these architectures
 #else
 constexpr int kWidthOfThreeBlocks = 64, kMostHeld = 3;
 #endif
 
+// Constants of one instantiation of the kernel.
 template <class T_, int D_, int WARPS_, int FRAGMENTS_, int CHUNK_ = 32>
 struct OnePassTraits {
   using T = T_;
   static constexpr int D = D_;
   static constexpr int WARPS = WARPS_;
-  static constexpr int FRAGMENTS = FRAGMENTS_;  // of 16 queries a warp at most
-  static constexpr int CHUNK = CHUNK_;          // keys
+  static constexpr int FRAGMENTS = FRAGMENTS_;  // most fragments of 16 queries per warp
+  static constexpr int CHUNK = CHUNK_;          // keys per chunk
   static constexpr int THREADS = WARPS * kWarpSize;
-  // Beside them there are dq, and sums of dk and dv.
+  // Whether q and dout fit the registers, beside dq and the sums of dk and dv.
   static constexpr bool kQueriesInRegisters = FRAGMENTS * D + 4 * D / WARPS <= 192;
-  // As many as leave a thread the registers it wants.
+  // Blocks per multiprocessor: as many as leave a thread the registers that it needs.
   static constexpr int kMinBlocks = WARPS == 8 ? 1 : FRAGMENTS == 1 && D <= kWidthOfThreeBlocks ? 3 : 2;
-  // Rows of statistics a thread works on at a time, as many as there are registers for.
+  // Rows whose statistics a thread computes at a time: as many as the registers hold.
   static constexpr int kHeld = kMinBlocks == 3 || FRAGMENTS * D > 192 ? 1 : kMostHeld;
 };
 
-// One head of one sequence. Sequences without queries or keys have one empty chunk, so that zeros are written.
+// One head of one sequence. A sequence without keys has one empty chunk, so that the zeros of its dq are written.
 struct alignas(16) OnePassItem {
   bool exists;
   int head;
@@ -48,12 +49,11 @@ struct alignas(16) OnePassItem {
   __device__ int num_chunks() const {
     return max((keys.length + Traits::CHUNK - 1) / Traits::CHUNK, 1);
   }
-  // Of 16 queries.
+  // Tiles of 16 queries.
   __device__ int num_tiles() const { return (queries.length + kRowsPerFragment - 1) / kRowsPerFragment; }
 
-  // How many neighbouring tiles a warp takes. Warps go round the four schedulers of a multiprocessor. Four warps with
-  // more tiles each read keys and values from shared memory less often than eight with fewer, and keep the tensor cores
-  // as busy.
+  // Number of neighbouring tiles that a warp takes. A multiprocessor has four schedulers, so four warps keep the tensor
+  // cores as busy as eight. If four warps hold all tiles, they read keys and values from shared memory less often.
   template <class Traits>
   __device__ int tiles_per_warp() const {
     const int over_four = (num_tiles() + 3) / 4;
@@ -61,6 +61,7 @@ struct alignas(16) OnePassItem {
   }
 };
 
+// The item of this block in `round`; `exists` is false if there is none.
 __device__ inline OnePassItem read_item(const Schedule& schedule, int round, const Attention& in) {
   OnePassItem result{};
   WorkItem work;
@@ -72,7 +73,7 @@ __device__ inline OnePassItem read_item(const Schedule& schedule, int round, con
   return result;
 }
 
-// Where things lie in shared memory, in bytes.
+// Layout of shared memory, in bytes.
 template <class Traits>
 struct OnePassMemory {
   __host__ __device__ OnePassMemory(int rows, int buffers) {
@@ -92,17 +93,17 @@ struct OnePassMemory {
   int ring, scores, statistics, bias, dweight, items, schedule;  // offsets
 };
 
-// Everything that is on its way into shared memory, and its groups of copies.
+// Loads everything that the kernel reads into shared memory, and counts the groups of asynchronous copies.
 template <class Traits>
 class OnePassLoader {
   static constexpr int D = Traits::D, THREADS = Traits::THREADS;
-  // Lanes that share a row of delta, 16 bytes each.
+  // Lanes that compute delta of a row together, 16 bytes each.
   static constexpr int kLanes = D <= 32 ? 4 : D <= 64 ? 8 : 16;
   static constexpr int kRowsAtOnce = THREADS / kLanes;
   static constexpr int kHeld = Traits::kHeld;
 
  public:
-  // What statistics of so many rows are computed from.
+  // Inputs of lse and delta, of kHeld rows a thread.
   struct StatisticsInput {
     uint4 dout[kHeld], out[kHeld];
     float scalar[kHeld];  // lse in lane 0 of a row, dlse in lane 1
@@ -112,6 +113,8 @@ class OnePassLoader {
   __device__ OnePassLoader(const OnePassParams& params, unsigned char* memory, const OnePassMemory<Traits>& at)
       : params_(params), memory_(memory), base_(shared_address(memory)), at_(at) {}
 
+  // Places in shared memory: tiles [rows, D] of q and dout, tiles [CHUNK, D] of k and v, floats [rows] of lse and
+  // delta, and floats [CHUNK] of bias.
   __device__ __forceinline__ uint32_t q(int buffer) const { return base_ + 2 * buffer * at_.query_tile; }
   __device__ __forceinline__ uint32_t dout(int buffer) const { return q(buffer) + at_.query_tile; }
   __device__ __forceinline__ uint32_t k(int slot) const { return base_ + at_.ring + 2 * slot * at_.key_tile; }
@@ -124,7 +127,7 @@ class OnePassLoader {
     return reinterpret_cast<float*>(memory_ + at_.bias) + slot * Traits::CHUNK;
   }
 
-  // Keys and values of a chunk.
+  // Starts to copy the keys and values of a chunk.
   __device__ __forceinline__ void load_keys(const OnePassItem& item, int chunk, int slot) {
     const Attention& in = params_.call.in;
     const int valid = item.keys.length - chunk * Traits::CHUNK;
@@ -135,7 +138,7 @@ class OnePassLoader {
                                 in.head_dim);
   }
 
-  // The weight of this thread's key of a chunk, 0 where it has none, and the place of its logarithm.
+  // Loads the weight of this thread's key of a chunk; 0 if it has none. `store_bias` stores its logarithm.
   __device__ __forceinline__ float load_weight(const OnePassItem& item, int chunk) {
     const float* weight = params_.call.in.key_weight;
     const int own = chunk * Traits::CHUNK + threadIdx.x;
@@ -146,7 +149,7 @@ class OnePassLoader {
     if (threadIdx.x < Traits::CHUNK) bias(slot)[threadIdx.x] = log2_weight(weight);
   }
 
-  // Queries and output gradients of rows [begin, end), multiples of 16.
+  // Starts to copy queries and output gradients of rows [begin, end), both multiples of 16.
   __device__ __forceinline__ void load_queries(const OnePassItem& item, int buffer, int begin, int end) {
     if (begin >= end) return;
     const Attention& in = params_.call.in;
@@ -160,7 +163,7 @@ class OnePassLoader {
                                 end - begin, valid, in.head_dim);
   }
 
-  // lse and delta of rows [begin, end), straight from global memory, which is why they can be asked for ahead of time.
+  // Computes lse and delta of rows [begin, end) from global memory, independently of the copies.
   __device__ __forceinline__ void compute_statistics(const OnePassItem& item, int buffer, int begin, int end) {
 #pragma unroll 1
     for (; begin < end; begin += kStatisticsRows) {
@@ -170,7 +173,7 @@ class OnePassLoader {
     }
   }
 
-  // The same in two halves for up to kStatisticsRows rows: there should be work to do between them.
+  // The two halves of `compute_statistics`, for up to kStatisticsRows rows; other work between them hides the latency.
   __device__ __forceinline__ void load_statistics(StatisticsInput& input, const OnePassItem& item, int begin, int end) {
     const Attention& in = params_.call.in;
     const AttentionBackward& call = params_.call;
@@ -216,6 +219,7 @@ class OnePassLoader {
     }
   }
 
+  // Ends a group of copies; `groups` counts them.
   __device__ __forceinline__ void commit() {
     copy_async_commit();
     ++groups_;

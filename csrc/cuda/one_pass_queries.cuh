@@ -1,4 +1,4 @@
-// The backward of short sequences in one kernel: what a warp does with its queries and a chunk of keys.
+// The backward of short sequences in one kernel: the work of a warp on its queries and a chunk of keys.
 #pragma once
 
 #include "sequences.cuh"
@@ -7,15 +7,16 @@
 
 namespace msvit::cuda {
 
-// The queries of a warp, up to FRAGMENTS neighbouring tiles of 16 rows, and their dq.
+// The queries of a warp, up to FRAGMENTS neighbouring tiles of 16 rows, with their dq in registers.
 template <class Traits>
 class OnePassQueries {
   using T = typename Traits::T;
   static constexpr int D = Traits::D, FRAGMENTS = Traits::FRAGMENTS;
   static constexpr bool HELD = Traits::kQueriesInRegisters;
-  static constexpr float kLeastDivisor = -60;  // log2 of a weight: P would underflow where P~ does not
+  static constexpr float kLeastDivisor = -60;  // log2 of the least weight to divide by: below it P underflows before P~
 
  public:
+  // Takes `active` tiles from row `begin` of the tiles q and dout on, with their lse and delta; sets dq to zero.
   __device__ __forceinline__ void start(uint32_t q, uint32_t dout, const float* lse, const float* delta, int begin,
                                         int active) {
     const int lane = threadIdx.x % kWarpSize;
@@ -39,8 +40,9 @@ class OnePassQueries {
     }
   }
 
-  // P and dS of the first ACTIVE fragments and the first `valid` keys of a chunk, to the tiles `p` and `ds`; adds to
-  // dq. Where `dweight` is not null it gets the column sums of this warp.
+  // Computes P and dS of the first ACTIVE fragments and the first `valid` keys of a chunk, stores them to the tiles `p`
+  // and `ds`, and adds dS k to dq. If `dweight` is not null, stores this warp's sums of P~ g over queries, [CHUNK],
+  // there.
   template <int ACTIVE>
   __device__ __forceinline__ void attend(uint32_t k, uint32_t v, const float* bias, int valid, float scale, uint32_t p,
                                          uint32_t ds, float* dweight) {
@@ -68,7 +70,7 @@ class OnePassQueries {
       const int column = 16 * group + 2 * (lane % 4);
       const float2 log_weights[2] = {*reinterpret_cast<const float2*>(bias + column),
                                      *reinterpret_cast<const float2*>(bias + column + 8)};
-      // Where P / w is P~, for weights that are not near 0, that saves half of the exponentials.
+      // P~ = P / w saves half of the exponentials, if no weight of the 16 keys is near 0.
       bool divides = false;
       float sums[4] = {};
       if (dweight != nullptr) {
@@ -122,6 +124,7 @@ class OnePassQueries {
     }
   }
 
+  // Stores scale * dq to the rows of the sequence, of which there are `length`.
   __device__ __forceinline__ void store(uint16_t* rows, int64_t stride, float scale, int length, int head_dim) const {
 #pragma unroll
     for (int f = 0; f < FRAGMENTS; ++f) {
@@ -134,6 +137,7 @@ class OnePassQueries {
  private:
   __device__ __forceinline__ int first_row(int f) const { return begin_ + f * kRowsPerFragment; }
 
+  // Operand a of fragment f: from registers if they hold it, else from shared memory.
   template <int STEPS>
   __device__ __forceinline__ void get(uint32_t (&a)[4], const uint32_t (&held)[FRAGMENTS][STEPS][4], uint32_t tile,
                                       int f, int step) const {
@@ -145,8 +149,8 @@ class OnePassQueries {
     }
   }
 
-  // Sums over the eight lanes that share columns 2 (lane % 4), the next, and those 8 further, of 16. In each exchange a
-  // lane gives away half of what it has.
+  // Stores sums over rows of 16 columns. The eight lanes with the same lane % 4 hold parts of the same four columns,
+  // 2 (lane % 4), the next, and both of these + 8; in each exchange a lane gives away half of its sums.
   __device__ __forceinline__ void store_column_sums(float* target, const float (&sums)[4]) {
     const int lane = threadIdx.x % kWarpSize;
     const bool second = lane & 4, odd = lane & 8;
@@ -157,7 +161,7 @@ class OnePassQueries {
     if (lane < 16) target[2 * (lane % 4) + (second ? 8 : 0) + (odd ? 1 : 0)] = sum;
   }
 
-  // Operand a to rows of fragment f and columns of a group of 16 keys.
+  // Stores operand a to a tile of scores: rows of fragment f, columns of a group of 16 keys.
   __device__ __forceinline__ void store_operand(uint32_t tile, int f, int group, const uint32_t (&a)[4]) {
     const int lane = threadIdx.x % kWarpSize;
 #pragma unroll
@@ -168,7 +172,7 @@ class OnePassQueries {
   }
 
   uint32_t q_ = 0, dout_ = 0;
-  int begin_ = 0, active_ = 0;  // first row; tiles that have rows
+  int begin_ = 0, active_ = 0;  // first row; number of tiles
   uint32_t held_q_[FRAGMENTS][HELD ? D / 16 : 1][4], held_dout_[FRAGMENTS][HELD ? D / 16 : 1][4];
   float dq_[FRAGMENTS][D / 8][4];
   float lse_[FRAGMENTS][2], delta_[FRAGMENTS][2];

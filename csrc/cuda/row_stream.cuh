@@ -1,5 +1,4 @@
-// Rows of two tensors of one sequence on their way through shared memory, in chunks, with numbers that belong to each
-// row.
+// A stream through shared memory, in chunks, of the rows of two tensors of one sequence and of a few floats per row.
 #pragma once
 
 #include "sequences.cuh"
@@ -10,12 +9,13 @@ namespace msvit::cuda {
 
 constexpr int kRingChunks = 4;
 
-// RESIDENT: the rows of a whole sequence stay, and chunks are waited for once; otherwise a ring of kRingChunks.
-// `Numbers` has NUMBERS and value(which, row), which is called for rows beyond the sequence too.
+// Loads rows a and b, [length, D], and Numbers::NUMBERS floats per row, CHUNK rows at a time. RESIDENT: shared memory
+// holds all chunks of the sequence, and each is waited for once; otherwise it holds a ring of kRingChunks.
+// Numbers::value(which, row) gives the floats; it is called for rows beyond the sequence too.
 template <int D, int CHUNK, int THREADS, bool RESIDENT, class Numbers>
 class RowStream {
  public:
-  // In 64 bits, since hosts ask for any length to find out that it does not fit.
+  // In 64 bits, because the host calls it with any length to find out whether that fits.
   static __host__ __device__ int64_t shared_bytes(int max_length) {
     return 2 * rows(max_length) * Tile<D>::kRowBytes + Numbers::NUMBERS * number_stride(max_length) * 4;
   }
@@ -27,7 +27,7 @@ class RowStream {
         number_stride_(static_cast<int>(number_stride(max_length))),
         head_dim_(head_dim) {}
 
-  // Starts to load what fits. All threads call it, when all are done with what was there before.
+  // Starts to load the chunks that fit. All threads call it, after all have finished with the sequence before.
   __device__ __forceinline__ void start(const Rows& a, const Rows& b, const Sequence& sequence, int head,
                                         const Numbers& source) {
     source_ = source;
@@ -46,8 +46,8 @@ class RowStream {
     }
   }
 
-  // Waits for a chunk and makes it visible to all threads; in a ring, starts to load the one that takes the place of
-  // the chunk before. All threads call it, for each chunk in turn.
+  // Waits for a chunk and makes it visible to all threads. In a ring, also starts to load another chunk in place of the
+  // one before `chunk`. All threads call it, for each chunk in turn.
   __device__ __forceinline__ void arrive(int chunk) {
     copy_async_wait_for_all_but(started_ - 1 - chunk);
     __syncthreads();
@@ -64,8 +64,9 @@ class RowStream {
   }
 
   __device__ __forceinline__ int num_chunks() const { return num_chunks_; }
-  // Rows of the sequence from the beginning of the chunk on.
+  // Number of rows from the beginning of the chunk to the end of the sequence.
   __device__ __forceinline__ int remaining(int chunk) const { return length_ - chunk * CHUNK; }
+  // Places of a chunk in shared memory: tiles [CHUNK, D] of a and b, and floats [CHUNK].
   __device__ __forceinline__ uint32_t a(int chunk) const { return a_ + slot(chunk) * CHUNK * Tile<D>::kRowBytes; }
   __device__ __forceinline__ uint32_t b(int chunk) const { return b_ + slot(chunk) * CHUNK * Tile<D>::kRowBytes; }
   __device__ __forceinline__ const float* numbers(int which, int chunk) const {
@@ -99,7 +100,7 @@ class RowStream {
   float next_[Numbers::NUMBERS > 0 ? Numbers::NUMBERS : 1];
 };
 
-// For a stream of keys and values: log2 of the weights.
+// Numbers of a stream of keys and values: log2 of the weight of each key, -inf beyond the sequence.
 struct KeyBias {
   static constexpr int NUMBERS = 1;
   const float* weight;  // of the first key of the sequence, or null for all ones
@@ -111,6 +112,7 @@ struct KeyBias {
   }
 };
 
+// For a stream of rows alone.
 struct NoNumbers {
   static constexpr int NUMBERS = 0;
   __device__ __forceinline__ float value(int, int) const { return 0; }

@@ -1,4 +1,4 @@
-// Where sequences lie, and the order in which persistent blocks take them.
+// Positions of sequences in the packed tensors, and the order in which persistent blocks process them.
 #pragma once
 
 #include <algorithm>
@@ -10,10 +10,10 @@
 
 namespace msvit::cuda {
 
-// Rows of a sequence are counted in `int`, with room to round up to whole parts and chunks.
+// Rows are counted in `int`; the margin leaves room to round up to whole parts and chunks.
 constexpr int64_t kMostTokens = (int64_t{1} << 31) - (1 << 20);
 
-// A call whose bounds are no longer than its tensors: they size shared memory and grids.
+// The call with its bounds, which size shared memory and grids, cut to the lengths of its tensors.
 template <class Call>
 Call with_tight_bounds(Call call) {
   Attention& in = call.in;
@@ -26,26 +26,28 @@ Call with_tight_bounds(Call call) {
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
 
+// Rows [start, start + length) of a packed tensor.
 struct Sequence {
   int64_t start;
   int length;
 };
 
-// Clamped to [0, total] and to `max_length`: wrong offsets cannot lead outside of the tensors.
+// Sequence `index`, clamped to [0, total] and to `max_length`: wrong offsets address nothing outside of the tensors.
 __device__ __forceinline__ Sequence read_sequence(const int32_t* cu_seqlens, int index, int64_t total, int max_length) {
   const int64_t start = min(max(static_cast<int64_t>(__ldg(cu_seqlens + index)), int64_t{0}), total);
   const int64_t end = min(max(static_cast<int64_t>(__ldg(cu_seqlens + index + 1)), start), total);
   return {start, static_cast<int>(min(end - start, static_cast<int64_t>(max_length)))};
 }
 
-// log2 of the weight of a key; -inf at weight 0. What the hardware takes for 0 among the subnormals counts as 2^-149.
-// NaN stays NaN, which fmaxf would not let it.
+// log2 of the weight of a key; -inf for weight 0. A subnormal weight that the hardware flushes to 0 counts as 2^-149.
+// NaN stays NaN; with fmaxf it would not.
 __device__ __forceinline__ float log2_weight(float weight) {
   const float log = log2f(weight);
   return weight <= 0 ? -INFINITY : log < -149.f ? -149.f : log;
 }
 
-// lse of a row in units of log2; +inf, so that exp2(score - it) is 0, in rows without a key and where not valid.
+// lse of a row in units of log2. For a row that is not valid or has no key (lse -inf) it is +inf, so that
+// exp2(score - lse) is 0.
 __device__ __forceinline__ float log2_lse(float lse, bool valid) {
   const float value = lse * kLog2E;
   return !valid || value == -INFINITY ? INFINITY : value;
@@ -54,30 +56,33 @@ __device__ __forceinline__ float log2_lse(const float* lse, bool valid) {
   return log2_lse(valid ? __ldg(lse) : 0, valid);
 }
 
-// One head of the tokens from `token` on.
+// Address of one head of a token; the rows of the next tokens follow at token_stride.
 __device__ __forceinline__ const uint16_t* rows_of(const Rows& rows, int64_t token, int head) {
   return rows.data + token * rows.token_stride + head * rows.head_stride;
 }
 
-// ---- the schedule: work items (sequence, head, part), those of long sequences first
+// ---- the schedule: work items (sequence, head, part), long sequences first
 
 constexpr int kLengthClasses = 64;
-constexpr int kMostScheduled = 2048;  // sequences; more of them even out by their number
+constexpr int kMostScheduled = 2048;  // sequences; larger batches are not sorted, since their load evens out
 
+// Shared memory of a Schedule.
 __host__ __device__ inline int schedule_bytes(int batch) {
   return batch <= kMostScheduled ? kLengthClasses * 4 + (2 * batch + 15) / 16 * 16 : 0;
 }
 
+// A part of the rows of one head of one sequence.
 struct WorkItem {
   int sequence;
   int head;
   int part;
 };
 
-// Every block finds the same order for itself: a counting sort of the sequences by class of length, by one warp.
+// The work items of each block. One warp of every block sorts the sequences by class of length, with a counting sort
+// that has the same result in all blocks.
 class Schedule {
  public:
-  // All threads call it. `memory`: schedule_bytes(batch) in shared memory.
+  // All threads of the block call it. `memory`: schedule_bytes(batch) bytes of shared memory.
   __device__ Schedule(unsigned char* memory, const int32_t* cu_seqlens, int batch, int max_length, int num_heads,
                       int parts)
       : order_(reinterpret_cast<uint16_t*>(memory + kLengthClasses * 4)),
@@ -90,14 +95,14 @@ class Schedule {
     __syncthreads();
   }
 
-  // Item of this block in `round`, rounds alternating in direction so that no block gets the longest of each; false
-  // where there is none.
+  // Stores the item of this block in `round`; returns false if there is none. Every other round goes through the blocks
+  // in reverse, so that no block gets the longest item of every round.
   __device__ bool item(int round, WorkItem& result) const {
     const int64_t position = round % 2 ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
     const int64_t index = static_cast<int64_t>(round) * gridDim.x + position;
     if (index >= num_items_) return false;
     int rank;
-    if (num_items_ <= 0x7fffffff) {  // a division of 64 bits takes a thousand clocks
+    if (num_items_ <= 0x7fffffff) {  // because a 64-bit division takes a thousand clocks
       const uint32_t per_sequence = num_heads_ * parts_;
       const uint32_t rest = static_cast<uint32_t>(index) % per_sequence, parts = parts_;
       rank = static_cast<uint32_t>(index) / per_sequence;
@@ -115,6 +120,7 @@ class Schedule {
   }
 
  private:
+  // Fills order_, longest class first. `first`: [kLengthClasses] counts, then the next free place of each class.
   __device__ void sort(int* first, const int32_t* cu_seqlens, int batch, int max_length) {
     const int lane = threadIdx.x;
     const int width = max_length / kLengthClasses + 1;

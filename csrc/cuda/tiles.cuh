@@ -1,8 +1,8 @@
-// Tiles of rows: global memory to shared memory, to the registers that `mma` wants, and back.
+// Movement of tiles of rows: from global to shared memory, from there to registers in the layouts of `mma`, and back.
 //
-// A fragment [16, D] of a warp is an array [D / 8] of columns blocks; lane l holds of each block rows l / 4 and l / 4 +
-// 8, columns 2 (l % 4) and the next: the layout of the accumulator of `mma`, and in pairs of blocks that of its operand
-// a.
+// A fragment [16, D] of a warp consists of D / 8 blocks of eight columns. Of each block, lane l holds rows l / 4 and
+// l / 4 + 8, columns 2 (l % 4) and the next. This is the layout of mma's accumulator; two blocks side by side have the
+// layout of its operand a.
 #pragma once
 
 #include "cuda/device_code.cuh"
@@ -12,8 +12,8 @@ namespace msvit::cuda {
 constexpr int kWarpSize = 32;
 constexpr int kRowsPerFragment = 16;
 
-// Shared memory: rows of D elements, 16-byte chunks permuted so that eight rows of one column of chunks lie in
-// different banks.
+// Layout of a tile in shared memory: rows of D elements, each cut into chunks of 16 bytes. The chunks of a row are
+// permuted so that the same chunk of eight neighbouring rows lies in different banks.
 template <int D>
 struct Tile {
   static_assert(D % 32 == 0, "the permutation needs rows of 64 bytes or more");
@@ -22,18 +22,20 @@ struct Tile {
   static constexpr int kShift = D % 64 == 0 ? 0 : 1;
   static constexpr int kMask = D % 64 == 0 ? 7 : 3;
 
+  // Bytes from the beginning of the tile to a chunk.
   __device__ static __forceinline__ uint32_t offset(int row, int chunk) {
     return row * kRowBytes + ((chunk ^ ((row >> kShift) & kMask)) << 4);
   }
 };
 
-// Starts to copy rows [0, num_rows) by all threads of the block; zeros from `valid_rows` and from `head_dim` on.
+// Starts to copy rows [0, num_rows) to a tile, with all threads of the block. Rows from `valid_rows` on and columns
+// from `head_dim` on become zeros.
 template <int D, int THREADS>
 __device__ __forceinline__ void copy_rows_async(uint32_t tile, const uint16_t* rows, int64_t stride, int num_rows,
                                                 int valid_rows, int head_dim) {
   constexpr int kChunks = Tile<D>::kChunks;
   if constexpr (THREADS % kChunks == 0) {
-    // A thread stays in one column of chunks, and at a distance of so many rows the permutation is the same.
+    // A thread copies one chunk of every kStep-th row; the permutation repeats at this distance.
     constexpr int kStep = THREADS / kChunks;
     static_assert(kStep % ((Tile<D>::kMask + 1) << Tile<D>::kShift) == 0);
     const int first = threadIdx.x / kChunks, chunk = threadIdx.x % kChunks;
@@ -53,8 +55,8 @@ __device__ __forceinline__ void copy_rows_async(uint32_t tile, const uint16_t* r
   }
 }
 
-// Operand b of two neighbouring [16, 8] products, from rows of the transposed matrix: rows [first_row, first_row + 16)
-// are the columns of both products, chunks 2 step and 2 step + 1 their 16 rows. b[0..1] and b[2..3] are the pairs.
+// Loads operand b of two mma, [16, 16] in all, from a tile that holds b transposed: b's columns are rows [first_row,
+// first_row + 16) of the tile, b's rows its chunks 2 step and 2 step + 1. b[0..1] and b[2..3] are the two operands.
 template <int D>
 __device__ __forceinline__ void load_b_from_columns(uint32_t (&b)[4], uint32_t tile, int first_row, int step) {
   const int lane = threadIdx.x % kWarpSize;
@@ -62,7 +64,8 @@ __device__ __forceinline__ void load_b_from_columns(uint32_t (&b)[4], uint32_t t
   load_matrices(b, tile + Tile<D>::offset(row, 2 * step + (lane / 8) % 2));
 }
 
-// The same from rows of the matrix: rows [first_row, first_row + 16), chunks 2 step and 2 step + 1 are the columns.
+// Loads operand b of two mma, [16, 16] in all, from a tile that holds b: rows [first_row, first_row + 16), chunks 2
+// step and 2 step + 1.
 template <int D>
 __device__ __forceinline__ void load_b_from_rows(uint32_t (&b)[4], uint32_t tile, int first_row, int step) {
   const int lane = threadIdx.x % kWarpSize;
@@ -70,15 +73,15 @@ __device__ __forceinline__ void load_b_from_rows(uint32_t (&b)[4], uint32_t tile
   load_matrices_transposed(b, tile + Tile<D>::offset(row, 2 * step + lane / 16));
 }
 
-// Operand a, [16, 16]: rows [first_row, first_row + 16), chunks 2 step and 2 step + 1.
+// Loads operand a, [16, 16], from a tile that holds a: rows [first_row, first_row + 16), chunks 2 step and 2 step + 1.
 template <int D>
 __device__ __forceinline__ void load_a_from_rows(uint32_t (&a)[4], uint32_t tile, int first_row, int step) {
   const int lane = threadIdx.x % kWarpSize;
   load_matrices(a, tile + Tile<D>::offset(first_row + lane % 16, 2 * step + lane / 16));
 }
 
-// The same from the transposed matrix: its rows [first_row, first_row + 16) are the columns of the operand, its chunks
-// 2 step and 2 step + 1 the rows.
+// Loads operand a, [16, 16], from a tile that holds a transposed: a's columns are rows [first_row, first_row + 16) of
+// the tile, a's rows its chunks 2 step and 2 step + 1.
 template <int D>
 __device__ __forceinline__ void load_a_from_columns(uint32_t (&a)[4], uint32_t tile, int first_row, int step) {
   const int lane = threadIdx.x % kWarpSize;
@@ -86,7 +89,7 @@ __device__ __forceinline__ void load_a_from_columns(uint32_t (&a)[4], uint32_t t
   load_matrices_transposed(a, tile + Tile<D>::offset(row, 2 * step + (lane / 8) % 2));
 }
 
-// Blocks 2 i and 2 i + 1 of an accumulator as operand a.
+// Two neighbouring blocks of an accumulator, rounded, as operand a, [16, 16].
 template <class T>
 __device__ __forceinline__ void pack_operand(uint32_t (&a)[4], const float (&left)[4], const float (&right)[4]) {
   a[0] = pack<T>(left[0], left[1]);
@@ -95,8 +98,9 @@ __device__ __forceinline__ void pack_operand(uint32_t (&a)[4], const float (&lef
   a[3] = pack<T>(right[2], right[3]);
 }
 
-// Reads operand a for rows [0, 16) of D elements straight from global memory; zeros from `valid_rows` and `head_dim`
-// on. Two neighbouring lanes read 16 bytes of each of two blocks and swap halves, so that whole sectors are read.
+// Loads rows [0, 16) of D elements from global memory as D / 16 operands a. Rows from `valid_rows` on and columns from
+// `head_dim` on become zeros. A lane reads 8 bytes of a row and swaps half of them with its neighbour, so that the four
+// lanes of a row read a whole sector of 32 bytes.
 template <int D>
 __device__ __forceinline__ void load_operand(uint32_t (&a)[D / 16][4], const uint16_t* rows, int64_t stride,
                                              int valid_rows, int head_dim) {
@@ -127,7 +131,8 @@ __device__ __forceinline__ void load_operand(uint32_t (&a)[D / 16][4], const uin
   }
 }
 
-// Writes factor[row] * fragment as 16-bit rows [0, valid_rows) to global memory, the reverse of `load_operand`.
+// Stores factor[row] * fragment, [16, D], as 16-bit rows [0, valid_rows) to global memory: the reverse of
+// `load_operand`.
 template <class T, int D>
 __device__ __forceinline__ void store_fragment(uint16_t* rows, int64_t stride, const float (&fragment)[D / 8][4],
                                                const float (&factor)[2], int valid_rows, int head_dim) {
@@ -150,7 +155,8 @@ __device__ __forceinline__ void store_fragment(uint16_t* rows, int64_t stride, c
   }
 }
 
-// sums[f] += a[f] b for the first N fragments: b is rows [first_row, first_row + 16) of the tile, all D columns.
+// sums[f] += a[f] b for the first N of M fragments [16, D], with b [16, D] the rows [first_row, first_row + 16) of a
+// tile.
 template <class T, int D, int M, int N>
 __device__ __forceinline__ void add_product(float (&sums)[M][D / 8][4], const uint32_t (&a)[N][4], uint32_t tile,
                                             int first_row) {
@@ -166,7 +172,7 @@ __device__ __forceinline__ void add_product(float (&sums)[M][D / 8][4], const ui
   }
 }
 
-// Scalar product of two pairs of elements.
+// Scalar product of two pairs of elements, in fp32.
 template <class T>
 __device__ __forceinline__ float dot(uint32_t x, uint32_t y) {
   const float2 left = unpack<T>(x), right = unpack<T>(y);
@@ -184,7 +190,7 @@ __device__ __forceinline__ float quad_max(float x) {
   return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
 }
 
-// Waits until at most `pending` of this thread's newest groups of copies are not complete; waits for more beyond 3.
+// Waits until at most min(pending, 3) of this thread's groups of copies are incomplete.
 __device__ __forceinline__ void copy_async_wait_for_all_but(int pending) {
   if (pending >= 3) {
     copy_async_wait<3>();

@@ -1,18 +1,19 @@
-// Variable-length attention on the GPU, 16-bit elements: what the kernels take, and the functions that launch them.
+// Attention on the GPU in 16 bits: arguments of the kernels, and the functions that launch them.
 #pragma once
 
 #include <cstdint>
 
 namespace msvit::cuda {
 
-// Rows of one tensor [tokens, heads, head_dim]; the last axis is contiguous. Strides in elements, multiples of 8.
+// A tensor [tokens, heads, head_dim] with a contiguous last axis. Strides are in elements and multiples of 8, and
+// `data` is aligned to 16 bytes.
 struct Rows {
   const uint16_t* data;
   int64_t token_stride;
   int64_t head_stride;
 };
 
-// What forward and backward kernels have in common.
+// Arguments of forward and backward. A bound max_seqlen_* may be greater than the longest sequence.
 struct Attention {
   Rows q, k, v;
   const int32_t* cu_seqlens_q;  // [batch + 1]
@@ -40,14 +41,14 @@ struct AttentionBackward {
   const uint16_t* out;  // [total_q, heads, head_dim]
   const float* lse;     // [heads, total_q]
   const float* dlse;    // [heads, total_q], or null for zero
-  uint16_t* dq;         // gradients: as their tensors, contiguous
+  uint16_t* dq;         // gradients, in the shapes of q, k and v, contiguous
   uint16_t* dk;
   uint16_t* dv;
-  float* delta;    // [heads, total_q], working memory
-  float* dweight;  // [heads, total_k], one row of partial sums per head, or null
+  float* delta;    // [heads, total_q], scratch
+  float* dweight;  // [heads, total_k], sums over the queries of one head; the caller adds heads. Null: not wanted
 };
 
-// Both return before the kernels end. Throw std::runtime_error where a launch fails.
+// Both enqueue kernels on the stream and return. They throw std::runtime_error if a launch fails.
 void varlen_attention_fwd(const AttentionForward& call, bool is_bf16, int device, uintptr_t stream);
 void varlen_attention_bwd(const AttentionBackward& call, bool is_bf16, int device, uintptr_t stream);
 

@@ -1,4 +1,4 @@
-// Attention backward: which of the two ways a call takes.
+// Attention backward: choice between the two implementations.
 #include "launch.cuh"
 #include "sequences.cuh"
 #include "varlen_attention_bwd.h"

@@ -1,15 +1,19 @@
-// Attention inside each packed sequence, backward, short sequences: one kernel, each input read once.
+// Attention inside each packed sequence, backward, short sequences (derived in docs/operators.md): one kernel.
 //
 //   P~_ij = exp(s_ij - lse_i),  p_ij = w_j P~_ij,  delta_i = dout_i . out_i - dlse_i,  g_ij = dout_i . v_j - delta_i
 //   dv_j = sum_i p_ij dout_i,  ds_ij = p_ij g_ij,  dq_i = scale sum_j ds_ij k_j,  dk_j = scale sum_i ds_ij q_i
 //   dweight_j = sum_heads sum_i P~_ij g_ij
 //
-// A work item is one head of one sequence. Its queries and output gradients stay in shared memory, 16 rows at a time
-// dealt to the warps, which keep dq in registers. Keys and values pass in chunks of 32 or 64. For each chunk every warp
-// computes P and dS of its queries, adds to dq and leaves P and dS in shared memory; then the warps share out dk and dv
-// of the chunk, sums over all queries, and write them. So nothing is added up in global memory, and no atomics are
-// needed. While an item is worked on, the next one's queries arrive, a slice with each chunk, in a second pair of tiles
-// where that fits; keys and values run two chunks ahead, across items.
+// A work item is one head of one sequence, and a block computes all of its gradients. The item's queries and output
+// gradients stay in shared memory; each warp takes some tiles of 16 rows and keeps their dq in registers. Keys and
+// values pass in chunks of 32 or 64. For each chunk, every warp computes P and dS of its queries, adds to dq, and
+// stores P and dS to shared memory. Then each warp sums its share of the chunk's dk and dv over all queries and stores
+// it to global memory.
+//
+// Every input is read once from global memory and every gradient is written once. Products are 16-bit, sums fp32, each
+// sum in one order and without atomics: same inputs, same bits. Loads run ahead of their use: keys and values by two
+// chunks, also across items; the queries of the next item by slices, one per chunk, into a second pair of tiles if
+// shared memory holds two.
 #include <type_traits>
 
 #include "dispatch.cuh"
@@ -23,7 +27,8 @@
 namespace msvit::cuda {
 namespace {
 
-// dk or dv of half the keys of a chunk and a slice of the columns: the share of this warp.
+// Computes and stores the share of this warp in a chunk: dk or dv of half of the keys, in a slice of the columns, as a
+// sum over all queries of the item. `q` and `dout` are tiles [rows, D]; `p` and `ds` are tiles [rows, CHUNK].
 template <class Traits>
 __device__ __forceinline__ void reduce_keys(const AttentionBackward& call, const OnePassItem& item, int chunk,
                                             uint32_t q, uint32_t dout, uint32_t p, uint32_t ds) {
@@ -37,12 +42,12 @@ __device__ __forceinline__ void reduce_keys(const AttentionBackward& call, const
   if (valid <= 0) return;
   float sums[kBlocks][kColumns / 8][4] = {};
   const int num_tiles = item.num_tiles();
-  // At a distance of 16 rows the permutation of a tile is the same.
+  // The permutation of a tile repeats after 16 rows, so that the addresses advance by constants.
   uint32_t left = is_dk ? ds : p, right = is_dk ? q : dout;
   const uint32_t left_end = left + num_tiles * kRowsPerFragment * Tile<Traits::CHUNK>::kRowBytes;
   const auto add_tiles = [&](auto blocks) {
     constexpr int kCount = decltype(blocks)::value;
-#pragma unroll 1  // two at once would spill in the widest kernels
+#pragma unroll 1  // unrolled by two, the widest kernels would spill
     for (; left != left_end;) {
       uint32_t a[kCount][4];
 #pragma unroll
@@ -80,6 +85,7 @@ __device__ __forceinline__ void reduce_keys(const AttentionBackward& call, const
   }
 }
 
+// dq, dk, dv and, per head, dweight. A block takes the items of its schedule, one head of one sequence each.
 template <class Traits>
 __global__ __launch_bounds__(Traits::THREADS,
                              Traits::kMinBlocks) void one_pass_kernel(const __grid_constant__ OnePassParams params) {
@@ -94,12 +100,12 @@ __global__ __launch_bounds__(Traits::THREADS,
   const int warp = threadIdx.x / kWarpSize;
   const float scale = in.softmax_scale * kLog2E;
 
-  // In shared memory, since registers are scarce. One is written while the three before it are in use.
+  // In shared memory, because registers are scarce. One item is written while the three before it are in use.
   OnePassItem* items = reinterpret_cast<OnePassItem*>(memory + at.items);
   if (threadIdx.x == 0)
     for (int round = 0; round < kItems - 1; ++round) items[round] = read_item(schedule, round, in);
   __syncthreads();
-  // Keys are loaded two chunks ahead, and their weights three.
+  // Keys are loaded two chunks ahead, their weights three. A place stops at the first item that does not exist.
   struct Place {
     int round = 0, chunk = 0;
   } ahead;
@@ -111,7 +117,7 @@ __global__ __launch_bounds__(Traits::THREADS,
   const auto load_ahead = [&](int slot) {
     if (item_at(ahead).exists) loader.load_keys(item_at(ahead), ahead.chunk, slot);
   };
-  // The slot of the chunk in use; numbers of the groups of copies that bring it and the one after it.
+  // The ring slot of the chunk in use, and the numbers of the groups of copies that load it and the chunk after it.
   int slot = 0, group_now = 0, group_next = 0;
   const auto end_of = [](const OnePassItem& item) { return item.num_tiles() * kRowsPerFragment; };
 
@@ -134,11 +140,11 @@ __global__ __launch_bounds__(Traits::THREADS,
 #pragma unroll
     for (int i = 0; i < kRing; ++i) loader.store_bias(i, weights[i]);
   }
-  int newest = 0;  // groups that may still be on their way when the next item begins
+  int newest = 0;  // number of groups that may be incomplete when the next item begins
   for (int round = 0, buffer = 0; items[round % kItems].exists; ++round, buffer = (buffer + 1) % params.buffers) {
     const OnePassItem &current = items[round % kItems], &next = items[(round + 1) % kItems];
     if (round == 0 || params.buffers == 1) {
-      __syncthreads();  // all warps are done with the item before
+      __syncthreads();  // all warps have finished with the item before
       loader.load_queries(current, buffer, 0, end_of(current));
       loader.commit();
       loader.compute_statistics(current, buffer, 0, end_of(current));
@@ -146,7 +152,7 @@ __global__ __launch_bounds__(Traits::THREADS,
       __syncthreads();
     }
     const int num_chunks = current.template num_chunks<Traits>();
-    // The next item's queries come in slices, the last of them one chunk before they are needed where there is time.
+    // The next item's queries are loaded in slices, the last one in the last chunk but one, if there are two chunks.
     const int num_slices = max(num_chunks - 1, 1);
     const int slice_rows = (next.num_tiles() + num_slices - 1) / num_slices * kRowsPerFragment;
     const int num_tiles = current.num_tiles();
@@ -181,12 +187,12 @@ __global__ __launch_bounds__(Traits::THREADS,
         if (active == 2) attend(std::integral_constant<int, 2>{});
       if constexpr (Traits::FRAGMENTS >= 3)
         if (active == 3) attend(std::integral_constant<int, 3>{});
-      // By the warp with the fewest queries.
+      // The last warp does this, because it has the fewest queries.
       if (chunk == 0 && threadIdx.x == Traits::THREADS - kWarpSize)
         items[(round + 3) % kItems] = read_item(schedule, round + 3, in);
       __syncthreads();
 
-      // Asked for here, stored behind the products; the bias of this chunk is no longer needed.
+      // Loaded before the products and stored after them, which hides the latency. The bias of this chunk is free.
       step(ahead);
       const float weight = loader.load_weight(item_at(ahead), ahead.chunk);
       typename OnePassLoader<Traits>::StatisticsInput statistics;
@@ -211,12 +217,14 @@ __global__ __launch_bounds__(Traits::THREADS,
   }
 }
 
+// Shared memory of a block.
 template <class Traits>
 int shared_bytes(const Attention& in, int buffers) {
   const int rows = (in.max_seqlen_q + 15) / 16 * 16;
   return OnePassMemory<Traits>(rows, buffers).schedule + schedule_bytes(in.batch);
 }
 
+// Starts as many blocks as run at the same time, or one per item; with two pairs of query tiles if they fit.
 template <class Traits>
 void launch_one_pass(const AttentionBackward& call, int device, uintptr_t stream) {
   const Attention& in = call.in;
@@ -230,8 +238,8 @@ void launch_one_pass(const AttentionBackward& call, int device, uintptr_t stream
   launch(kernel, static_cast<int>(std::min(slots, items)), Traits::THREADS, bytes, stream, params);
 }
 
-// Calls body(OnePassTraits<...>{}) with the smallest block that holds the queries of a sequence; false if there is
-// none.
+// Calls body(OnePassTraits<...>{}) with the smallest block that holds the queries of a sequence; returns false if none
+// does.
 template <class T, int D, class Body>
 bool with_traits(int max_seqlen_q, const Body& body) {
   if (max_seqlen_q <= 64) return body(OnePassTraits<T, D, 4, 1>{}), true;

@@ -1,13 +1,13 @@
-// Attention inside each packed sequence, backward, any length: two kernels that share nothing but delta.
+// Attention inside each packed sequence, backward, any length (derived in docs/operators.md): two kernels.
 //
 //   P~_ij = exp(s_ij - lse_i),  p_ij = w_j P~_ij,  delta_i = dout_i . out_i - dlse_i,  g_ij = dout_i . v_j - delta_i
 //   dv_j = sum_i p_ij dout_i,  ds_ij = p_ij g_ij,  dq_i = scale sum_j ds_ij k_j,  dk_j = scale sum_i ds_ij q_i
 //   dweight_j = sum_heads sum_i P~_ij g_ij
 //
-// A work item of the first kernel is 64 queries of one head of one sequence: queries, their output gradients and dq in
-// registers, keys and values stream by. One of the second is 64 keys: dk and dv in registers, queries and output
-// gradients stream by, and products are taken transposed, so that P and dS are operands without leaving the registers.
-// Both compute the scores again. No atomics: each element is written once, sums have one order.
+// As in FlashAttention-2 (arXiv 2307.08691), a block of the first kernel computes dq and delta of 64 queries of one
+// head of one sequence in one pass over the keys and values; a block of the second computes dk, dv and dweight of 64
+// keys in one pass over the queries and output gradients, and reads delta. Both compute the scores again from lse.
+// Products are 16-bit, sums fp32, each sum in one order and without atomics: same inputs, same bits.
 #include <type_traits>
 
 #include "dispatch.cuh"
@@ -22,8 +22,8 @@ namespace {
 
 constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * kWarpSize;
-constexpr int kRows = kWarps * kRowsPerFragment;  // of a work item
-constexpr int kChunk = 32;                        // streamed rows
+constexpr int kRows = kWarps * kRowsPerFragment;  // rows of a work item
+constexpr int kChunk = 32;                        // rows of a chunk of the stream
 
 struct BackwardParams {
   AttentionBackward call;
@@ -32,6 +32,7 @@ struct BackwardParams {
 
 // ---- dq, delta
 
+// Scalar product of rows lane / 4 + 8 half of two operands [16, D], in fp32.
 template <class T, int D>
 __device__ __forceinline__ float dot_rows(const uint32_t (&x)[D / 16][4], const uint32_t (&y)[D / 16][4], int half) {
   float sum = 0;
@@ -45,6 +46,8 @@ __device__ __forceinline__ float dot_rows(const uint32_t (&x)[D / 16][4], const 
   return quad_sum(sum);
 }
 
+// dq_i = scale sum_j ds_ij k_j and delta_i. A work item is 64 queries of one head of one sequence, 16 a warp: q, dout
+// and dq are in registers; keys, values and weights stream through shared memory.
 template <class T, int D>
 __global__ __launch_bounds__(kThreads, D <= 64 ? 3 : 2) void dq_kernel(const __grid_constant__ BackwardParams params) {
   using Keys = RowStream<D, kChunk, kThreads, false, KeyBias>;
@@ -62,7 +65,7 @@ __global__ __launch_bounds__(kThreads, D <= 64 ? 3 : 2) void dq_kernel(const __g
     const Sequence queries = read_sequence(in.cu_seqlens_q, item.sequence, in.total_q, in.max_seqlen_q);
     if (item.part * kRows >= queries.length) continue;
     const Sequence sequence = read_sequence(in.cu_seqlens_k, item.sequence, in.total_k, in.max_seqlen_k);
-    __syncthreads();  // all warps are done with the keys of the item before
+    __syncthreads();  // all warps have finished with the keys of the item before
     const float* weight = in.key_weight == nullptr ? nullptr : in.key_weight + sequence.start;
     keys.start(in.k, in.v, sequence, item.head, {weight, sequence.length});
 
@@ -125,7 +128,7 @@ __global__ __launch_bounds__(kThreads, D <= 64 ? 3 : 2) void dq_kernel(const __g
 
 // ---- dk, dv, dweight
 
-// For a stream of queries and output gradients.
+// Numbers of a stream of queries and output gradients: lse in units of log2, and delta.
 struct QueryStatistics {
   static constexpr int NUMBERS = 2;
   const float* lse;  // of the first query of the sequence
@@ -138,7 +141,7 @@ struct QueryStatistics {
   }
 };
 
-// Operand a of a warp: in registers where they suffice, else read again from shared memory.
+// Operands a of 16 rows of a tile, for one warp: kept in registers, or loaded from shared memory at each use.
 template <int D, bool IN_REGISTERS>
 class Operand {
  public:
@@ -163,6 +166,10 @@ class Operand {
   int first_row_;
 };
 
+// dk_j = scale sum_i ds_ij q_i, dv_j = sum_i p_ij dout_i and, per head, dweight_j = sum_i P~_ij g_ij. A work item is 64
+// keys of one head of one sequence, 16 a warp: dk and dv are in registers; queries, output gradients, lse and delta
+// stream through shared memory. P and dS are computed transposed, keys by queries: the accumulators of one product are
+// then operand a of the next without leaving the registers.
 template <class T, int D>
 __global__ __launch_bounds__(kThreads, D == 32 ? 3 : 2) void dkv_kernel(const __grid_constant__ BackwardParams params) {
   using Queries = RowStream<D, kChunk, kThreads, false, QueryStatistics>;
@@ -184,7 +191,7 @@ __global__ __launch_bounds__(kThreads, D == 32 ? 3 : 2) void dkv_kernel(const __
     const int first = item.part * kRows;
     if (first >= keys.length) continue;
     const Sequence sequence = read_sequence(in.cu_seqlens_q, item.sequence, in.total_q, in.max_seqlen_q);
-    __syncthreads();  // all warps are done with what the item before left in shared memory
+    __syncthreads();  // all warps have finished with the item before
     const int64_t start = keys.start + first;
     copy_rows_async<D, kThreads>(k_tile, rows_of(in.k, start, item.head), in.k.token_stride, kRows, keys.length - first,
                                  in.head_dim);
@@ -263,6 +270,7 @@ __global__ __launch_bounds__(kThreads, D == 32 ? 3 : 2) void dkv_kernel(const __
   }
 }
 
+// Starts as many blocks as run at the same time, or one per work item if there are fewer items.
 template <class Kernel>
 void launch_persistent(Kernel kernel, const AttentionBackward& call, int max_seqlen, int64_t stream_bytes, int device,
                        uintptr_t stream) {

@@ -1,13 +1,16 @@
-// Attention inside each packed sequence, forward (eq. 10 of the MSViT paper), 16-bit elements, fp32 sums.
+// Attention inside each packed sequence, forward (eq. 10 of MSViT, arXiv 2307.02321).
 //
 //   out_i = sum_j w_j exp(s_ij) v_j / sum_p w_p exp(s_ip),   s_ij = softmax_scale * q_i . k_j
+//   lse_i = log sum_j w_j exp(s_ij)
 //
-// One work item is a part of the queries of one head of one sequence. Each warp holds 16 or 32 queries and their sums
-// in registers and passes over the keys in chunks of 32 or 64. Keys and values of a short sequence stay in shared
-// memory for all of its queries: they are read once, the first chunk is used while the others arrive, and after the
-// first pass the warps go on without a barrier. Those of a long one stream through a ring of chunks. Weights enter as
-// log2(w) added to the scores, so that a key of weight 0 is out of the maximum and of the sums. No atomics: same
-// inputs, same bits.
+// A work item is all queries of one head of one sequence, or a part of them; a block computes it with a running softmax
+// as in FlashAttention-2 (arXiv 2307.08691). Each warp holds 16 or 32 queries and their sums in registers and passes
+// over the keys in chunks of 32 or 64. The keys and values of a short sequence stay in shared memory for all queries of
+// the item: they are read once, the first chunk is used while the others arrive, and after the first pass the warps
+// need no barrier. Those of a long sequence stream through a ring of chunks, once per pass.
+//
+// Weights enter as log2(w), added to the scores: a key of weight 0 scores -inf, which keeps it out of the maximum and
+// of the sums. Products are 16-bit, sums fp32, each sum in one order and without atomics: same inputs, same bits.
 #include "dispatch.cuh"
 #include "launch.cuh"
 #include "row_stream.cuh"
@@ -19,29 +22,29 @@ namespace msvit::cuda {
 namespace {
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-constexpr int kFewerBlocks = 1;  // ptxas keeps more in registers for these
+constexpr int kFewerBlocks = 1;  // ptxas needs more registers for these architectures
 #else
 constexpr int kFewerBlocks = 0;
 #endif
 constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * kWarpSize;
-// Up to so much shared memory keys and values of a sequence stay: three blocks or more on a multiprocessor of 228 KB.
+// The most shared memory that resident keys and values may take, so that three blocks fit a multiprocessor of 228 KB.
 constexpr int kMostResidentBytes = 76 * 1024;
 
 struct ForwardParams {
   AttentionForward call;
-  int parts;          // of the queries of a sequence
-  int rows_per_part;  // queries
+  int parts;          // work items of a sequence and head
+  int rows_per_part;  // queries of a work item
 };
 
-// What is known at compile time. FRAGMENTS: of 16 queries a warp. CHUNK: keys at a time. RESIDENT: keys and values of
-// the whole sequence are in shared memory, else a ring of chunks.
+// Constants of one instantiation of the kernel. FRAGMENTS: fragments of 16 queries per warp. CHUNK: keys per chunk.
+// RESIDENT: shared memory holds the keys and values of the whole sequence; otherwise a ring of chunks.
 template <class T_, int D_, int FRAGMENTS_, int CHUNK_, bool RESIDENT_, bool WEIGHTED_>
 struct ForwardTraits {
   using T = T_;
   static constexpr int D = D_, FRAGMENTS = FRAGMENTS_, CHUNK = CHUNK_;
   static constexpr bool RESIDENT = RESIDENT_, WEIGHTED = WEIGHTED_;
-  // As many as leave a thread the registers it wants.
+  // Blocks per multiprocessor: as many as leave a thread the registers that it needs.
   static constexpr int kMinBlocks = (D == 32 ? 5 : D == 64 ? 4 : 3) - FRAGMENTS - kFewerBlocks;
   static constexpr int kPassRows = kWarps * kRowsPerFragment * FRAGMENTS;
 
@@ -49,13 +52,14 @@ struct ForwardTraits {
   using Keys = RowStream<D, CHUNK, kThreads, RESIDENT, Numbers>;
 };
 
-// 16 * FRAGMENTS queries of a warp with their running softmax: maximum, sum and weighted values.
+// 16 * FRAGMENTS queries of a warp with the state of their running softmax: maximum, sum, and weighted sum of values.
 template <class Traits>
 class Queries {
   using T = typename Traits::T;
   static constexpr int D = Traits::D, FRAGMENTS = Traits::FRAGMENTS, CHUNK = Traits::CHUNK;
 
  public:
+  // Loads the first `valid` of the rows; the others become zeros.
   __device__ __forceinline__ Queries(const uint16_t* rows, int64_t stride, int valid, int head_dim, float scale)
       : scale_(fabsf(scale) * kLog2E) {
 #pragma unroll
@@ -72,7 +76,7 @@ class Queries {
     }
   }
 
-  // Takes in the first `valid` keys of a chunk. PLAIN: all of them are valid and none has a weight; otherwise `bias`
+  // Adds the first `valid` keys of a chunk. PLAIN: the whole chunk is valid and there are no weights. Otherwise `bias`
   // holds log2 of the weights, or is null.
   template <bool PLAIN>
   __device__ __forceinline__ void attend(uint32_t k, uint32_t v, const float* bias, int valid) {
@@ -106,6 +110,7 @@ class Queries {
     }
   }
 
+  // Divides by the sums and stores `out` and `lse` of the first `valid` queries.
   __device__ __forceinline__ void store(uint16_t* out, int64_t stride, float* lse, int valid, int head_dim) {
     const int lane = threadIdx.x % kWarpSize;
 #pragma unroll
@@ -114,7 +119,7 @@ class Queries {
       float factor[2];
       for (int half = 0; half < 2; ++half) {
         const float sum = quad_sum(sum_[f][half]);
-        factor[half] = sum == 0 ? 0 : 1 / sum;  // NaN for NaN: the maximum passes it over, the sum does not
+        factor[half] = sum == 0 ? 0 : 1 / sum;  // NaN in, NaN out: the maximum ignores NaN, the sum does not
         const int row = lane / 4 + 8 * half;
         if (lane % 4 == 0 && row < rows)
           lse[f * kRowsPerFragment + row] = sum == 0 ? -INFINITY : (max_[f][half] + log2f(sum)) * kLn2;
@@ -124,7 +129,7 @@ class Queries {
   }
 
  private:
-  // Products to scores in units of log2, -inf for keys beyond `valid`.
+  // Turns products into scores in units of log2; -inf for keys from `valid` on.
   __device__ __forceinline__ void add_bias(float (&s)[FRAGMENTS][CHUNK / 8][4], const float* bias, int valid) {
     const int lane = threadIdx.x % kWarpSize;
 #pragma unroll
@@ -145,7 +150,7 @@ class Queries {
     }
   }
 
-  // Scores (PLAIN: products) to exp(score - maximum); what is summed so far is moved to the new maximum.
+  // Turns scores (PLAIN: products) into exp2(score - maximum), and rescales the sums so far to the new maximum.
   template <bool PLAIN>
   __device__ __forceinline__ void soften(float (&s)[CHUNK / 8][4], int f) {
 #pragma unroll
@@ -184,6 +189,7 @@ class Queries {
   float scale_;
 };
 
+// out and lse. A block takes the items of its schedule, a part of the queries of one head of one sequence each.
 template <class Traits>
 __global__ __launch_bounds__(kThreads,
                              Traits::kMinBlocks) void forward_kernel(const __grid_constant__ ForwardParams params) {
@@ -203,7 +209,7 @@ __global__ __launch_bounds__(kThreads,
     const int begin = item.part * params.rows_per_part;
     const int end = min(begin + params.rows_per_part, queries.length);
     if (begin >= end) continue;
-    if (round > 0) __syncthreads();  // all warps are done with the keys of the item before
+    if (round > 0) __syncthreads();  // all warps have finished with the keys of the item before
     typename Traits::Numbers numbers;
     if constexpr (WEIGHTED) numbers = {in.key_weight + sequence.start, sequence.length};
     keys.start(in.k, in.v, sequence, item.head, numbers);
@@ -233,6 +239,7 @@ __global__ __launch_bounds__(kThreads,
   }
 }
 
+// Divides the queries into work items and starts as many blocks as run at the same time, or one per item.
 template <class Traits>
 void launch_forward(const AttentionForward& call, int device, uintptr_t stream) {
   const Attention& in = call.in;
@@ -243,13 +250,14 @@ void launch_forward(const AttentionForward& call, int device, uintptr_t stream) 
   const int64_t pairs = static_cast<int64_t>(in.batch) * in.num_heads;
   const int passes = (in.max_seqlen_q + Traits::kPassRows - 1) / Traits::kPassRows;
   ForwardParams params{call, passes, 0};
-  // A block that keeps its keys takes all queries, unless there are too few sequences to give every block some.
+  // With resident keys a block takes all queries of a sequence and head, unless that leaves blocks without work.
   if (Traits::RESIDENT) params.parts = static_cast<int>(std::min<int64_t>(passes, (slots + pairs - 1) / pairs));
   params.rows_per_part = (passes + params.parts - 1) / params.parts * Traits::kPassRows;
   params.parts = (in.max_seqlen_q + params.rows_per_part - 1) / params.rows_per_part;
   launch(kernel, static_cast<int>(std::min(slots, pairs * params.parts)), kThreads, shared_bytes, stream, params);
 }
 
+// Keeps keys and values in shared memory if they take at most kMostResidentBytes.
 template <class T, int D, bool WEIGHTED>
 void launch_forward(const AttentionForward& call, int device, uintptr_t stream) {
   using Resident = ForwardTraits<T, D, 1, 64, true, WEIGHTED>;

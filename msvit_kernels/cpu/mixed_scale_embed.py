@@ -1,8 +1,8 @@
 """Patch embedding of packed mixed-scale tokens on the CPU (csrc/cpu/mixed_scale_embed*.cpp).
 
-Blocks of packed rows read their patches straight from the images, 48 rows and one channel at a time, into a buffer of
-each thread; register tiles multiply it with the weight in place. fp32 accumulation (bf16 weights: products of bf16
-pairs where the CPU has them). The bits do not depend on the number of threads.
+A thread copies the patches of 48 packed rows, one channel at a time, from the images to a buffer of its own, and
+multiplies the buffer by the weight in register tiles. Sums are fp32 (for bf16 weights, the CPU's dot products of bf16
+pairs if it has them). The results have the same bits for any number of threads.
 """
 
 import torch
@@ -18,6 +18,7 @@ _DTYPES = (torch.float32, torch.bfloat16)
 
 
 def mixed_scale_embed_fwd(call: MixedScaleEmbed) -> Tensor:
+    """Computes the embedded tokens [total_tokens, dim] in the dtype of `weight`."""
     patches, table, bias = call
     out = torch.empty(patches.token_index.shape[0], patches.weight.shape[0], dtype=patches.weight.dtype)
     _C.mixed_scale_embed_fwd(
@@ -30,6 +31,7 @@ def mixed_scale_embed_fwd(call: MixedScaleEmbed) -> Tensor:
 
 
 def mixed_scale_embed_bwd(backward: MixedScaleEmbedBackward) -> MixedScaleEmbedGradients:
+    """Computes the wanted gradients, each in the shape and dtype of its argument; None for the others."""
     patches, weight, regions = backward.patches, backward.patches.weight, backward.patches.regions
     dim, num_candidates = weight.shape[0], regions.scales(patches.num_prefix).num_candidates
     gradients = MixedScaleEmbedGradients(
@@ -54,17 +56,18 @@ def mixed_scale_embed_bwd(backward: MixedScaleEmbedBackward) -> MixedScaleEmbedG
 
 
 def unsupported_reason(device_type: str, dtype: torch.dtype, images_dtype: torch.dtype) -> str | None:
+    """Reason why a weight of `dtype` with images of `images_dtype` cannot run here, or None."""
     if device_type != "cpu":
-        return f"takes CPU tensors, not {device_type}"
+        return f"runs on the CPU, got a {device_type} tensor"
     if dtype not in _DTYPES:
-        return f"takes weights of float32 and bfloat16, not {str(dtype).removeprefix('torch.')}"
+        return f"takes a weight of float32 or bfloat16, got {str(dtype).removeprefix('torch.')}"
     if images_dtype not in _PIXEL_TYPES:
-        return f"takes images of uint8, float32, bfloat16 and float16, not {str(images_dtype).removeprefix('torch.')}"
+        return f"takes images of uint8, float32, bfloat16 or float16, got {str(images_dtype).removeprefix('torch.')}"
     return None
 
 
 def _inputs(patches: Patches) -> "_C.MixedScaleEmbedInputs":
-    """The fields of `MixedScaleEmbedInputs` (csrc/cpu/mixed_scale_embed.h)."""
+    """The arguments that forward and backward share (csrc/cpu/mixed_scale_embed.h)."""
     images, weight, mean, std = patches.images, patches.weight, patches.mean, patches.std
     batch, _, height, width = images.shape
     return {

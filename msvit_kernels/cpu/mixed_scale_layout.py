@@ -1,4 +1,4 @@
-"""Offsets and indices of packed mixed-scale tokens on the CPU (csrc/cpu/mixed_scale_layout.cpp): exact integers."""
+"""Offsets and indices of packed mixed-scale tokens on the CPU (csrc/cpu/mixed_scale_layout.cpp), exact integers."""
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ OPTIONS: frozenset[str] = frozenset()
 
 
 def mixed_scale_layout_offsets(call: MixedScaleLayoutOffsets) -> tuple[Tensor, Tensor, Tensor]:
+    """Computes num_tokens [batch], cu_seqlens [batch + 1] and region_start [batch, Hc * Wc], all int32."""
     fine_mask, scale_factor, num_prefix = call
     batch, rows, columns = fine_mask.shape
     num_tokens = torch.empty(batch, dtype=torch.int32)
@@ -30,6 +31,7 @@ def mixed_scale_layout_offsets(call: MixedScaleLayoutOffsets) -> tuple[Tensor, T
 
 
 def mixed_scale_layout_fwd(call: MixedScaleLayoutIndices) -> tuple[Tensor, Tensor]:
+    """Computes batch_index and token_index, both int32 [total_tokens]: image and candidate of each row."""
     regions, cu_seqlens, total_tokens, num_prefix = call
     batch, rows, columns = regions.fine_mask.shape
     batch_index = torch.empty(total_tokens, dtype=torch.int32)
@@ -52,4 +54,5 @@ def mixed_scale_layout_fwd(call: MixedScaleLayoutIndices) -> tuple[Tensor, Tenso
 
 
 def unsupported_reason(device_type: str, dtype: torch.dtype = torch.bool) -> str | None:
-    return None if device_type == "cpu" else f"takes CPU tensors, not {device_type}"
+    """Reason why a mask on this device cannot run here, or None."""
+    return None if device_type == "cpu" else f"runs on the CPU, got a {device_type} tensor"

@@ -1,6 +1,7 @@
-"""Packed tokens back on the fine grid, on the CPU (csrc/cpu/unpack_to_grid.cpp).
+"""Copy of packed tokens to the fine grid on the CPU (csrc/cpu/unpack_to_grid.cpp).
 
-One pass over tokens and grid each way; backward adds the cells of a coarse token in fp32, in raster order.
+Tokens and grid pass through memory once in each direction. The backward adds the cells of a coarse token in fp32, in
+raster order.
 """
 
 import torch
@@ -15,6 +16,7 @@ _DTYPES = (torch.float32, torch.bfloat16)
 
 
 def unpack_to_grid_fwd(call: UnpackToGrid) -> Tensor:
+    """Computes the grid [batch, dim, Hf, Wf] in the dtype of the tokens, contiguous."""
     tokens, regions = call
     height, width = regions.scales(num_prefix=0).grid_size
     grid = torch.empty(regions.fine_mask.shape[0], tokens.shape[1], height, width, dtype=tokens.dtype)
@@ -23,6 +25,7 @@ def unpack_to_grid_fwd(call: UnpackToGrid) -> Tensor:
 
 
 def unpack_to_grid_bwd(backward: UnpackToGridBackward) -> Tensor:
+    """Computes the gradient of the tokens, [total_tokens, dim] in the dtype of dgrid; 0 for prefix tokens."""
     dgrid, regions, total_tokens = backward
     dtokens = torch.empty(total_tokens, dgrid.shape[1], dtype=dgrid.dtype)
     if dgrid.shape[0] == 0:
@@ -32,14 +35,16 @@ def unpack_to_grid_bwd(backward: UnpackToGridBackward) -> Tensor:
 
 
 def unsupported_reason(device_type: str, dtype: torch.dtype) -> str | None:
+    """Reason why tokens of this dtype cannot run here, or None."""
     if device_type != "cpu":
-        return f"takes CPU tensors, not {device_type}"
+        return f"runs on the CPU, got a {device_type} tensor"
     if dtype not in _DTYPES:
-        return f"takes float32 and bfloat16, not {str(dtype).removeprefix('torch.')}"
+        return f"takes float32 and bfloat16, got {str(dtype).removeprefix('torch.')}"
     return None
 
 
 def _fields(tokens: Tensor, grid: Tensor, regions: Regions) -> "_C.UnpackToGridFields":
+    """The arguments of the native functions, the same in both directions."""
     batch, rows, columns = regions.fine_mask.shape
     return {
         "fine_mask": regions.fine_mask.data_ptr(),

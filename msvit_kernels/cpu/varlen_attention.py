@@ -1,7 +1,7 @@
 """Launchers of the C++ attention kernels (csrc/cpu/varlen_attention_fwd.cpp and _bwd.cpp).
 
-They allocate the results and hand addresses, sizes and strides to msvit_kernels._C. The number of threads is
-torch.get_num_threads(); it changes the time, never a bit of the result.
+They allocate the results and pass addresses, sizes and strides to msvit_kernels._C. The kernels run on
+torch.get_num_threads() threads; the results have the same bits for any number of them.
 """
 
 import torch
@@ -15,6 +15,7 @@ OPTIONS = frozenset({"key_weight"})
 
 
 def varlen_attention_fwd(call: VarlenAttention) -> tuple[Tensor, Tensor]:
+    """Computes out [total_q, num_heads, head_dim] in the dtype of q, and lse, float32 [num_heads, total_q]."""
     total_q, num_heads, _ = call.q.shape
     out = empty_rows(call.q)
     lse = torch.empty(num_heads, total_q, dtype=torch.float32)
@@ -25,6 +26,7 @@ def varlen_attention_fwd(call: VarlenAttention) -> tuple[Tensor, Tensor]:
 
 
 def varlen_attention_bwd(backward: VarlenAttentionBackward) -> VarlenAttentionGradients:
+    """Computes the gradients of q, k and v, and that of key_weight, float32 [total_k], if it is wanted."""
     call, out, lse, dout, dlse, needs_dweight = backward
     if dout.stride(2) != 1:
         dout = dout.contiguous()
@@ -51,10 +53,11 @@ def varlen_attention_bwd(backward: VarlenAttentionBackward) -> VarlenAttentionGr
 
 
 def unsupported_reason(device_type: str, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Reason why q, k and v of this dtype and head_dim cannot run here, or None."""
     if device_type != "cpu":
         return f"runs on the CPU, got a {device_type} tensor"
     if dtype not in (torch.float32, torch.bfloat16):
-        return f"takes float32 and bfloat16, got {dtype}"
+        return f"takes float32 and bfloat16, got {str(dtype).removeprefix('torch.')}"
     if not 16 <= head_dim <= 128 or head_dim % 8:
-        return f"head_dim must be a multiple of 8 from 16 to 128, got {head_dim}"
+        return f"takes a head_dim that is a multiple of 8 from 16 to 128, got {head_dim}"
     return None

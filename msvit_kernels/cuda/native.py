@@ -31,12 +31,12 @@ def device_unsupported(device_type: str) -> str | None:
 
 
 def _capability_unsupported() -> str | None:
-    """The build must have code for every GPU that torch sees: a call does not say on which one it is."""
+    """Reason why the build lacks code for a GPU that torch sees, or None; any of these GPUs may get the call."""
     built = [int(arch.rstrip("af")) for arch in kernels.build_info()["architectures"].split(",")]
     for index in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(index)
         found = 10 * major + minor
-        # Machine code runs on later minor versions of its own major version; that of 90a and 100a on that one only.
+        # Code runs on later minor versions of its major version; code for 90a and 100a runs on that version alone.
         if not any(arch // 10 == major and arch <= found for arch in built):
             archs = kernels.build_info()["architectures"]
             return f"is built for architectures {archs}, GPU {index} has {found}: set MSVIT_CUDA_ARCHS and build again"

@@ -1,4 +1,4 @@
-"""From the records of `calls` to argument lists, as torch's dispatcher wants them, and back."""
+"""Conversion between the records of `calls` and the flat argument lists of torch's dispatcher."""
 
 import functools
 import itertools
@@ -26,10 +26,10 @@ _SCHEMA_TYPES |= {kind | None: f"{name}?" for kind, name in _SCHEMA_TYPES.items(
 
 
 def schema(record: type[tuple[Any, ...]]) -> str:
-    """The fields as arguments in torch's schema language: "Tensor q, Tensor k, ...".
+    """The fields of a record as arguments in torch's schema language: "Tensor q, Tensor k, ...".
 
     Raises:
-        TypeError: a field has a type that the language lacks, or that nobody needed yet.
+        TypeError: a field has a type that is not in `_SCHEMA_TYPES`.
     """
     arguments = _arguments(record)
     for name, kind in arguments:
@@ -40,7 +40,7 @@ def schema(record: type[tuple[Any, ...]]) -> str:
 
 
 def gradients_schema(record: type[tuple[Any, ...]]) -> str:
-    """The fields of a record of gradients as results: "(Tensor dq, Tensor dk, ...)"."""
+    """The fields of a record of gradients as results in the schema language: "(Tensor dq, Tensor dk, ...)"."""
     return f"({', '.join(f'Tensor d{name}' for name in names(record))})"
 
 
@@ -50,10 +50,10 @@ def names(record: type[tuple[Any, ...]]) -> list[str]:
 
 
 def flattener(record: type[tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
-    """A function from a call to the values of its arguments, in the order of the schema, with more behind them.
+    """Makes a function that returns a call's arguments in the order of the schema, followed by any further values.
 
-    Made from source, as namedtuple makes its own functions: it is on the path of every call, where loops over fields
-    cost as much as a small kernel.
+    The function is compiled from source, as namedtuple does it, because it runs in every call, and a loop over the
+    fields takes as long as a small kernel.
     """
     source = f"lambda call, *more: ({', '.join(_reads(record, 'call'))}, *more)"
     flatten: Callable[..., tuple[Any, ...]] = eval(source)
@@ -61,7 +61,7 @@ def flattener(record: type[tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
 
 
 def _reads(record: Any, call: str) -> list[str]:
-    """The expressions that read the arguments from the record that the expression `call` stands for."""
+    """Expressions that read the arguments from a record; `call` is the expression for the record."""
     found = []
     for at, kind in enumerate(_fields(record).values()):
         found += _reads(kind, f"{call}[{at}]") if _is_record(kind) else [f"{call}[{at}]"]
@@ -69,7 +69,7 @@ def _reads(record: Any, call: str) -> list[str]:
 
 
 def unflattener(record: type[Record]) -> Callable[[Sequence[Any]], Record]:
-    """A function from the values of the arguments to the record that `flattener` takes them from."""
+    """Makes the inverse of `flattener`: a function from the values of the arguments to the record."""
     scope: dict[str, Any] = {"new": tuple.__new__}  # a record's own __new__ is Python and takes twice the time
     source = _construction(record, itertools.count(), scope)
     build: Callable[[Sequence[Any]], Record] = eval(f"lambda values: {source}", scope)
@@ -77,7 +77,7 @@ def unflattener(record: type[Record]) -> Callable[[Sequence[Any]], Record]:
 
 
 def _construction(record: Any, places: Iterator[int], scope: dict[str, Any]) -> str:
-    """The expression that makes a record of the next `values`; the classes that it names go to `scope`."""
+    """Expression that makes a record of the next `values`; adds the classes that it names to `scope`."""
     scope[record.__name__] = record
     parts = [
         _construction(kind, places, scope) if _is_record(kind) else f"values[{next(places)}]"
@@ -87,11 +87,11 @@ def _construction(record: Any, places: Iterator[int], scope: dict[str, Any]) -> 
 
 
 def options(call: tuple[Any, ...]) -> tuple[str, ...]:
-    """Names of the options that have another value than their default, those of inner records included."""
+    """Names of the options that differ from their defaults, those of inner records included."""
     given: tuple[str, ...] = ()
     for name, get, default in known_options(type(call)):
         value = get(call)
-        # By value: torch's dispatcher makes new floats and strings. A tensor is never equal to a default.
+        # Compared by value, because torch's dispatcher copies floats and strings. No default is a tensor.
         if value is not default and (isinstance(value, Tensor) or value != default):
             given += (name,)
     return given
@@ -99,7 +99,7 @@ def options(call: tuple[Any, ...]) -> tuple[str, ...]:
 
 @functools.cache
 def known_options(record: Any) -> list[tuple[str, Callable[[Any], Any], Any]]:
-    """The name of each option, a function that gets its value from a call, and its default."""
+    """(name, function that reads the value from a call, default) of each option, those of inner records included."""
     found: list[tuple[str, Callable[[Any], Any], Any]] = []
     for at, (name, kind) in enumerate(_fields(record).items()):
         if _is_record(kind):

@@ -1,4 +1,4 @@
-"""`mixed_scale_layout` as torch sees it: offsets first, and with the total that they give, the index of each row."""
+"""`mixed_scale_layout` as torch sees it: an operator for the offsets, then one for the indices of all rows."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""`define`: an operator from its record, so that no argument is known by its place."""
+"""`define`: registers an operator from the record of its call, whose fields name the arguments."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -16,9 +16,10 @@ class Derivative(NamedTuple):
     """The backward formula of an operator.
 
     Attributes:
-        save: from the call and the output, what the backward needs: a tuple of tensors, records and anything else.
-        backward: from that tuple, the gradients of the outputs, the names of the arguments that need a gradient, and
-            the wanted backend: the gradients, by the names of their arguments.
+        save: function of the call and the output; returns the tuple that the backward needs, of tensors, records and
+            other values.
+        backward: function of that tuple, of the gradients of the outputs and, by name, of `needed` (names of the
+            arguments that need a gradient) and `backend`; returns a record with one gradient per argument.
     """
 
     save: Callable[[Any, Any], tuple[Any, ...]]
@@ -36,15 +37,15 @@ def define(
     """Registers torch.ops.msvit.<name>.
 
     Args:
-        name: of the operator.
+        name: name of the operator.
         record: type of its call, from `calls`.
-        results: what it returns, in torch's schema language.
-        run: what runs below autograd, given the call and the wanted backend.
-        fake: its result on tensors without data, given the call.
-        derivative: None for an operator that is not differentiable.
+        results: types of its results, in torch's schema language.
+        run: implementation below autograd, a function of the call and the requested backend.
+        fake: implementation for tensors without data, a function of the call.
+        derivative: backward formula; None if the operator is not differentiable.
 
     Returns:
-        A function from the call and the wanted backend to the result, through torch's dispatcher.
+        Function of the call and the requested backend that runs the operator through torch's dispatcher.
     """
     _library.define(f"{name}({schema(record)}, str? backend) -> {results}")
 
@@ -72,7 +73,7 @@ def _register_derivative(name: str, record: type[Any], derivative: Derivative) -
         tensors: list[Tensor] = []
         ctx.saved = _take_tensors(derivative.save(unflatten(inputs), output), tensors)
         ctx.save_for_backward(*tensors)
-        # If only one of several outputs got a gradient, the backward has less to do.
+        # With several outputs, None in place of zeros saves the backward some work.
         ctx.set_materialize_grads(not isinstance(output, tuple))
 
     def backward(ctx: Any, *douts: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -85,7 +86,7 @@ def _register_derivative(name: str, record: type[Any], derivative: Derivative) -
 
 
 def _take_tensors(value: Any, tensors: list[Tensor]) -> Any:
-    """`value` with a mark in place of each tensor, which goes to the list."""
+    """`value` with a marker in place of each tensor; appends the tensors to `tensors`."""
     if isinstance(value, Tensor):
         tensors.append(value)
         return _TENSOR
@@ -93,11 +94,12 @@ def _take_tensors(value: Any, tensors: list[Tensor]) -> Any:
 
 
 def _put_back(value: Any, tensors: Iterator[Tensor]) -> Any:
+    """The inverse of `_take_tensors`."""
     return next(tensors) if value is _TENSOR else _map_tuple(lambda item: _put_back(item, tensors), value)
 
 
 def _map_tuple(function: Callable[[Any], Any], value: Any) -> Any:
-    """A tuple or record of what `function` makes of the items; anything else as it is."""
+    """Applies `function` to each item of a tuple or record; returns any other value unchanged."""
     if not isinstance(value, tuple):
         return value
     items = [function(item) for item in value]
@@ -105,5 +107,5 @@ def _map_tuple(function: Callable[[Any], Any], value: Any) -> Any:
 
 
 def none_as_empty(gradients: Any, like: Tensor) -> tuple[Tensor, ...]:
-    """An operator's outputs are tensors: a gradient that nobody asked for is one without elements."""
+    """Replaces each None by a tensor without elements, because the outputs of an operator have to be tensors."""
     return tuple(like.new_empty(0) if gradient is None else gradient for gradient in gradients)

@@ -13,12 +13,15 @@ from msvit_kernels.ops.registry import Derivative, define, none_as_empty
 
 
 def unrecorded(call: VarlenAttention, backend: str | None, given: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-    """What runs below autograd; the public function calls it directly if torch has nothing to record.
+    """Runs the forward below autograd; the public function calls it directly if torch has nothing to record.
 
     Args:
-        call: validated, but for what offsets and weights hold.
-        backend: a name, or None for the first that can.
+        call: validated arguments, except the contents of offsets and weights, which are checked here.
+        backend: name of the backend; if None, the first that can run the call.
         given: `options(call)`.
+
+    Returns:
+        out and lse, as in `VarlenAttentionBackward`.
     """
     total_q, total_k = call.q.shape[0], call.k.shape[0]
     if validation.checks_contents(call.q):
@@ -37,7 +40,7 @@ def _run(call: VarlenAttention, backend: str | None) -> tuple[Tensor, Tensor]:
 
 
 def _clamped(call: VarlenAttention, total_q: int, total_k: int) -> VarlenAttention:
-    """Bounds may be far above what there is; they choose kernels and size their grids."""
+    """The call with bounds of at most the tokens there are, because bounds choose kernels and size grids."""
     if call.max_seqlen_q <= total_q and call.max_seqlen_k <= total_k:
         return call
     return call._replace(max_seqlen_q=min(call.max_seqlen_q, total_q), max_seqlen_k=min(call.max_seqlen_k, total_k))

@@ -1,1 +1,1 @@
-"""The specification: every operator in eager PyTorch, on any device, in fp64 too. No other backend imports it."""
+"""The specification: every operator in eager PyTorch, on any device, also in fp64. No other backend imports it."""

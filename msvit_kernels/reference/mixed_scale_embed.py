@@ -1,8 +1,9 @@
-"""Patch embedding of packed mixed-scale tokens: all candidates are cut out first, then the active ones selected.
+"""Patch embedding of packed mixed-scale tokens: the patches of all candidates, from which the active ones are selected.
 
     row_t = table[token_index_t] + [t is a patch] * (weight . patch_t + bias)
 
-Coarse patches are area averages over s x s pixels (eq. 5 of the MSViT paper). Products run in the dtype of `weight`.
+Coarse patches are averaged over s x s pixels (eq. 4 and 5 of MSViT, arXiv 2307.02321). Pixels are normalised in fp32
+(fp64 for fp64 weights); products run in the dtype of `weight`.
 """
 
 import torch
@@ -16,6 +17,7 @@ OPTIONS = frozenset({"bias", "mean", "std"})
 
 
 def mixed_scale_embed_fwd(call: MixedScaleEmbed) -> Tensor:
+    """Computes the embedded tokens [total_tokens, dim] in the dtype of `weight`."""
     patches, table, bias = call
     weight, token_index = patches.weight, patches.token_index
     embedded = F.linear(_active_patches(patches), weight.flatten(1), bias)
@@ -24,6 +26,7 @@ def mixed_scale_embed_fwd(call: MixedScaleEmbed) -> Tensor:
 
 
 def mixed_scale_embed_bwd(backward: MixedScaleEmbedBackward) -> MixedScaleEmbedGradients:
+    """Computes the wanted gradients, each in the shape and dtype of its argument; None for the others."""
     dimages = dweight = dbias = dtable = None
     patches, dout = backward.patches, backward.dout
     images, weight, num_prefix = patches.images, patches.weight, patches.num_prefix
@@ -45,10 +48,12 @@ def mixed_scale_embed_bwd(backward: MixedScaleEmbedBackward) -> MixedScaleEmbedG
 
 
 def unsupported_reason(device_type: str, dtype: torch.dtype, images_dtype: torch.dtype) -> str | None:
+    """Always None: the reference takes any device and any dtypes that pass validation."""
     return None
 
 
 def _normalised(patches: Patches) -> Tensor:
+    """Normalised pixels [batch, 3, H, W], in fp32 or, for fp64 weights, fp64."""
     images, mean, std = patches.images, patches.mean, patches.std
     pixels = images.to(torch.promote_types(patches.weight.dtype, torch.float32))
     if images.dtype == torch.uint8:
@@ -59,7 +64,7 @@ def _normalised(patches: Patches) -> Tensor:
 
 
 def _active_patches(patches: Patches) -> Tensor:
-    """[total_tokens, 3 * p * p] averaged pixels of each row; those of some patch for a prefix token."""
+    """Patch of each row, [total_tokens, 3 * p * p], in the dtype of `weight`; an arbitrary one for prefix tokens."""
     pixels, patch_size = _normalised(patches), patches.patch_size
     coarse = F.unfold(F.avg_pool2d(pixels, patches.regions.scale_factor), patch_size, stride=patch_size)
     fine = F.unfold(pixels, patch_size, stride=patch_size)
@@ -69,12 +74,12 @@ def _active_patches(patches: Patches) -> Tensor:
 
 
 def _select_rows(values: Tensor, rows: Tensor) -> Tensor:
-    """values[rows], with zeros where a row is -1."""
+    """values[rows], with zeros for rows of -1."""
     return values[rows.clamp(min=0)].masked_fill((rows < 0)[..., None], 0)
 
 
 def _fold(dpatches: Tensor, images: Tensor, patch_size: int, scale_factor: int) -> Tensor:
-    """Adjoint of cutting out the patches: [batch, Nc + Nf, 3 * p * p] -> [batch, 3, H, W]."""
+    """Adjoint of cutting out and averaging the patches: [batch, Nc + Nf, 3 * p * p] -> [batch, 3, H, W]."""
     _, _, height, width = images.shape
     num_coarse = height * width // (patch_size * scale_factor) ** 2
     coarse, fine = dpatches.mT.split([num_coarse, dpatches.shape[1] - num_coarse], dim=2)

@@ -1,8 +1,9 @@
-"""Weighted attention inside each sequence, one sequence after the other (eq. 10 of the MSViT paper).
+"""Weighted attention inside each sequence, one sequence after the other (eq. 10 of MSViT, arXiv 2307.02321).
 
     out_i = sum_j w_j exp(s_ij) v_j / sum_p w_p exp(s_ip),   s_ij = softmax_scale * q_i . k_j
 
-Products run in the dtype of the inputs, the softmax in fp32 (fp64 for fp64 inputs), as plain eager code would.
+Products run in the dtype of the inputs, the softmax in fp32 (fp64 for fp64 inputs), as in plain eager code.
+docs/operators.md derives the gradients.
 """
 
 from collections.abc import Iterator
@@ -16,6 +17,12 @@ OPTIONS = frozenset({"key_weight"})
 
 
 def varlen_attention_fwd(call: VarlenAttention) -> tuple[Tensor, Tensor]:
+    """Computes the attention of each sequence.
+
+    Returns:
+        out: [total_q, num_heads, head_dim], dtype of q, contiguous; 0 for a query without a key of weight above 0.
+        lse: float32 [num_heads, total_q] (float64 for float64 inputs), natural logarithm; -inf for such a query.
+    """
     q, k, v = call.q, call.k, call.v
     out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.full((q.shape[1], q.shape[0]), -torch.inf, dtype=_softmax_dtype(q), device=q.device)
@@ -29,6 +36,7 @@ def varlen_attention_fwd(call: VarlenAttention) -> tuple[Tensor, Tensor]:
 
 
 def varlen_attention_bwd(backward: VarlenAttentionBackward) -> VarlenAttentionGradients:
+    """Computes the gradients of q, k and v, and that of key_weight, [total_k] in the dtype of lse, if it is wanted."""
     call, out, lse, dout, dlse, needs_dweight = backward
     q, k, v = call.q, call.k, call.v
     dq, dk, dv = (torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
@@ -52,10 +60,12 @@ def varlen_attention_bwd(backward: VarlenAttentionBackward) -> VarlenAttentionGr
 
 
 def unsupported_reason(device_type: str, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Always None: the reference takes any device, floating-point dtype and head_dim."""
     return None
 
 
 def _sequences(cu_seqlens_q: Tensor, cu_seqlens_k: Tensor) -> Iterator[tuple[slice, slice]]:
+    """(rows of the queries, rows of the keys) of each sequence."""
     offsets_q, offsets_k = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
     for i in range(len(offsets_q) - 1):
         yield slice(offsets_q[i], offsets_q[i + 1]), slice(offsets_k[i], offsets_k[i + 1])
@@ -70,15 +80,17 @@ def _heads_first(x: Tensor) -> Tensor:
 
 
 def _scores(q: Tensor, k: Tensor, softmax_scale: float) -> Tensor:
+    """s = softmax_scale * q . k, [num_heads, queries, keys], in the dtype of the softmax."""
     return (_heads_first(q) @ _heads_first(k).mT).to(_softmax_dtype(q)) * softmax_scale
 
 
 def _weight(key_weight: Tensor | None, keys: slice, scores: Tensor) -> Tensor:
+    """Weights [keys] of the keys of one sequence, in the dtype of the scores."""
     if key_weight is None:
         return scores.new_ones(scores.shape[-1])
     return key_weight[keys].to(scores.dtype)
 
 
 def _unweighted_p(scores: Tensor, lse: Tensor) -> Tensor:
-    """P~ = exp(s - lse), 0 in rows without any active key."""
+    """P~ = exp(s - lse), [num_heads, queries, keys]; 0 for queries whose lse is -inf."""
     return torch.exp(scores - lse[..., None]).masked_fill(lse[..., None] == -torch.inf, 0)

@@ -1,11 +1,11 @@
-"""Compile every kernel, ahead of time and without a GPU, in the configurations that the launchers can choose.
+"""Compiles every Triton kernel ahead of time, without a GPU, in the configurations that the launchers can choose.
 
     python -m msvit_kernels.triton.aot --archs 80,90,100 [--quick] [--csv PATH] [--jobs 2]
 
-For sm_90 these are all configurations, for the other architectures those of bf16 and a few of fp32.
-The launchers run on meta tensors, with a hook in the place of the launch; Triton compiles for a GPU that it is told of.
-Printed are registers and spilled bytes per thread (from cuobjdump, which Triton brings) and shared memory per program;
-the exit status is 1 where one of them is above its bound.
+sm_90 gets all configurations; the other architectures get those of bf16 and a few of fp32. The launchers run on meta
+tensors, and a hook compiles each kernel for the named architecture instead of launching it. The table shows registers
+and spilled bytes per thread (from the cuobjdump that comes with Triton) and shared memory per program. The exit status
+is 1 if a value exceeds its bound.
 """
 
 import argparse
@@ -31,18 +31,18 @@ from triton.runtime import driver
 from msvit_kernels import calls
 from msvit_kernels.triton import common, mixed_scale_embed, mixed_scale_layout, unpack_to_grid, varlen_attention
 
-SHARED_KB = {80: 163, 90: 227, 100: 227}  # that one program may use, by compute capability
-# Here every dtype is compiled. On the others only some of fp32 and no fp16: fp16 differs from bf16 in nothing but the
-# type, and fp32 has the same tiles on every GPU. On all, fp32 must fit the smallest shared memory; whether it spills on
-# the others is not looked at.
+SHARED_KB = {80: 163, 90: 227, 100: 227}  # shared memory of one program, at most, by compute capability
+# This architecture compiles every dtype. The others leave out fp16, whose kernels differ from those of bf16 in the type
+# alone, and most of fp32, whose tiles are the same on every GPU; fp32 has to fit the smallest shared memory everywhere,
+# but its spills are checked here alone.
 COMPLETE_ARCH = 90
 MAX_REGISTERS = 255
 MAX_TENSOR_COLUMNS = 512
-# Spilled bytes per thread. Attention in 16 bits up to head_dim 64, the product of the embedding in 16 bits: none; on
-# sm_90 up to twelve values, where an H100 is faster with more programs side by side (launch_config); on sm_100 up to
-# four, which ptxas keeps in memory across the loop (and not within it) to stay at 128 registers.
-# Elsewhere (head_dim above 64; fp32, which has no tensor cores here; rows that are loaded element by element) ptxas may
-# leave a handful of values in memory.
+# Spilled bytes per thread, at most. Hot kernels are attention in 16 bits up to head_dim 64 and the forward product of
+# the embedding in 16 bits: they may spill nothing on sm_80; twelve values on sm_90, where an H100 is faster with more
+# programs side by side (launch_config); four values on sm_100, which ptxas keeps in memory across the loop, but not
+# within it, to stay at 128 registers. Other kernels (head_dim above 64; fp32, which does not use tensor cores; rows
+# that are loaded by element) may spill a few more.
 SPILLS_HOT = {80: 0, 90: 48, 100: 16}
 SPILLS_ELSEWHERE = 64
 HEAD_DIMS = (16, 32, 40, 64, 80, 128)
@@ -51,7 +51,7 @@ HEAD_DIMS_ELSEWHERE = (32, 40, 64, 80, 128)  # 16 needs less of everything than 
 
 @dataclass(frozen=True)
 class Row:
-    """What one compiled kernel needs."""
+    """Resources of one compiled kernel; registers and spills are per thread, shared memory per program."""
 
     arch: int
     operator: str
@@ -66,13 +66,13 @@ class Row:
 
 
 class _Target:
-    """The part of a Triton driver that a compilation asks: which GPU."""
+    """The part of a Triton driver that a compilation calls, for an architecture instead of a GPU."""
 
     def __init__(self, arch: int) -> None:
         self.arch = arch
 
     def get_current_device(self) -> int:
-        return self.arch  # Triton keeps what it compiled by device number
+        return self.arch  # Triton caches compiled kernels by device number
 
     def get_current_stream(self, device: int | None = None) -> int:
         return 0
@@ -82,12 +82,14 @@ class _Target:
 
 
 def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Tensor without memory."""
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
 def _attention(
     dtype: torch.dtype, head_dim: int, max_seqlen: int, weighted: bool, needs_dweight: bool, aligned: bool, dlse: bool
 ) -> None:
+    """Launches attention forward and backward once; the functions below do the same for the other operators."""
     pad = 0 if aligned else 1
     q, k, v = _meta(1000, 3, 6, head_dim + pad, dtype=dtype)[..., :head_dim].unbind(1)
     offsets = _meta(5, dtype=torch.int32)
@@ -129,7 +131,7 @@ Case = tuple[str, torch.dtype, Callable[[], None]]
 
 
 def cases(arch: int, quick: bool) -> Iterator[Case]:
-    """(operator, dtype, calls) of every configuration; with `quick`, those of a ViT-S in bf16 and one in fp32."""
+    """(operator, dtype, function that launches the kernels) of every case; with `quick`, a few of them."""
     bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
     complete = not quick and arch == COMPLETE_ARCH
     head_dims: dict[torch.dtype, Sequence[int]] = {bf16: (64,) if quick else HEAD_DIMS_ELSEWHERE, fp32: (16,)}
@@ -151,7 +153,7 @@ def cases(arch: int, quick: bool) -> Iterator[Case]:
 
 
 def _attention_cases(dtype: torch.dtype, head_dim: int, quick: bool) -> None:
-    """One head_dim, in the tiles of every class of lengths; flags one by one on the tiles of the longest."""
+    """Launches one head_dim with a max_seqlen for every tile, and a few of them with other flags."""
     whole_tiles = head_dim in (16, 32, 64, 128)
     for max_seqlen in (1, 32, 128, 196, 577) if whole_tiles and not quick else (196,):
         _attention(dtype, head_dim, max_seqlen, weighted=True, needs_dweight=True, aligned=True, dlse=False)
@@ -165,24 +167,26 @@ def _attention_cases(dtype: torch.dtype, head_dim: int, quick: bool) -> None:
 
 
 def _spill_bound(operator: str, kernel: str, dtype: torch.dtype, options: dict[str, Any]) -> int:
+    """Spilled bytes per thread that the kernel may have on `compile_arch`."""
     hot = operator == "varlen_attention" and options["HEAD_DIM"] <= 64 and options["STRIDE_UNIT"] == 8
     hot = hot or (operator == "mixed_scale_embed" and kernel == "_fwd_kernel")
     return SPILLS_HOT[common.compile_arch] if hot and dtype != torch.float32 else SPILLS_ELSEWHERE
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:
-    """Registers and bytes of local memory of each thread."""
+    """Registers and bytes of local memory of one thread."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
         text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    # Triton allocates nothing in local memory itself: all of the stack is spills.
+    # Triton itself puts nothing into local memory, so all of the stack is spills.
     registers, stack, local = (sum(map(int, re.findall(rf"{key}:(\d+)", text))) for key in ("REG", "STACK", "LOCAL"))
     return registers, stack + local
 
 
 def _measure(kernel: Any, arguments: tuple[Any, ...], options: dict[str, Any], operator: str, dtype: Any) -> Row:
+    """Compiles a kernel for `compile_arch` and compares its resources with their bounds."""
     arch = common.compile_arch
     compiled = kernel.warmup(*arguments, grid=(1,), **options)
     registers, spill_bytes = _resources(compiled.asm["cubin"])
@@ -204,7 +208,7 @@ def _measure(kernel: Any, arguments: tuple[Any, ...], options: dict[str, Any], o
 
 
 def compile_case(index: int, arch: int, quick: bool) -> list[Row]:
-    """Rows of all kernels that case number `index` of `cases` launches."""
+    """Compiles the kernels that case number `index` of `cases` launches; one row for each."""
     operator, dtype, launch_all = next(itertools.islice(cases(arch, quick), index, None))
     driver.set_active(_Target(arch))
     rows: dict[str, Row] = {}
@@ -223,6 +227,7 @@ def compile_case(index: int, arch: int, quick: bool) -> list[Row]:
 
 
 def report(rows: Sequence[Row]) -> str:
+    """The rows as a text table with aligned columns."""
     header = tuple(field.name for field in fields(Row))
     table = [header, *(tuple(map(str, asdict(row).values())) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
@@ -233,10 +238,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m msvit_kernels.triton.aot", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("--archs", default="80,90,100", help="compute capabilities, comma separated")
-    parser.add_argument("--quick", action="store_true", help="one case of each kind")
-    parser.add_argument("--csv", type=Path, help="write the table there too")
-    parser.add_argument("--jobs", type=int, default=2, help="processes")
+    parser.add_argument("--archs", default="80,90,100", help="compute capabilities, separated by commas")
+    parser.add_argument("--quick", action="store_true", help="compile one case of each kind")
+    parser.add_argument("--csv", type=Path, help="CSV file to write the table to, in addition to the output")
+    parser.add_argument("--jobs", type=int, default=2, help="number of processes")
     options = parser.parse_args(arguments)
     archs = [int(arch) for arch in options.archs.split(",")]
     unknown = [arch for arch in archs if arch not in SHARED_KB]

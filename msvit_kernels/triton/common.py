@@ -1,7 +1,7 @@
-"""What the Triton operators share: launching, the target architecture, and the reasons for a refusal.
+"""Helpers of the Triton operators: launches, the target architecture, and unsupported devices and dtypes.
 
-Every kernel goes through `launch`, so that `aot.py` can compile exactly what the launchers ask for, on a machine
-without a GPU, by handing them meta tensors and a hook instead of a device.
+Every kernel is started by `launch`. `aot.py` sets `compile_hook` and calls the launchers with meta tensors, and so
+compiles exactly the kernels that they start, on a machine without a GPU.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Any
 import torch
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-INTERPRETER_ARCH = 0  # launch_config's name for the interpreter, which has no registers to run out of
+INTERPRETER_ARCH = 0  # stands for the interpreter, which has no limit on registers, in launch_config
 
 compile_hook: Callable[..., None] | None = None
 compile_arch = 0
 
 
 def launch(kernel: Any, grid: tuple[int, ...], tensor: torch.Tensor, args: tuple, **options: Any) -> None:
-    """Run `kernel` over `grid` on the device of `tensor`; an empty grid is no work, not an error."""
+    """Starts `kernel` over `grid` on the device of `tensor`; does nothing if the grid is empty."""
     if 0 in grid:
         return
-    options["enable_fp_fusion"] = True  # the default of Triton changes from version to version
+    options["enable_fp_fusion"] = True  # set here because Triton's default differs between versions
     if compile_hook is not None:
         compile_hook(kernel, args, options)
         return
@@ -41,28 +41,28 @@ def _capability(index: int | None) -> int:
 
 
 def arch_of(tensor: torch.Tensor) -> int:
-    """80, 90, 100, ...; 0 in the interpreter."""
+    """Compute capability of the device of `tensor` (80, 90, 100, ...); INTERPRETER_ARCH in the interpreter."""
     if compile_hook is not None:
         return compile_arch
     return _capability(tensor.device.index) if tensor.is_cuda else INTERPRETER_ARCH
 
 
 def interpreting() -> bool:
-    """True where the kernels were decorated for the interpreter: Triton looks at the variable when they are defined."""
+    """Whether kernels are made for the interpreter. Triton reads the variable once, when a kernel is defined."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
 def device_unsupported(device_type: str) -> str | None:
-    """Why the Triton backend cannot take tensors of this device, or None."""
+    """Reason why tensors on this device cannot run in Triton, or None."""
     if device_type == "cuda" and torch.version.cuda is not None:
         return None
     if device_type == "cpu" and interpreting():
         return None
-    return f"runs on NVIDIA GPUs, or on the CPU under TRITON_INTERPRET=1; the tensors are on {device_type!r}"
+    return f"runs on NVIDIA GPUs, or on the CPU if TRITON_INTERPRET=1, got a {device_type} tensor"
 
 
 def dtype_unsupported(dtype: torch.dtype) -> str | None:
-    """Why the Triton backend cannot take this floating dtype, or None."""
+    """Reason why this floating-point dtype cannot run in Triton, or None."""
     if dtype in FLOAT_DTYPES:
         return None
-    return f"takes fp32, bf16 and fp16, not {dtype}"
+    return f"takes float32, bfloat16 and float16, got {str(dtype).removeprefix('torch.')}"

@@ -1,14 +1,13 @@
-"""Patch embedding of packed mixed-scale tokens (eq. 4 and 5 of the MSViT paper), pixels read straight from the images.
+"""Patch embedding of packed mixed-scale tokens (eq. 4 and 5 of MSViT, arXiv 2307.02321), straight from the images.
 
     row_t = table[token_index_t] + [t is a patch] * (weight . patch_t + bias)
 
-The forward is a matrix product whose left operand is gathered: one program computes BLOCK_M rows x BLOCK_N channels, in
-one pass over the 3 * p * p pixels of its patches, which it reads, averages, normalises and rounds to the dtype of
-`weight` on the way. In 16 bits, from FUSED_TOKENS tokens on, the patches of the active tokens are written once instead,
-[total_tokens, 3 * p * p], and multiplied by cuBLAS. The backward writes them too, and leaves the product for dweight to
-torch.mm; the image gradient is a product of torch.mm, spread over the pixels by one program per BLOCK pixels; in the
-table gradient one program sums a candidate over BLOCK_B images. Sums are in fp32 and in a fixed order: same inputs,
-same bits. Indices are clamped, so that wrong ones cannot lead outside.
+Small calls and fp32 calls run as one kernel, a matrix product that gathers its left operand. Calls in 16 bits with at
+least FUSED_TOKENS tokens write the patches of the active tokens, [total_tokens, 3 * p * p], and multiply them with
+cuBLAS. The backward writes these patches for dweight = dout^T . patches and computes both of its products with
+torch.mm; kernels of this file copy dout . weight to the pixels and sum the table gradient over images. Sums are fp32
+and have a fixed order: same inputs, same bits. Indices are clamped, so that wrong ones address nothing outside of the
+tensors.
 """
 
 import torch
@@ -30,15 +29,15 @@ from msvit_kernels.triton.patches import load_patches, patch_origin
 from msvit_kernels.triton.regions import place_of_cell
 
 OPTIONS = frozenset({"bias", "mean", "std"})
-# One launch for fewer tokens than that. For 25,000 of a ViT-S in bf16 an H100 took 194 us in one kernel and 108 in two
-# steps (bench/results/cuda-nvidia-h100-80gb-hbm3/token_operators.csv): the kernel converts each pixel once per BLOCK_N
-# channels, and its matrix product is no match for cuBLAS.
+# Fewer tokens are embedded by one kernel. For 25,000 tokens of a ViT-S in bf16 an H100 took 194 us in one kernel and
+# 108 us in two steps (bench/results/cuda-nvidia-h100-80gb-hbm3/token_operators.csv): the kernel converts each pixel
+# once per BLOCK_N channels, and its matrix product is slower than cuBLAS.
 FUSED_TOKENS = 4096
 _UNSPECIALIZED = ["total_tokens", "batch", "num_prefix", "num_coarse", "num_fine", "num_blocks", "num_candidates"]
 
 
 def launch_config(dim: int, patch_size: int, dtype: torch.dtype, arch: int) -> dict[str, int]:
-    """Tiles of the forward product; those of the interpreter are large, because it pays for each operation."""
+    """Tiles and warps of the forward; the interpreter takes large tiles, because its cost is per operation."""
     block_k = max(16, triton.next_power_of_2(patch_size**2))
     block_n = max(16, triton.next_power_of_2(dim))
     if arch == INTERPRETER_ARCH:
@@ -47,7 +46,7 @@ def launch_config(dim: int, patch_size: int, dtype: torch.dtype, arch: int) -> d
         # Products without tensor cores keep their operands in registers.
         blocks, num_warps = (32, min(64, block_n), min(32, block_k)), 4
     else:
-        # Wide tiles of pixels cost registers: for their addresses too where rows of a patch are no power of two.
+        # Wide tiles of pixels take registers, and more for addresses if the patch size is not a power of two.
         widest = 16 if patch_size & (patch_size - 1) else 64 if arch >= 90 else 32
         blocks, num_warps = (64, min(128, block_n), min(widest, block_k)), 8
     names = "BLOCK_M", "BLOCK_N", "BLOCK_K"
@@ -60,7 +59,7 @@ def _patch_rows(
     height, width,
     PATCH_SIZE: tl.constexpr, SCALE_FACTOR: tl.constexpr,
 ):  # fmt: skip
-    """Of packed rows: pointer to the image, origin (y, x), whether coarse, whether a patch at all, candidate."""
+    """(pointer to the image, y, x, whether coarse, whether a patch, candidate) of each row, in the shape of `rows`."""
     mask = rows < total_tokens
     image = tl.minimum(tl.maximum(tl.load(batch_index_ptr + rows, mask=mask, other=0), 0), batch - 1)
     token = tl.load(token_index_ptr + rows, mask=mask, other=0)
@@ -73,6 +72,7 @@ def _patch_rows(
 
 @triton.jit
 def _of_channel(channel, red, green, blue):
+    """The scalar that belongs to channel 0, 1 or 2."""
     return tl.where(channel == 0, red, tl.where(channel == 1, green, blue))
 
 
@@ -84,6 +84,12 @@ def _fwd_kernel(
     HAS_BIAS: tl.constexpr, PATCH_SIZE: tl.constexpr, SCALE_FACTOR: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
+    """row_t = table[token_index_t] + [t is a patch] * (weight . patch_t + bias).
+
+    One program computes BLOCK_M rows x BLOCK_N channels in one pass over the 3 * p * p pixels of its patches, BLOCK_K
+    at a time: it averages, normalises and rounds them to the dtype of `weight`. Sums are fp32 and have one order; each
+    row is written once: deterministic.
+    """
     pid = tl.program_id(0)
     pid_m, pid_n = pid // num_blocks, pid % num_blocks
     rows = pid_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -123,6 +129,11 @@ def _gather_kernel(
     scale_r, scale_g, scale_b, shift_r, shift_g, shift_b,
     PATCH_SIZE: tl.constexpr, SCALE_FACTOR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
+    """patches[t, :] = pixels of patch_t, averaged, normalised and rounded; 0 for prefix tokens.
+
+    One program writes BLOCK_K pixels of one channel of BLOCK_M rows. Averages are fp32; each element is written once:
+    deterministic.
+    """
     pid = tl.program_id(0)
     channel, pid_k, pid_m = pid % 3, (pid // 3) % num_blocks, pid // 3 // num_blocks
     rows = pid_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -149,6 +160,11 @@ def _dtable_kernel(
     total_tokens, batch, num_prefix, num_coarse, num_candidates, grid_width, dim, num_blocks,
     SCALE_FACTOR: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
+    """dtable_c = sum over the images in which candidate c is active of dout[row of c in that image, :].
+
+    One program sums one candidate over BLOCK_B images x BLOCK_N channels in fp32; the launcher adds these partial sums
+    [chunks of images, num_candidates, dim]. Each row of dout is read once, and sums have one order: deterministic.
+    """
     pid = tl.program_id(0)
     pid_n, pid = pid % num_blocks, pid // num_blocks
     candidate, pid_b = pid % num_candidates, pid // num_candidates
@@ -182,6 +198,11 @@ def _dimages_kernel(
     total_tokens, num_coarse, height, width, num_blocks, scale_r, scale_g, scale_b,
     PATCH_SIZE: tl.constexpr, SCALE_FACTOR: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """dimages = dpatch of the only active patch that covers a pixel, / std, and / s**2 if the patch is coarse.
+
+    One program writes BLOCK pixels of one image in all three channels. Nothing is summed and each pixel is written
+    once: deterministic.
+    """
     pid = tl.program_id(0)
     pid_b, pid_p = pid // num_blocks, pid % num_blocks
     pixel = pid_p * BLOCK + tl.arange(0, BLOCK)
@@ -205,6 +226,7 @@ def _dimages_kernel(
 
 
 def mixed_scale_embed_fwd(call: MixedScaleEmbed) -> Tensor:
+    """Computes the embedded tokens [total_tokens, dim] in the dtype of `weight`."""
     patches, table, bias = call
     images, token_index, weight = patches.images, patches.token_index, patches.weight
     total_tokens, dim = token_index.shape[0], weight.shape[0]
@@ -228,7 +250,7 @@ def mixed_scale_embed_fwd(call: MixedScaleEmbed) -> Tensor:
 
 
 def _added_rows(call: MixedScaleEmbed) -> Tensor:
-    """[total_tokens, dim] what is added to the products: rows of the table, with the bias but for prefix tokens."""
+    """Row of the table for each token, plus the bias except for prefix tokens: [total_tokens, dim]."""
     (patches, table, bias), num_prefix = call, call.patches.num_prefix
     if bias is not None:
         table = torch.cat([table[:num_prefix], table[num_prefix:] + bias])
@@ -236,6 +258,7 @@ def _added_rows(call: MixedScaleEmbed) -> Tensor:
 
 
 def mixed_scale_embed_bwd(backward: MixedScaleEmbedBackward) -> MixedScaleEmbedGradients:
+    """Computes the wanted gradients, each in the shape and dtype of its argument; None for the others."""
     dimages = dweight = dbias = dtable = None
     patches, dout = backward.patches, backward.dout
     weight = patches.weight
@@ -252,7 +275,7 @@ def mixed_scale_embed_bwd(backward: MixedScaleEmbedBackward) -> MixedScaleEmbedG
 
 
 def _gather(patches: Patches) -> Tensor:
-    """[total_tokens, 3 * p * p] patches of the packed rows in the dtype of `weight`, zeros for prefix tokens."""
+    """Patch of each row, [total_tokens, 3 * p * p], in the dtype of `weight`; zeros for prefix tokens."""
     images, weight, patch_size = patches.images, patches.weight, patches.patch_size
     total_tokens = patches.token_index.shape[0]
     gathered = torch.empty(total_tokens, weight[0].numel(), dtype=weight.dtype, device=images.device)
@@ -274,6 +297,7 @@ def _gather(patches: Patches) -> Tensor:
 
 
 def _dtable(dout: Tensor, patches: Patches) -> Tensor:
+    """Gradient of the table, float32 [num_candidates, dim]."""
     fine_mask, region_start, scale_factor = patches.regions
     num_prefix = patches.num_prefix
     total_tokens, dim = dout.shape
@@ -298,6 +322,7 @@ def _dtable(dout: Tensor, patches: Patches) -> Tensor:
 
 
 def _dimages(dpatches: Tensor, patches: Patches) -> Tensor:
+    """Gradient of the images from that of the patches, [total_tokens, 3 * p * p]."""
     images, (fine_mask, region_start, scale_factor) = patches.images, patches.regions
     batch, _, height, width = images.shape
     dimages = torch.empty_like(images)
@@ -318,6 +343,7 @@ def _dimages(dpatches: Tensor, patches: Patches) -> Tensor:
 
 
 def _sizes(patches: Patches) -> tuple[int, ...]:
+    """total_tokens, batch, num_prefix, num_coarse, num_fine, height and width, as the kernels take them."""
     batch, _, height, width = patches.images.shape
     scales = patches.regions.scales(patches.num_prefix)
     counts = scales.num_prefix, scales.num_regions, scales.most_patches
@@ -325,7 +351,7 @@ def _sizes(patches: Patches) -> tuple[int, ...]:
 
 
 def _normalisation(patches: Patches) -> tuple[float, ...]:
-    """Per channel scale, then per channel shift, such that a normalised pixel is pixel * scale + shift."""
+    """Scale of each channel, then shift of each channel: a normalised pixel is pixel * scale + shift."""
     mean, std = patches.mean, patches.std
     unit = 255.0 if patches.images.dtype == torch.uint8 else 1.0
     if mean is None or std is None:
@@ -334,7 +360,8 @@ def _normalisation(patches: Patches) -> tuple[float, ...]:
 
 
 def unsupported_reason(device_type: str, dtype: torch.dtype, images_dtype: torch.dtype) -> str | None:
+    """Reason why a weight of `dtype` with images of `images_dtype` cannot run here, or None."""
     reason = device_unsupported(device_type) or dtype_unsupported(dtype)
     if reason is None and images_dtype not in (torch.uint8, *FLOAT_DTYPES):
-        return f"takes images of uint8, fp32, bf16 and fp16, not {images_dtype}"
+        return f"takes images of uint8, float32, bfloat16 or float16, got {str(images_dtype).removeprefix('torch.')}"
     return reason

@@ -1,9 +1,9 @@
-"""Offsets and indices of packed mixed-scale tokens: a scan over the regions of each image, then a fill.
+"""Offsets and indices of packed mixed-scale tokens: a scan over the regions of each image, then a fill of the rows.
 
-A fine region has scale_factor ** 2 rows, a coarse one has one, and the prefix rows of an image come before its regions.
-One program of the scan kernel walks all regions of one image, BLOCK_R at a time; one of the fill kernel writes the rows
-of BLOCK_R regions. The offsets of the images, a cumulative sum of [batch] integers, are left to torch. Rows outside
-[0, total_tokens) are never written, and rows that no region claims hold zeros.
+    num_tokens_b = P + sum_r size_br,   region_start_br = cu_seqlens_b + P + sum_{r' < r} size_br'
+
+size_br is s * s for a fine region and 1 for a coarse one (eq. 3 of MSViT, arXiv 2307.02321); P is num_prefix. Between
+the two kernels torch computes cu_seqlens, a cumulative sum of [batch] integers. All values are exact integers.
 """
 
 import torch
@@ -21,6 +21,7 @@ _UNSPECIALIZED = ["num_regions", "num_blocks", "total_tokens", "num_prefix", "wi
 
 
 def launch_config(num_regions: int) -> dict[str, int]:
+    """Regions of a step of the scan, the most that a program of the fill takes, and warps of both."""
     return {"BLOCK_R": min(1024, max(32, triton.next_power_of_2(num_regions))), "num_warps": 4}
 
 
@@ -30,6 +31,10 @@ def _scan_kernel(
     num_regions, num_prefix,
     SCALE_FACTOR: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
+    """num_tokens_b, and region_start_br without cu_seqlens_b.
+
+    One program scans all regions of one image, BLOCK_R at a time: one read of fine_mask, one write of region_start.
+    """
     pid_b = tl.program_id(0)
     fine_mask_ptr += pid_b.to(tl.int64) * num_regions
     region_start_ptr += pid_b.to(tl.int64) * num_regions
@@ -50,6 +55,11 @@ def _fill_kernel(
     num_regions, num_blocks, total_tokens, num_prefix, width,
     SCALE_FACTOR: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
+    """batch_index and token_index of each row: row region_start_br + l is token l of region r.
+
+    One program writes the rows of BLOCK_R regions of one image; the first program of an image writes its prefix rows
+    too. Each row is written once; rows outside [0, total_tokens), which wrong offsets may name, are not.
+    """
     pid = tl.program_id(0)
     pid_b, pid_r = pid // num_blocks, pid % num_blocks
     region = pid_r * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -57,7 +67,7 @@ def _fill_kernel(
     offset = pid_b.to(tl.int64) * num_regions + region
     fine = (tl.load(fine_mask_ptr + offset, mask=mask_r, other=0) != 0)[:, None]
     start = tl.load(region_start_ptr + offset, mask=mask_r, other=-1)[:, None]
-    local = tl.arange(0, BLOCK_S)[None, :]  # row of the token within its region
+    local = tl.arange(0, BLOCK_S)[None, :]  # index of the token within its region
     fine_index = num_prefix + num_regions + cell_of_place(region[:, None], local, width, SCALE_FACTOR)
     token_index = tl.where(fine, fine_index, num_prefix + region[:, None])
     row = start + local
@@ -76,6 +86,7 @@ def _fill_kernel(
 
 
 def mixed_scale_layout_offsets(call: MixedScaleLayoutOffsets) -> tuple[Tensor, Tensor, Tensor]:
+    """Computes num_tokens [batch], cu_seqlens [batch + 1] and region_start [batch, Hc * Wc], all int32."""
     fine_mask, scale_factor, num_prefix = call
     batch, height, width = fine_mask.shape
     num_tokens = torch.empty(batch, dtype=torch.int32, device=fine_mask.device)
@@ -94,6 +105,7 @@ def mixed_scale_layout_offsets(call: MixedScaleLayoutOffsets) -> tuple[Tensor, T
 
 
 def mixed_scale_layout_fwd(call: MixedScaleLayoutIndices) -> tuple[Tensor, Tensor]:
+    """Computes batch_index and token_index, both int32 [total_tokens]; rows that no region has hold zeros."""
     (fine_mask, region_start, scale_factor), cu_seqlens, total_tokens, num_prefix = call
     batch, height, width = fine_mask.shape
     batch_index, token_index = (torch.zeros(total_tokens, dtype=torch.int32, device=fine_mask.device) for _ in range(2))
@@ -115,4 +127,5 @@ def mixed_scale_layout_fwd(call: MixedScaleLayoutIndices) -> tuple[Tensor, Tenso
 
 
 def unsupported_reason(device_type: str, dtype: torch.dtype = torch.bool) -> str | None:
+    """Reason why a mask on this device cannot run here, or None."""
     return device_unsupported(device_type)

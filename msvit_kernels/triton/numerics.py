@@ -1,7 +1,7 @@
-"""Products and roundings of the kernels, with what the interpreter gets wrong about bf16 put right.
+"""Matrix products and roundings, with corrections for bf16 in Triton's interpreter.
 
-Compiled, `dot` and `rounded` are one instruction each. The interpreter keeps bf16 as 16-bit integers, which it
-would multiply as such, and cuts fp32 off instead of rounding it.
+Compiled kernels need no correction: `dot` is `tl.dot` and `rounded` is a conversion. The interpreter stores bf16 as
+16-bit integers; it would multiply these integers, and it truncates fp32 instead of rounding it.
 """
 
 import triton
@@ -14,7 +14,7 @@ INTERPRETING = tl.constexpr(interpreting())
 
 @triton.jit
 def dot(a, b, acc=None):
-    """acc + a @ b in fp32, without TF32."""
+    """acc + a @ b as fp32 [M, N], for a [M, K] and b [K, N]; fp32 operands are not rounded to TF32."""
     if INTERPRETING:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, acc, input_precision="ieee")
@@ -22,7 +22,7 @@ def dot(a, b, acc=None):
 
 @triton.jit
 def rounded(x, dtype: tl.constexpr):
-    """fp32 `x` in `dtype`, to nearest even."""
+    """fp32 `x` of any shape in `dtype`, rounded to nearest even."""
     if INTERPRETING and dtype == tl.bfloat16:
         bits = x.to(tl.int32, bitcast=True)
         x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)

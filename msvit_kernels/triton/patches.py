@@ -1,4 +1,4 @@
-"""Device code that the embedding's forward and backward share: where a candidate's pixels lie, and how to read them."""
+"""Device functions of the embedding, forward and backward: the position of a patch, and its averaged pixels."""
 
 import triton
 import triton.language as tl
@@ -6,7 +6,7 @@ import triton.language as tl
 
 @triton.jit
 def patch_origin(index, num_coarse, grid_width, PATCH_SIZE: tl.constexpr, SCALE_FACTOR: tl.constexpr):
-    """First pixel (y, x) of a patch, and whether it is coarse; `index` counts candidates without the prefix."""
+    """First pixel (y, x) of each patch, and whether it is coarse; `index` is its candidate, less the prefix tokens."""
     coarse = index < num_coarse
     fine_index = index - num_coarse
     coarse_width = grid_width // SCALE_FACTOR
@@ -20,10 +20,11 @@ def load_patches(
     image_ptrs, y, x, coarse, valid, start_p, channel, height, width, scale, shift,
     PATCH_SIZE: tl.constexpr, SCALE_FACTOR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """fp32 [BLOCK_M, BLOCK_P]: pixels from `start_p` on of one channel of each row's patch, as pixel * scale + shift.
+    """BLOCK_P pixels of one channel of each row's patch, as pixel * scale + shift: fp32 [BLOCK_M, BLOCK_P].
 
-    `image_ptrs` and what `patch_origin` gives are [BLOCK_M]. 0, and nothing is read, in rows that are not valid and
-    for positions from PATCH_SIZE ** 2 on.
+    The pixels are those from `start_p` on, in raster order; a pixel of a coarse patch is the mean of SCALE_FACTOR ** 2
+    pixels of the image. `image_ptrs`, `y`, `x`, `coarse` and `valid` are [BLOCK_M]. Nothing is read, and the result is
+    0, in rows that are not valid and beyond PATCH_SIZE ** 2 pixels.
     """
     ptrs = (image_ptrs + (channel * height * width + y * width + x))[:, None]
     offs_p = start_p + tl.arange(0, BLOCK_P)[None, :]
@@ -31,7 +32,7 @@ def load_patches(
     fine_ptrs = ptrs + (offs_p // PATCH_SIZE) * width + offs_p % PATCH_SIZE
     pixels = tl.load(fine_ptrs, mask=mask & (coarse == 0)[:, None], other=0).to(tl.float32)
 
-    # The SCALE_FACTOR pixels that lie side by side under one position of a coarse patch are read as one wider tile.
+    # A wider tile reads the SCALE_FACTOR neighbouring image pixels of each coarse pixel at once.
     SIDE: tl.constexpr = triton.next_power_of_2(SCALE_FACTOR)
     offs_s = start_p * SIDE + tl.arange(0, BLOCK_P * SIDE)[None, :]
     if SIDE == SCALE_FACTOR:

@@ -1,10 +1,10 @@
-"""Packed tokens back on the fine grid: a coarse token fills its cells (appendix E.1 of the MSViT paper).
+"""Copy of packed tokens to the fine grid (appendix E.1 of MSViT, arXiv 2307.02321).
 
-    grid[b, :, y, x] = tokens[region_start[b, r] + [r is fine] * local, :],   r the region of cell (y, x)
+    grid[b, :, y, x] = tokens[region_start[b, r] + [r is fine] * l, :]
 
-One program of the forward writes BLOCK_C cells x BLOCK_D channels of one image; one of the backward the token gradients
-of BLOCK_R regions x BLOCK_D channels, summing the cells of a coarse region in fp32 and in order: same inputs, same
-bits. The tokens and the grid are each passed once. Rows outside [0, total_tokens) are neither read nor written.
+r is the region of cell (y, x), l is the cell's index within r in raster order: a coarse token fills its s x s cells.
+Tokens and grid pass through memory once in each direction. Rows outside [0, total_tokens), which wrong offsets may
+name, are neither read nor written.
 """
 
 import torch
@@ -22,6 +22,7 @@ _UNSPECIALIZED = ["num_regions", "num_blocks", "num_dim_blocks", "total_tokens",
 
 
 def launch_config(dim: int) -> dict[str, int]:
+    """Cells (in the backward, regions) and channels of a program, and its warps."""
     return {"BLOCK_C": 64, "BLOCK_D": min(64, max(16, triton.next_power_of_2(dim))), "num_warps": 4}
 
 
@@ -31,6 +32,10 @@ def _fwd_kernel(
     num_regions, num_blocks, num_dim_blocks, total_tokens, width, dim, stride_t,
     SCALE_FACTOR: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
+    """grid[b, :, y, x] = tokens[row of the token that covers cell (y, x), :].
+
+    One program writes BLOCK_C cells x BLOCK_D channels of one image; each element of the grid is written once, exactly.
+    """
     pid = tl.program_id(0)
     pid_d, pid = pid % num_dim_blocks, pid // num_dim_blocks
     pid_c, pid_b = pid % num_blocks, pid // num_blocks
@@ -58,6 +63,11 @@ def _bwd_kernel(
     num_regions, num_blocks, num_dim_blocks, total_tokens, width, dim,
     SCALE_FACTOR: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
+    """dtokens[row, :] = sum of dgrid[b, :, y, x] over the cells that the row's token covers.
+
+    One program writes the token gradients of BLOCK_R regions x BLOCK_D channels of one image and reads dgrid once. The
+    s * s cells of a coarse token are added in fp32 in raster order, without atomics: deterministic.
+    """
     pid = tl.program_id(0)
     pid_d, pid = pid % num_dim_blocks, pid // num_dim_blocks
     pid_r, pid_b = pid % num_blocks, pid // num_blocks
@@ -86,6 +96,7 @@ def _bwd_kernel(
 
 
 def unpack_to_grid_fwd(call: UnpackToGrid) -> Tensor:
+    """Computes the grid [batch, dim, Hf, Wf] in the dtype of the tokens, contiguous."""
     tokens, (fine_mask, region_start, scale_factor) = call
     total_tokens, dim = tokens.shape
     batch, height, width = fine_mask.shape
@@ -106,10 +117,11 @@ def unpack_to_grid_fwd(call: UnpackToGrid) -> Tensor:
 
 
 def unpack_to_grid_bwd(backward: UnpackToGridBackward) -> Tensor:
+    """Computes the gradient of the tokens, [total_tokens, dim] in the dtype of dgrid; 0 for prefix tokens."""
     dgrid, (fine_mask, region_start, scale_factor), total_tokens = backward
     dim = dgrid.shape[1]
     batch, height, width = fine_mask.shape
-    # Zeros, because the rows of prefix tokens belong to no region.
+    # Zeros, because the kernel does not write the rows of prefix tokens.
     dtokens = torch.zeros(total_tokens, dim, dtype=dgrid.dtype, device=dgrid.device)
     config = launch_config(dim)
     config["BLOCK_R"] = config.pop("BLOCK_C")
@@ -128,4 +140,5 @@ def unpack_to_grid_bwd(backward: UnpackToGridBackward) -> Tensor:
 
 
 def unsupported_reason(device_type: str, dtype: torch.dtype) -> str | None:
+    """Reason why tokens of this dtype cannot run here, or None."""
     return device_unsupported(device_type) or dtype_unsupported(dtype)

@@ -1,16 +1,18 @@
-"""Attention inside each packed sequence, forward and backward (eq. 10 of the MSViT paper).
+"""Attention inside each packed sequence, forward and backward (eq. 10 of MSViT, arXiv 2307.02321).
 
-    out_i = sum_j w_j exp(s_ij) v_j / sum_p w_p exp(s_ip),    s_ij = softmax_scale * q_i . k_j
-    P~_ij = exp(s_ij - lse_i),  p_ij = w_j P~_ij,  delta_i = dout_i . out_i - dlse_i
-    ds_ij = p_ij (dout_i . v_j - delta_i),  dweight_j = sum_heads sum_i P~_ij (dout_i . v_j - delta_i)
+    out_i = sum_j p_ij v_j,  p_ij = w_j P~_ij,  P~_ij = exp(s_ij - lse_i)
+    s_ij = softmax_scale * q_i . k_j,  lse_i = log sum_j w_j exp(s_ij)
+    ds_ij = p_ij g_ij,  g_ij = dout_i . v_j - delta_i,  delta_i = dout_i . out_i - dlse_i
 
-One program of the forward and of the dq kernel computes BLOCK_M queries of one head of one sequence, in one pass over
-the keys; one of the dkv kernel BLOCK_N keys, in one pass over the queries. Programs beyond the end of their sequence
-leave at once. What a step needs of weights, lse and delta is loaded in the step before. The dq kernel runs first and
-leaves delta for the other. Scores are in units of log2. Weights enter as log2(w), taken once before the launch and
-added to the scores: a key of weight 0 is then one at -inf, out of the running maximum and out of every sum, while P~,
-without the weight, still gives its gradient. Products run in the dtype of the inputs, all sums in fp32. No atomics:
-same inputs, same bits. Offsets are clamped to the tensors, so that wrong ones cannot lead outside.
+Forward and backward follow FlashAttention-2 (arXiv 2307.08691); docs/operators.md derives the gradients, that of the
+weight included. Queries, keys and heads are tiled as the docstrings of the three kernels say; the dq kernel runs before
+the dkv kernel, which reads its delta. Programs beyond the end of their sequence return at once. Weights, lse and delta
+are loaded one step ahead of their use.
+
+Scores are in units of log2. Weights enter as log2(w), computed once before the launch and added to the scores: a key of
+weight 0 scores -inf, which keeps it out of the running maximum and of every sum, while P~, which has no weight in it,
+still gives the gradient of its weight. Products run in the dtype of the inputs, sums in fp32. No atomics: same inputs,
+same bits. Offsets are clamped to the tensors, so that wrong ones address nothing outside of them.
 """
 
 import math
@@ -26,7 +28,7 @@ from msvit_kernels.triton.numerics import dot, rounded
 
 OPTIONS = frozenset({"key_weight"})
 LOG2E, LN2 = tl.constexpr(1 / math.log(2)), tl.constexpr(math.log(2))
-# No integer is worth another compilation when it happens to be 1 or a multiple of 16: STRIDE_UNIT tells what matters.
+# Without this list Triton would compile again for integers that are 1 or multiples of 16. STRIDE_UNIT gives alignment.
 _UNSPECIALIZED = ["num_heads", "num_blocks", "total_q", "total_k"]
 _UNSPECIALIZED += [f"stride_{tensor}{axis}" for tensor in "dqkv" for axis in "th"]
 
@@ -34,27 +36,32 @@ _UNSPECIALIZED += [f"stride_{tensor}{axis}" for tensor in "dqkv" for axis in "th
 def launch_config(
     kernel: str, head_dim: int, max_seqlen: int, dtype: torch.dtype, arch: int, aligned: bool = True
 ) -> dict[str, int]:
-    """Tile sizes and warps of `kernel` ("fwd", "dq" or "dkv") on compute capability `arch`.
+    """Tiles, warps and stages of a kernel.
 
-    `max_seqlen` bounds the axis that is split over programs: queries, or keys for "dkv". `aligned`: rows begin at
-    multiples of 16 bytes; others are loaded element by element, which takes registers.
+    Args:
+        kernel: "fwd", "dq" or "dkv".
+        head_dim: elements of a row.
+        max_seqlen: upper bound of the axis that programs share out: queries, or keys for "dkv".
+        dtype: dtype of the rows.
+        arch: compute capability, from `arch_of`.
+        aligned: whether rows begin at multiples of 16 bytes; others are loaded by element, which takes registers.
     """
     if arch == INTERPRETER_ARCH:
-        # Every operation costs it the same, whatever the tile.
+        # The interpreter takes about as long for a large tile as for a small one.
         block = 64 if max_seqlen <= 64 else 128 if max_seqlen <= 256 else 256
         return {"BLOCK_M": block, "BLOCK_N": block}
     block_d = triton.next_power_of_2(head_dim)
     if dtype != torch.float32 and 90 <= arch < 100 and block_d <= 64 and max_seqlen > 16:
         return _hopper_config(kernel, max_seqlen, aligned)
-    # Before sm_90 products take their operands from registers, which wide tiles do not leave free.
+    # Before sm_90 products take both operands from registers, of which wide tiles leave too few.
     split, other, num_warps = 64, 64 if arch >= 90 else 32, 4
     if dtype == torch.float32:
-        # Without tensor cores all of the head_dim is held in registers, for both operands.
+        # Products without tensor cores hold both operands in registers, over the whole head_dim.
         split, other, num_warps = 32, 32, 4 if block_d <= 32 else 8
         if kernel == "dkv" and block_d == 128:
             other = 16
     elif kernel == "fwd" and max_seqlen > 128:
-        # Half as many passes over the keys of an image of 129 tokens and more.
+        # From 129 queries on, this halves the number of passes over the keys.
         split, other, num_warps = 128, 64, 8
     elif kernel != "fwd" and block_d == 128:
         other, num_warps = 32 if kernel == "dkv" else 64, 8
@@ -68,8 +75,8 @@ def launch_config(
 def _hopper_config(kernel: str, max_seqlen: int, aligned: bool) -> dict[str, int]:
     """What bench/gpu/tune.py found fastest on an H100 in 16 bits (bench/results/cuda-nvidia-h100-80gb-hbm3/tune.csv).
 
-    Small tiles, and fewer registers than ptxas would take, so that more programs hide each other's waits: that is worth
-    more than the 48 bytes that the dkv kernel spills. Forward, tiles of 64 keys once there are more than 256 of them.
+    Small tiles and a cap on registers let more programs run side by side and hide each other's latency. That saves more
+    time than the dkv kernel loses by spilling 48 bytes. The forward takes tiles of 64 keys above a max_seqlen of 256.
     """
     if kernel == "fwd" and max_seqlen > 256:
         return {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3}
@@ -81,7 +88,7 @@ def _hopper_config(kernel: str, max_seqlen: int, aligned: bool) -> dict[str, int
 
 @triton.jit
 def _sequence(cu_seqlens_ptr, pid_b, total):
-    """First row (64-bit) and length of a sequence, clamped to [0, total]."""
+    """(first row as int64, length) of sequence `pid_b`, scalars, clamped to [0, total]."""
     start = tl.minimum(tl.maximum(tl.load(cu_seqlens_ptr + pid_b), 0), total)
     end = tl.minimum(tl.maximum(tl.load(cu_seqlens_ptr + pid_b + 1), start), total)
     return start.to(tl.int64), end - start
@@ -89,7 +96,7 @@ def _sequence(cu_seqlens_ptr, pid_b, total):
 
 @triton.jit
 def _load_rows(ptr, stride, mask_rows, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr):
-    """[BLOCK, BLOCK_D] consecutive rows from `ptr` on, zeros outside the mask and beyond HEAD_DIM."""
+    """Loads consecutive rows from `ptr` on, [BLOCK, BLOCK_D]; zeros outside the mask and beyond HEAD_DIM."""
     offs_d = tl.arange(0, BLOCK_D)
     ptrs = ptr + tl.arange(0, BLOCK)[:, None] * stride + offs_d[None, :]
     return tl.load(ptrs, mask=mask_rows[:, None] & (offs_d < HEAD_DIM)[None, :], other=0.0)
@@ -97,6 +104,7 @@ def _load_rows(ptr, stride, mask_rows, HEAD_DIM: tl.constexpr, BLOCK_D: tl.const
 
 @triton.jit
 def _store_rows(ptr, tile, stride, mask_rows, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr):
+    """Stores an fp32 tile [BLOCK, BLOCK_D], rounded to the dtype of `ptr`, to consecutive rows inside the mask."""
     offs_d = tl.arange(0, BLOCK_D)
     ptrs = ptr + tl.arange(0, BLOCK)[:, None] * stride + offs_d[None, :]
     tl.store(ptrs, rounded(tile, ptr.dtype.element_ty), mask=mask_rows[:, None] & (offs_d < HEAD_DIM)[None, :])
@@ -104,7 +112,7 @@ def _store_rows(ptr, tile, stride, mask_rows, HEAD_DIM: tl.constexpr, BLOCK_D: t
 
 @triton.jit
 def _load_log_weight(log_weight_ptr, start_k, offs_n, len_k, HAS_WEIGHT: tl.constexpr):
-    """log2 of the weight of each key; -inf where it is 0 and beyond the sequence, NaN for NaN."""
+    """log2 of the weight of each key, fp32 [BLOCK_N]; -inf for weight 0 and beyond the sequence, NaN for NaN."""
     if HAS_WEIGHT:
         return tl.load(log_weight_ptr + start_k + offs_n, mask=offs_n < len_k, other=float("-inf"))
     return tl.where(offs_n < len_k, 0.0, float("-inf"))
@@ -119,6 +127,12 @@ def _fwd_kernel(
     HAS_WEIGHT: tl.constexpr, STRIDE_UNIT: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
+    """out_i = sum_j p_ij v_j and lse_i = log sum_j w_j exp(s_ij), with a running softmax.
+
+    One program computes BLOCK_M queries of one head of one sequence in one pass over its keys and values, BLOCK_N at a
+    time. The running maximum and all sums are fp32; each row is written by one program, in one order of summation:
+    deterministic.
+    """
     pid = tl.program_id(0)
     pid_m, pid_b = pid % num_blocks, pid // (num_blocks * num_heads)
     pid_h = (pid // num_blocks % num_heads).to(tl.int64)
@@ -169,13 +183,14 @@ def _fwd_kernel(
 
 @triton.jit
 def _load_lse(lse_ptr, offs_m, len_q):
-    """lse in units of log2; +inf, so that exp2(scores - lse) is 0, in rows without a key and beyond the sequence."""
+    """lse in units of log2, fp32 [BLOCK_M]; +inf beyond the sequence and for -inf, so that exp2(scores - lse) is 0."""
     lse = tl.load(lse_ptr + offs_m, mask=offs_m < len_q, other=float("inf")) * LOG2E
     return tl.where(lse == float("-inf"), float("inf"), lse)
 
 
 @triton.jit
 def _load_statistics(lse_ptr, delta_ptr, offs_m, len_q):
+    """(lse as from `_load_lse`, delta) of each query, fp32 [BLOCK_M]; delta is 0 beyond the sequence."""
     return _load_lse(lse_ptr, offs_m, len_q), tl.load(delta_ptr + offs_m, mask=offs_m < len_q, other=0.0)
 
 
@@ -188,6 +203,12 @@ def _bwd_dq_kernel(
     HAS_WEIGHT: tl.constexpr, HAS_DLSE: tl.constexpr, STRIDE_UNIT: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
+    """delta_i = dout_i . out_i - dlse_i and dq_i = softmax_scale * sum_j ds_ij k_j.
+
+    One program computes BLOCK_M queries of one head of one sequence: delta from one read of dout and out, dq in one
+    pass over the keys and values, with P computed again from lse. Sums are fp32 and have one order; each row is written
+    by one program: deterministic.
+    """
     pid = tl.program_id(0)
     pid_m, pid_b = pid % num_blocks, pid // (num_blocks * num_heads)
     pid_h = (pid // num_blocks % num_heads).to(tl.int64)
@@ -242,6 +263,12 @@ def _bwd_dkv_kernel(
     HAS_WEIGHT: tl.constexpr, NEEDS_DWEIGHT: tl.constexpr, STRIDE_UNIT: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
+    """dk_j = softmax_scale * sum_i ds_ij q_i, dv_j = sum_i p_ij dout_i, dweight_j = sum_i P~_ij g_ij of one head.
+
+    One program computes BLOCK_N keys of one head of one sequence in one pass over the queries and output gradients,
+    BLOCK_M at a time, with P computed again from lse. The launcher adds dweight over heads. Sums are fp32 and have one
+    order; each row is written by one program: deterministic.
+    """
     pid = tl.program_id(0)
     pid_n, pid_b = pid % num_blocks, pid // (num_blocks * num_heads)
     pid_h = (pid // num_blocks % num_heads).to(tl.int64)
@@ -264,10 +291,10 @@ def _bwd_dkv_kernel(
     lse_ptr += pid_h * total_q + start_q
     delta_ptr += pid_h * total_q + start_q
 
-    # Tiles are [BLOCK_N, BLOCK_M], keys by queries, so that none has to be transposed for the products into dk and dv.
+    # Tiles of P and dS are [BLOCK_N, BLOCK_M], keys by queries: the products for dk and dv take them as they are.
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-    dweight = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)  # summed over queries in the end, not in every step
+    dweight = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)  # summed over queries once, after the loop
     next_lse, next_delta = _load_statistics(lse_ptr, delta_ptr, tl.arange(0, BLOCK_M), len_q)
     for start_m in range(0, len_q, BLOCK_M):
         offs_m = start_m + tl.arange(0, BLOCK_M)
@@ -295,6 +322,7 @@ def _bwd_dkv_kernel(
 
 
 def varlen_attention_fwd(call: VarlenAttention) -> tuple[Tensor, Tensor]:
+    """Computes out [total_q, num_heads, head_dim] in the dtype of q, and lse, float32 [num_heads, total_q]."""
     q, k, v = call.q, call.k, call.v
     total_q, num_heads, head_dim = q.shape
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
@@ -319,6 +347,7 @@ def varlen_attention_fwd(call: VarlenAttention) -> tuple[Tensor, Tensor]:
 
 
 def varlen_attention_bwd(backward: VarlenAttentionBackward) -> VarlenAttentionGradients:
+    """Computes the gradients of q, k and v, and that of key_weight, float32 [total_k], if it is wanted."""
     call, out, lse, dout, dlse, needs_dweight = backward
     q, k, v = call.q, call.k, call.v
     total_q, num_heads, head_dim = q.shape
@@ -366,24 +395,25 @@ def _log2(weight: Tensor | None) -> Tensor | None:
 
 
 def _strides(*tensors: Tensor) -> tuple[int, list[int]]:
-    """Token and head strides in units of 8 elements where all allow it: the compiler then sees aligned rows."""
+    """(unit, token and head strides in this unit): 8 elements if 8 divides all of them, for aligned loads; else 1."""
     strides = [stride for tensor in tensors for stride in tensor.stride()[:2]]
     unit = 1 if any(stride % 8 for stride in strides) else 8
     return unit, [stride // unit for stride in strides]
 
 
 def _aligned(unit: int, *tensors: Tensor) -> bool:
-    """Whether all rows begin at multiples of 16 bytes, or of more for fp32."""
+    """Whether all rows begin at multiples of 16 bytes; `unit` is that of their strides."""
     return unit > 1 and all(tensor.data_ptr() % 16 == 0 for tensor in tensors)
 
 
 def _grid(num_blocks: int, num_heads: int, cu_seqlens: Tensor, rows: Tensor) -> tuple[int]:
-    """One axis, the only one that may exceed 65535, blocks of one head side by side; empty where there are no rows."""
+    """One axis, because only the first may exceed 65535, with the blocks of a head side by side; 0 without rows."""
     return (num_blocks * num_heads * (cu_seqlens.shape[0] - 1) if math.prod(rows.shape) else 0,)
 
 
 def unsupported_reason(device_type: str, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Reason why q, k and v of this dtype and head_dim cannot run here, or None."""
     reason = device_unsupported(device_type) or dtype_unsupported(dtype)
     if reason is None and not (16 <= head_dim <= 128 and head_dim % 8 == 0):
-        return f"takes head_dim 16 to 128 in multiples of 8, not {head_dim}"
+        return f"takes a head_dim that is a multiple of 8 from 16 to 128, got {head_dim}"
     return reason

@@ -36,8 +36,8 @@ ATTENTION = {
         ValueError,
         "k: expected 5 tokens as in q without cu_seqlens_k, got 6",
     ),
-    "head_dim_8": ({n: rand(5, 2, 8) for n in "qkv"}, ValueError, "q: expected a head_dim from 16 to 128.*got 8"),
-    "head_dim_20": ({n: rand(5, 2, 20) for n in "qkv"}, ValueError, "q: expected a head_dim.*that 8 divides, got 20"),
+    "head_dim_8": ({n: rand(5, 2, 8) for n in "qkv"}, ValueError, "q: expected a head_dim.*from 16 to 128, got 8"),
+    "head_dim_20": ({n: rand(5, 2, 20) for n in "qkv"}, ValueError, "q: expected a head_dim.*multiple of 8.*got 20"),
     "head_dim_136": ({n: rand(5, 2, 136) for n in "qkv"}, ValueError, "q: expected a head_dim.*got 136"),
     "no_heads": ({n: rand(5, 0, 16) for n in "qkv"}, ValueError, "q: expected at least one head, got none"),
     "last_axis_strided": ({"q": rand(5, 2, 32)[..., ::2]}, ValueError, "q: expected a contiguous last axis.*stride 2"),
@@ -57,7 +57,7 @@ ATTENTION = {
     "max_seqlen_small": (
         {"max_seqlen": 2},
         ValueError,
-        "max_seqlen: expected a bound of every sequence, got 2 for one of 3",
+        r"max_seqlen: expected at least 3 \(the longest sequence\), got 2",
     ),
     "max_seqlen_negative": ({"max_seqlen": -1}, ValueError, "max_seqlen: expected at least 0, got -1"),
     "max_seqlen_tensor": ({"max_seqlen": torch.tensor(3)}, TypeError, "max_seqlen: expected an int, got Tensor"),
@@ -118,7 +118,7 @@ LAYOUT = {
     "scale_one": ({"scale_factor": 1}, ValueError, "scale_factor: expected at least 2, got 1"),
     "scale_float": ({"scale_factor": 2.0}, TypeError, "scale_factor: expected an int, got float"),
     "prefix_negative": ({"num_prefix": -1}, ValueError, "num_prefix: expected at least 0, got -1"),
-    "prefix_huge": ({"num_prefix": 2**31}, ValueError, "fine_mask: at most 2147483647 tokens fit"),
+    "prefix_huge": ({"num_prefix": 2**31}, ValueError, "fine_mask: expected at most 2147483647 tokens"),
     "total_negative": ({"total_tokens": -1}, ValueError, "total_tokens: expected at least 0, got -1"),
     "total_float": ({"total_tokens": 26.0}, TypeError, "total_tokens: expected an int, got float"),
     "total_wrong": ({"total_tokens": 27}, ValueError, "total_tokens: expected 26 for this fine_mask, got 27"),
@@ -175,7 +175,7 @@ EMBED = {
     "uint8_unnormalised": (
         {"images": torch.zeros(2, 3, 24, 32, dtype=torch.uint8)},
         ValueError,
-        "mean, std: expected for uint8 images, got None",
+        "mean, std: required for uint8 images, got None",
     ),
     "mean_alone": ({"mean": MEAN}, ValueError, "mean, std: expected both or neither, got one"),
     "mean_two_numbers": ({"mean": (0.5, 0.5), "std": STD}, ValueError, "mean: expected 3 numbers, got 2"),
@@ -212,7 +212,7 @@ UNPACK = {
     "layout_rows_out_of_range": (
         {"layout": wrong_layout(region_start=torch.full((2, 12), 26, dtype=torch.int32))},
         ValueError,
-        "tokens: the layout expects at least 27 rows, got 26",
+        "tokens: expected at least 27 rows for this layout, got 26",
     ),
     "unknown_backend": ({"backend": "gpu"}, ValueError, "backend: expected one of"),
 }
