@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from msvit.evaluation.by_image import Evaluation, TestImages, evaluate
 from msvit.gates import RadialGate
 from msvit.models import MixedScaleVisionTransformer
-from msvit.report.evaluation import Evaluation, TestImages, evaluate
 
 _ZOOM = (0.7, 1.4)
 _SHIFT = 0.3

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import msvit
+from msvit.evaluation.scores import Evaluation, evaluate
 from msvit.models import MixedScaleVisionTransformer
 from msvit.training.batches import Share, calibration_images, ordered_batches
 from msvit.training.build import build_model, calibrate, set_up_gate
 from msvit.training.checkpoints import MODEL_FILE
 from msvit.training.config import Config
 from msvit.training.datasets import count_classes, make_dataset
-from msvit.training.evaluate import Evaluation, evaluate
 from msvit.training.presets import make_config
 from msvit.training.runs import CONFIG_FILE, load_run
 from msvit.training.trainer import make_accelerator

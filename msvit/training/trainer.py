@@ -14,6 +14,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 import msvit
+from msvit.evaluation.scores import Evaluation, check_labels, evaluate
 from msvit.training.batches import (
     Batch,
     Share,
@@ -28,7 +29,6 @@ from msvit.training.build import build_model, calibrate, reset_noise, set_traini
 from msvit.training.checkpoints import MODEL_FILE, Checkpoint, checkpoint_folders, load_loss, write_checkpoint
 from msvit.training.config import Config
 from msvit.training.datasets import class_names, count_classes, is_streamed, make_dataset
-from msvit.training.evaluate import Evaluation, check_labels, evaluate
 from msvit.training.journal import Journal
 from msvit.training.objective import Losses, Objective, make_gate_loss
 from msvit.training.optim import make_parts

@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from msvit.report.evaluation import TestImages
-from msvit.report.evaluation import evaluate as evaluate_for_report
+from msvit.evaluation.by_image import TestImages
+from msvit.evaluation.by_image import evaluate as evaluate_for_report
+from msvit.evaluation.scores import evaluate
 from msvit.training.batches import Batch
-from msvit.training.evaluate import evaluate
 from tests.model.model_helpers import images_of
 from tests.model.reducer_helpers import EverySecond, make_model
 

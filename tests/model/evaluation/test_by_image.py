@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import msvit
+from msvit.evaluation.by_image import Evaluation, TestImages, evaluate, load_test_images
 from msvit.report.coverage import measure_coverage, object_regions
-from msvit.report.evaluation import Evaluation, TestImages, evaluate, load_test_images
 from msvit.report.latency import measure_latency
 from msvit.report.settings import group_runs, mean_and_spread
 
