@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from msvit.evaluation.by_image import Evaluation, TestImages, evaluate, load_test_images
+from msvit.evaluation.by_image import Evaluation, TestImages, evaluate
 from msvit.models import MixedScaleVisionTransformer
 from msvit.report.coverage import Coverage, measure_coverage
+from msvit.report.images import load_test_images
 from msvit.report.latency import measure_latency
 from msvit.report.settings import group_runs
 from msvit.training.runs import Run

@@ -162,10 +162,3 @@ def set_training(model: MixedScaleVisionTransformer, config: Config) -> None:
     """Training mode, but for what is frozen: a frozen gate decides without noise, a frozen backbone without drop."""
     model.train(config.freeze != "backbone")
     model.gate.train(config.trains_gate)
-
-
-def reset_noise(model: MixedScaleVisionTransformer, seed: int) -> None:
-    """Starts the random gate's sequence of masks at a seed."""
-    if isinstance(model.gate, RandomGate):
-        model.gate.seed = seed
-        model.gate.reset()

@@ -14,24 +14,17 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 import msvit
-from msvit.evaluation.scores import Evaluation, check_labels, evaluate
-from msvit.training.batches import (
-    Batch,
-    Share,
-    calibration_images,
-    in_memory,
-    ordered_batches,
-    seed_of,
-    steps_per_epoch,
-    training_batches,
-)
-from msvit.training.build import build_model, calibrate, reset_noise, set_training
+from msvit.evaluation.outcomes import check_labels
+from msvit.gates.fixed import reset_noise
+from msvit.training.batches import Batch, calibration_images, in_memory, seed_of, steps_per_epoch, training_batches
+from msvit.training.build import build_model, calibrate, set_training
 from msvit.training.checkpoints import MODEL_FILE, Checkpoint, checkpoint_folders, load_loss, write_checkpoint
 from msvit.training.config import Config
 from msvit.training.datasets import class_names, count_classes, is_streamed, make_dataset
 from msvit.training.journal import Journal
 from msvit.training.objective import Losses, Objective, make_gate_loss
 from msvit.training.optim import make_parts
+from msvit.training.processes import make_accelerator, score_test_set, share_of
 from msvit.training.progress import Progress
 from msvit.training.runs import Run, check_new, create_run, load_run
 
@@ -124,7 +117,7 @@ class Trainer:
         accelerator: Accelerator,
     ) -> None:
         self.config, self.folder, self.accelerator, self.model = config, folder, accelerator, model
-        self.share = Share(accelerator.process_index, accelerator.num_processes)
+        self.share = share_of(accelerator)
         self.train_set = in_memory(train_set)
         self.test_set = in_memory(make_dataset(config, False, model.image_size, derived.get("classes")))
         self.steps_per_epoch: int = derived["steps_per_epoch"]
@@ -198,7 +191,7 @@ class Trainer:
             check_labels(batch.labels, self.model.num_classes)
             seed = seed_of(self.config.seed, self.step, number, self.share.rank, 2)
             torch.manual_seed(seed)
-            reset_noise(self.model, seed)
+            reset_noise(self.model.gate, seed)
             last = number == self.config.accumulate - 1
             with _synchronised(self.accelerator, self.wrapped, last):
                 losses: Losses = self.wrapped(self._to_device(batch.images), self._to_device(batch.labels))
@@ -238,7 +231,7 @@ class Trainer:
     def _finish_epoch(self, progress: Progress) -> dict[str, float]:
         epoch = self.step // self.steps_per_epoch
         progress.testing(epoch)
-        found = self._evaluate()
+        found = score_test_set(self.model, self.test_set, self.config, self.accelerator)
         if not math.isfinite(found.loss):
             raise FloatingPointError(
                 f"the loss on the test images is not finite after step {self.step} (epoch {epoch}): {found.loss}; "
@@ -251,11 +244,6 @@ class Trainer:
         row |= {"epoch": epoch, "step": self.step, "images_per_s": progress.images_per_s, "seconds": self.seconds}
         self.sums = dict.fromkeys(_SUMS, 0.0)
         return row
-
-    def _evaluate(self) -> Evaluation:
-        size = max(1, min(256, self.config.batch_size))
-        batches = ordered_batches(self.test_set, size, self.config.num_workers, self.share)
-        return evaluate(self.model, batches, autocast=self.accelerator.autocast)
 
     def _total_sums(self) -> dict[str, float]:
         """Sums of all processes, as means over them."""
@@ -300,11 +288,6 @@ def _warn(config: Config) -> None:
             "this one starts from nothing",
             stacklevel=3,
         )
-
-
-def make_accelerator(config: Config) -> Accelerator:
-    """Devices and processes; without an accelerator, torchrun's processes are found only if the CPU is asked for."""
-    return Accelerator(mixed_precision=config.precision, cpu=config.cpu or not torch.accelerator.is_available())
 
 
 def _default_folder(config: Config) -> Path:

@@ -1,16 +1,15 @@
-"""The report's own measurements of a run: they agree with what training wrote, and with direct computation."""
+"""Evaluations by image agree with the scores of training, and with direct computation."""
 
-import dataclasses
 import math
 
 import pytest
 import torch
 
 import msvit
-from msvit.evaluation.by_image import Evaluation, TestImages, evaluate, load_test_images
-from msvit.report.coverage import measure_coverage, object_regions
-from msvit.report.latency import measure_latency
-from msvit.report.settings import group_runs, mean_and_spread
+from msvit.evaluation.by_image import Evaluation, TestImages, evaluate
+from msvit.report.images import load_test_images
+from tests.model.model_helpers import images_of
+from tests.model.reducer_helpers import EverySecond, make_model
 
 
 @pytest.mark.parametrize("name", ["learned-0", "radial-0"])
@@ -52,71 +51,14 @@ def test_dynamics():
     assert of(mixed) == pytest.approx(float(between_images))
 
 
-def test_regions_of_a_box():
-    boxes = torch.tensor([[0, 0, 16, 16], [15, 0, 17, 5], [40, 16, 48, 33]])
-    expected = torch.zeros(3, 3, 3, dtype=torch.bool)
-    expected[0, 0, 0] = True
-    expected[1, 0, :2] = True
-    expected[2, 1:, 2] = True
-    assert torch.equal(object_regions(boxes, (3, 3), 16), expected)
-
-
-def test_coverage_of_a_perfect_gate_and_of_chance():
-    boxes = torch.tensor([[3, 3, 10, 10], [15, 0, 17, 5]]).repeat(2000, 1)
-    covered = object_regions(boxes, (3, 3), 16)
-    perfect = measure_coverage(covered, boxes, 16)
-    assert (perfect.on_object, perfect.found) == (1, 1)
-    # Two fine regions where two are the object's, one where one is.
-    assert perfect.chance == pytest.approx((2 * 2 / 9 + 1 * 1 / 9) / 3)
-    random = torch.rand(4000, 3, 3, generator=torch.Generator().manual_seed(0)) < 0.3
-    blind = measure_coverage(random, boxes, 16)
-    assert blind.on_object == pytest.approx(blind.chance, abs=0.01)
-    assert blind.found == pytest.approx(0.3, abs=0.02)
-    nothing = measure_coverage(torch.zeros_like(random), boxes, 16)
-    assert (math.isnan(nothing.on_object), nothing.found) == (True, 0)
-
-
-def test_latency_grows_with_the_tokens(runs):
-    models = {name: runs["learned-0"].model() for name in ("coarse", "fine")}
-    for name, model in models.items():
-        model.policy = msvit.policies.Threshold(0.0 if name == "fine" else 1.0)
-        model.token_mode = "masked"
-    images = load_test_images(runs["learned-0"]).images
-    times = measure_latency(models, dict.fromkeys(models, images), torch.device("cpu"), 0.3)
-    assert 0 < times["coarse"] < times["fine"]
-    assert {model.token_mode for model in models.values()} == {"masked"}, "put back"
-
-
-def test_test_images_come_in_the_order_of_the_data_set(runs):
-    run = runs["learned-0"]
-    test, dataset = load_test_images(run, 7), run.test_dataset()
-    assert torch.equal(test.images, torch.stack([dataset[i][0] for i in range(7)]))
-    assert test.labels.tolist() == [dataset[i][1] for i in range(7)]
-    assert torch.equal(test.boxes, dataset.boxes[:7])
-    assert test.first(3).images.shape[0] == test.first(3).boxes.shape[0] == 3
-    assert TestImages(test.images, test.labels, None).first(2).boxes is None
-
-
-def test_runs_that_differ_in_the_seed_are_one_setting(runs):
-    settings = group_runs(list(runs.values()))
-    assert [len(setting.runs) for setting in settings] == [2, 1]
-    assert [setting.label for setting in settings] == ["learned, gbas", "radial"]
-    assert [setting.label for setting in group_runs([runs["radial-0"]])] == ["radial"]
-
-
-def test_labels_say_as_much_as_it_takes(runs):
-    run = runs["learned-0"]
-    others = [
-        dataclasses.replace(run, config=run.config.replace(**values))
-        for values in ({"lr": 0.5, "epochs": 9}, {"lr": 0.25}, {"lr": 0.5, "epochs": 9, "gate_target": 0.5})
-    ]
-    labels = [setting.label for setting in group_runs([run, *others])]
-    assert len(set(labels)) == 4
-    assert labels[-1].startswith("learned, gbas, gate target 0.5")
-    assert not any("tokens per image" in label for label in labels), "the same in all of them"
-
-
-def test_mean_and_spread():
-    assert mean_and_spread([2.0]) == (2.0, 0.0)
-    assert mean_and_spread([1.0, 2.0, 3.0]) == (2.0, 1.0)
-    assert all(map(math.isnan, mean_and_spread([1.0, math.nan])))
+def test_reducers_change_answers_but_no_counts() -> None:
+    images, labels = images_of(48, 6), torch.arange(6) % 5
+    model, test = make_model({1: EverySecond("before_block")}, gate="mlp").float(), TestImages(images, labels, None)
+    found = evaluate(model, test, 4)
+    assert math.isnan(found.gmacs)
+    with torch.no_grad():
+        assert torch.equal(found.correct, model(images).argmax(1) == labels)
+    model.reducers.clear()
+    plain = evaluate(model, test, 4)
+    assert plain.gmacs > 0
+    assert torch.equal(found.tokens, plain.tokens)

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 from msvit.cli import app
 from msvit.data import DigitsOnPhotographs
-from msvit.evaluation.by_image import load_test_images
 from msvit.report import build_report, evaluate
 from msvit.report.coverage import measure_coverage
+from msvit.report.images import load_test_images
 from msvit.training import Run
 
 FIGURES = {

@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 import msvit
-from msvit.evaluation.scores import check_labels
+from msvit.evaluation.outcomes import check_labels
 from msvit.gates import MLPGate, save_gate
 from msvit.losses import GeneralizedBatchShapingLoss
 from msvit.training import Run, load_run, make_config, resume_run, start_run
