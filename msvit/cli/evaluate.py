@@ -52,7 +52,7 @@ def evaluate(
     are given by the options. Options that are given replace what the run says. A gate that has no parameters is set so
     that a share of --gate-target of the regions is fine, by the first test images where it looks at images.
     """
-    with one_line_errors():
+    with one_line_errors("train"):
         from msvit.training.evaluation_job import evaluate_checkpoint
 
         name, found = evaluate_checkpoint(checkpoint, values)

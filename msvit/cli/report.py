@@ -32,7 +32,7 @@ def report(
     Accuracy against cost, masks by position, learned priors, token maps, tokens per image, and zoomed and shifted
     images. Runs that differ in their seed only count as one setting, of which mean and spread are shown.
     """
-    with one_line_errors():
+    with one_line_errors("train"):
         from msvit.report import build_report
 
         if output is None:

@@ -54,6 +54,7 @@ def _draw(
     import torch
 
     from msvit.data import read_image
+    from msvit.files import replacing
     from msvit.policies import Budget, Threshold
     from msvit.visualize import draw_tokens, side_by_side
     from msvit_kernels import Scales
@@ -77,7 +78,8 @@ def _draw(
         draw_tokens(image, mask, scale_factor=scales.scale_factor, width=width)
         for image, mask in zip(sharp, fine_mask, strict=True)
     ]
-    side_by_side(pictures, captions).save(output)
+    with replacing(output) as temporary:
+        side_by_side(pictures, captions).save(temporary)
     typer.echo("\n".join(captions))
     if len(counts) > 1:
         typer.echo(f"on average: {sum(counts) / len(counts):.1f} of {most} tokens")

@@ -27,7 +27,7 @@ def train(
     FOLDER`, with FOLDER/train and FOLDER/val of one folder per class. All values below come from the preset unless they
     are given, and are stored in RUN_DIR/config.json. On several GPUs: `torchrun --nproc-per-node 8 -m msvit train ...`.
     """
-    with one_line_errors():
+    with one_line_errors("train"):
         from msvit.training import make_config, resume_run, start_run
 
         if resume is not None:

@@ -14,7 +14,7 @@ from msvit.report.figures.tokens import draw_histogram, draw_token_maps
 from msvit.report.figures.tradeoff import draw_tradeoff
 from msvit.report.page import Section, write_page
 from msvit.report.shifts import compare_gates
-from msvit.report.tables import run_table, setting_table, write_rows
+from msvit.report.tables import run_table, setting_table, write_runs
 from msvit.training.runs import load_run
 
 # Zooms and shifts are many passes over the images: these do.
@@ -75,7 +75,7 @@ def build_report(
     for pattern in _PICTURES:
         for old in output.glob(pattern):
             old.unlink()
-    write_rows(groups, output / "runs.csv")
+    write_runs(groups, output / "runs.csv")
     sections = [
         _summary(groups, device),
         _tradeoff(groups, output, device),
