@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-GATES = ("learned", "radial", "random", "entropy", "fine", "coarse")
+from msvit.gates.factory import FIXED_GATE_NAMES
+
+GATES = ("learned", *FIXED_GATE_NAMES)
 LOSSES = ("gbas", "bas", "bas-flat", "l0", "none")
 FREEZE = ("none", "gate", "backbone")
 CROPS = ("inception", "light", "none")

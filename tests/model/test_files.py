@@ -25,9 +25,8 @@ def test_a_reader_sees_the_old_file_until_the_new_one_is_complete(tmp_path: Path
 def test_an_error_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     write_text(path, "old")
-    with pytest.raises(KeyError), replacing(path) as temporary:
-        temporary.write_text("half of the n")
-        raise KeyError
+    with pytest.raises(ZeroDivisionError), replacing(path) as temporary:
+        temporary.write_text(f"half of the {1 / 0}")
     assert path.read_text() == "old"
     assert names(tmp_path) == ["a.txt"]
 
