@@ -13,7 +13,7 @@ class RadialGate(Gate):
 
     Args:
         coarse: width of a region in pixels.
-        radius: in units of half the image's height and width, so that 1 is the middle of an edge and sqrt(2) a corner.
+        radius: radius in units of half the image's height and width: 1 is the middle of an edge, sqrt(2) a corner.
 
     Raises:
         ValueError: `radius` is negative.
@@ -37,8 +37,8 @@ class RandomGate(Gate):
 
     Args:
         coarse: width of a region in pixels.
-        probability: in (0, 1), that a logit is positive.
-        seed: of the gate's own generator; `reset()` starts its sequence again.
+        probability: probability in (0, 1) that a logit is positive.
+        seed: seed of the gate's own generator; `reset()` starts its sequence again.
 
     Raises:
         ValueError: `probability` is not inside (0, 1).

@@ -1,4 +1,4 @@
-"""The decision: which regions of a batch become fine, and how many tokens its images then have.
+"""The decision: which regions of a batch become fine, and how many tokens its images have.
 
 Models, losses and reports ask a decision for its counts and its layout and never look at its mask, so more than two
 scales per region would not change them.
@@ -67,6 +67,9 @@ def given_decision(fine_mask: Tensor, images: Tensor, scales: Scales) -> Decisio
         fine_mask: bool [batch, Hc, Wc], on the device of the images.
         images: [batch, ...].
         scales: the candidates of an image.
+
+    Returns:
+        The decision, without a weight for the gate's gradient.
 
     Raises:
         TypeError, ValueError: a mask of another type, dtype, shape or device.

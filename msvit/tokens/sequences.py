@@ -6,7 +6,6 @@ image, of which only the active ones are attended to (eq. 10 of the MSViT paper)
 """
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -177,11 +176,11 @@ class PaddedSequences:
     @property
     def batch_index(self) -> Tensor:
         """int32 [rows]: the image of each row."""
-        return self._all_rows.batch_index
+        return self._all_rows().batch_index
 
     def is_prefix(self) -> Tensor:
         """bool [rows]: which rows are prefix tokens."""
-        return self._all_rows.is_prefix()
+        return self._all_rows().is_prefix()
 
     def is_active(self) -> Tensor:
         """bool [rows]: which rows are attended to."""
@@ -200,7 +199,7 @@ class PaddedSequences:
     def attend(self, q: Tensor, k: Tensor, v: Tensor, softmax_scale: float) -> Tensor:
         """Self-attention inside each image. q, k, v: [batch * k, num_heads, head_dim]; returns the same shape."""
         if self.key_weight is None:
-            return self._masked_sdpa(q, k, v, self._keys, softmax_scale).flatten(0, 1)
+            return self._masked_sdpa(q, k, v, self._keys(), softmax_scale).flatten(0, 1)
         return self.attend_with_terms(q, k, v, softmax_scale)[0]
 
     def attend_with_terms(self, q: Tensor, k: Tensor, v: Tensor, softmax_scale: float) -> tuple[Tensor, AttentionTerms]:
@@ -255,15 +254,20 @@ class PaddedSequences:
 
     def pack_active(self, x: Tensor) -> tuple[Tensor, Packing]:
         """Active rows in the order in which they lie here, and their packing. Reads one integer from the device."""
-        rows, packing = self._all_rows.keep(self.active.flatten())
+        rows, packing = self._all_rows().keep(self.active.flatten())
         return x.index_select(0, rows), packing
 
-    @cached_property
     def _keys(self) -> Tensor:
         """bool [batch, k]: the keys of attention, the same in every block. A prefix token is always active."""
-        return self.active if self.num_prefix else _with_some_key(self.active)
+        if self.num_prefix:
+            return self.active
+        if torch.compiler.is_compiling():  # the compiler finds equal masks itself
+            return _with_some_key(self.active)
+        keys: Tensor | None = self.__dict__.get("_keys_of_blocks")
+        if keys is None:
+            keys = self.__dict__["_keys_of_blocks"] = _with_some_key(self.active)
+        return keys
 
-    @cached_property
     def _all_rows(self) -> Packing:
         """The packing of all rows, active or not."""
         offsets = _uniform_offsets(self.batch, self.length, self.active.device)

@@ -112,7 +112,13 @@ def write_checkpoint(
 
 
 def latest_checkpoint(run: Path) -> Checkpoint:
-    """The newest checkpoint whose files are as they were written; a warning names each damaged one.
+    """Finds the newest checkpoint whose files are as they were written; a warning names each damaged one.
+
+    Args:
+        run: folder of a run.
+
+    Returns:
+        A checkpoint whose digests were compared.
 
     Raises:
         FileNotFoundError: the run has no checkpoint yet.
@@ -142,7 +148,7 @@ def load_loss(loss: nn.Module, checkpoint: Checkpoint) -> None:
 
 
 def checkpoint_folders(run: Path) -> list[Path]:
-    """Complete checkpoints, newest first."""
+    """Folders of the checkpoints of a run that were written to their end, newest first."""
     return sorted((run / "checkpoints").glob("step-*"), reverse=True)
 
 

@@ -34,7 +34,7 @@ class Journal:
             self._writer.flush()
 
     def write_priors(self, epoch: int, priors: list[float] | None) -> None:
-        """Adds the priors after an epoch, 0 for those at the start."""
+        """Adds the priors after an epoch, from 1, or those at the start as epoch 0. None adds nothing."""
         if priors is None:
             return
         path = self.folder / PRIORS_FILE

@@ -35,8 +35,8 @@ def start_run(config: Config, folder: Path | None = None) -> Run:
     """Trains in a new folder.
 
     Args:
-        config: of the run.
-        folder: of the run; runs/PRESET-TIME by default.
+        config: values of the run.
+        folder: folder of the run; None for runs/PRESET-TIME.
 
     Returns:
         The finished run.
@@ -44,8 +44,8 @@ def start_run(config: Config, folder: Path | None = None) -> Run:
     Raises:
         FileExistsError: the folder is that of a run already.
         ValueError: data, model or weights are not as expected.
-        FloatingPointError: the loss is not finite any more; the text names the step and the images.
-        OSError: something cannot be written; what was written before is still there.
+        FloatingPointError: a loss or a gradient is not finite; the text names the step and the images.
+        OSError: a file cannot be written; all complete files remain.
     """
     accelerator = make_accelerator(config)
     folder = _default_folder(config) if folder is None else folder
@@ -76,14 +76,22 @@ def start_run(config: Config, folder: Path | None = None) -> Run:
 def resume_run(folder: Path) -> Run:
     """Continues a run from its last checkpoint, to the losses that it would have had without an interruption.
 
+    Args:
+        folder: folder of a run. If the run has no checkpoint yet, it starts again.
+
+    Returns:
+        The finished run.
+
     Raises:
         FileNotFoundError: the folder is not that of a run.
-        ValueError: its files are damaged or do not fit; FloatingPointError, OSError: as in `start_run`.
+        ValueError: files of the run are damaged, or do not fit the data.
+        FloatingPointError: a loss or a gradient is not finite; the text names the step and the images.
+        OSError: a file cannot be written; all complete files remain.
     """
     run = load_run(folder)
     try:
         checkpoint = run.checkpoint()
-    except FileNotFoundError:  # stopped before its first: it starts again
+    except FileNotFoundError:
         checkpoint = None
     accelerator = make_accelerator(run.config)
     train_set = run.train_dataset()
@@ -96,14 +104,14 @@ def resume_run(folder: Path) -> Run:
 
 
 class Trainer:
-    """Everything that a run holds in memory.
+    """The state of a run in memory, and its loop.
 
     Args:
-        config: of the run.
-        folder: of the run.
-        model: on the CPU.
-        train_set: of `make_dataset`.
-        derived: as in config.json.
+        config: values of the run.
+        folder: folder of the run.
+        model: model of the run, on the CPU.
+        train_set: training images, a result of `make_dataset`.
+        derived: the other entries of config.json, see `msvit.training.runs`.
         accelerator: devices and processes.
     """
 
@@ -131,7 +139,7 @@ class Trainer:
         self.sums = dict.fromkeys(_SUMS, 0.0)
 
     def train(self) -> Run:
-        """From where the run is to its end."""
+        """Trains from the present step to the end of the run, and reads the finished run."""
         main = self.accelerator.is_main_process
         with Progress(self.config.epochs, self.steps_per_epoch, main) as progress:
             if main and self.step == 0:
@@ -146,7 +154,7 @@ class Trainer:
         return load_run(self.folder)
 
     def restore(self, checkpoint: Checkpoint | None) -> None:
-        """Takes over a checkpoint, and forgets what was written down after it; None: after the start."""
+        """Takes over the state of a checkpoint, None for that of the start, and removes later rows of the log files."""
         if checkpoint is not None:
             msvit.load_checkpoint(self.model, checkpoint.folder / MODEL_FILE)
             state = checkpoint.trainer_state()
@@ -155,7 +163,7 @@ class Trainer:
             for part, saved in zip(self.parts, state["optimizers"], strict=True):
                 part.optimizer.load_state_dict(saved)
             self.step, self.seconds = state["step"], state["seconds"]
-            if self.accelerator.is_main_process:  # the sums of the others are in it
+            if self.accelerator.is_main_process:  # the saved sums are those of all processes
                 self.sums = state["sums"]
         if self.accelerator.is_main_process:
             self.journal.forget_after(self.step)
@@ -163,7 +171,7 @@ class Trainer:
     def _train_epoch(self, progress: Progress) -> None:
         epoch, done = divmod(self.step, self.steps_per_epoch)
         set_training(self.model, self.config)
-        if is_streamed(self.train_set):  # a reader that has been read may remember it
+        if is_streamed(self.train_set):  # a reader may remember how far it was read
             self.train_set = make_dataset(self.config, True, self.model.image_size)
         batches = training_batches(self.train_set, self.config, epoch, done, self.share)
         progress.start_epoch(epoch, done)
@@ -215,11 +223,11 @@ class Trainer:
             terms = ", ".join(f"{name} {value}" for name, value in zip(_SUMS, found, strict=True))
             raise FloatingPointError(self._not_finite("loss", terms, batch))
 
-    def _not_finite(self, what: str, terms: str, batch: Batch) -> str:
+    def _not_finite(self, quantity: str, terms: str, batch: Batch) -> str:
         epoch, number = divmod(self.step, self.steps_per_epoch)
         images = "" if batch.indices is None else f", images {batch.indices[:8]} and so on of the training set"
         return (
-            f"the {what} is not finite at step {self.step} (batch {number} of epoch {epoch + 1}{images}): {terms}; "
+            f"the {quantity} is not finite at step {self.step} (batch {number} of epoch {epoch + 1}{images}): {terms}; "
             f"{self._advice()}"
         )
 
@@ -259,7 +267,7 @@ class Trainer:
             trainer = {
                 "step": self.step,
                 "seconds": self.seconds,
-                # Process 0 alone goes on from here, with the sums of all.
+                # After a resumption process 0 continues with the sums of all processes.
                 "sums": {name: value * self.share.world_size for name, value in sums.items()},
                 "optimizers": [part.optimizer.state_dict() for part in self.parts],
             }
@@ -275,7 +283,7 @@ class Trainer:
 
 
 def _warn(config: Config) -> None:
-    """Says what is allowed and hardly meant."""
+    """Warns of values that are allowed but unlikely to be meant."""
     if config.trains_gate and config.gate_delay_epochs >= config.epochs:
         warnings.warn(
             f"the gate would learn after epoch {config.gate_delay_epochs:g}, the run ends after {config.epochs}: "
