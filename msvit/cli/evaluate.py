@@ -49,7 +49,7 @@ def evaluate(
     """Prints top-1 and top-5 accuracy, tokens per image and GMACs on the test images.
 
     For a run, and for a checkpoint inside of a run, the model and the data are those of its config.json; options
-    replace them. For another file, the options say what they are. A gate without parameters is set so that a share
+    replace them. For another file, the options name them. A gate without parameters is set so that a share
     --gate-target of the regions is fine; the entropy gate looks at the first test images for this.
     """
     with one_line_errors("train"):

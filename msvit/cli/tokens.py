@@ -73,7 +73,7 @@ def _draw(
     fine_mask = policy(_gate_logits(images, gate, checkpoint, model), scales.scale_factor).fine_mask
     counts = scales.patches(fine_mask.flatten(1).sum(1)).tolist()
     captions = [f"{path.stem}: {count} of {most} tokens" for path, count in zip(paths, counts, strict=True)]
-    # The picture is sharper than what the gate saw.
+    # The picture is sharper than the image that the gate saw.
     sharp = [read_image(path, 2 * size) for path in paths]
     pictures = [
         draw_tokens(image, mask, scale_factor=scales.scale_factor, width=width)

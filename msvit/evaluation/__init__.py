@@ -1,1 +1,1 @@
-"""What a trained model does with images: means over a test set, and what it decides and answers for each image."""
+"""Evaluations of a model: scores over a test set, and the decision and the answer for each image."""

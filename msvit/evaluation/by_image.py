@@ -68,7 +68,8 @@ class TestImages:
     Attributes:
         images: uint8 [n, 3, H, W].
         labels: int64 [n].
-        boxes: int64 [n, 4], left, top, right, bottom of what the label names; None if the data set does not say.
+        boxes: int64 [n, 4], left, top, right and bottom of the labelled object in pixels, right and bottom exclusive;
+            None if the data set does not know its place.
     """
 
     images: Tensor

@@ -76,7 +76,7 @@ class MLPGate(Gate):
         """In training, logits with logistic noise; in evaluation, the logits."""
         if not self.training:
             return logits
-        # Away from 0 and 1, where the noise would be infinite.
+        # Away from 0 and 1: there the noise would be infinite.
         uniform = torch.rand(logits.shape, device=logits.device).clamp(1e-6, 1 - 1e-6)
         return logits + torch.logit(uniform).to(logits.dtype)
 

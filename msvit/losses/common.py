@@ -98,7 +98,7 @@ class _Gather(torch.autograd.Function):
     """Rows of all processes in the order of their ranks; the gradient of a row is summed over the processes.
 
     Every process computes the same loss of the global batch. The summed gradient is then world_size times that of one
-    process alone, which is what the averaging of DistributedDataParallel divides by.
+    process alone, and the averaging of DistributedDataParallel divides by world_size.
     """
 
     @staticmethod

@@ -15,7 +15,7 @@ from msvit.losses.common import (
     squared_distance,
 )
 
-# Centre initialisation keeps theta this far from 0 and 1, where it would hardly learn.
+# Centre initialisation keeps theta this far from 0 and 1, close to which it would hardly learn.
 _MARGIN = 0.05
 
 

@@ -33,7 +33,7 @@ class MixedScaleAttention(nn.Module):
         Args:
             x: [rows, dim].
             sequences: which rows belong to which image.
-            with_terms: True to return the terms of the probabilities, too.
+            with_terms: True to return the terms of the probabilities as well.
 
         Returns:
             [rows, dim], or the pair of that and the terms.

@@ -45,7 +45,7 @@ def pool_tokens(
         pool_type: "token", "avg" or "map".
         attn_pool: the module of "map", None for the others.
         num_heads: number of heads of the model, by which "avg" splits the rows.
-        with_prefix: True to pool prefix tokens, too; "token" ignores it.
+        with_prefix: True to include prefix tokens; "token" ignores it.
 
     Returns:
         [batch, dim].

@@ -49,7 +49,7 @@ class MixedScaleVisionTransformer(GatedBackbone):
         scales: the candidates of an image, from which tokens are counted.
 
     Raises:
-        ValueError: what cannot be wrapped, by name; see `msvit.from_timm`.
+        ValueError: a class, a feature or a size cannot be wrapped; the text names it, see `msvit.from_timm`.
     """
 
     def __init__(

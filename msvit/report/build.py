@@ -138,7 +138,7 @@ def _token_maps(group: Group, index: int, output: Path, count: int) -> Section:
     run = group.runs[0]
     text = f"The first {min(count, len(run.test.images))} test images of {run.run.name}, not chosen."
     if run.test.boxes is not None:
-        text += " The green frame is where the object is."
+        text += " The green frame surrounds the object."
     picture = draw_token_maps(run, output / f"tokens-{index}.png", count)
     return Section(f"Token maps: {group.label}", text, pictures=[picture])
 
@@ -152,7 +152,7 @@ def _coverage(groups: Sequence[Group], output: Path) -> Section:
     title = "Fine regions on the object"
     known = [group for group in groups if all(run.coverage for run in group.runs)]
     if not known:
-        return Section(title, "Left out: the data set does not say where the object is.")
+        return Section(title, "Left out: the data set does not know the place of the object.")
     text = "A setting in which some run makes no region fine has no first bar."
     return Section(title, text, pictures=[draw_coverage(known, output / "coverage.png")])
 
@@ -172,8 +172,8 @@ def _shifts(groups: Sequence[Group], output: Path, transforms: int) -> list[Sect
         )
         better = sum(pair.learned.top1 > pair.radial.top1 for pair in pairs[1:])
         text = (
-            f"{one.run.name} against fine regions around the centre, as many as it makes itself of the images as they "
-            f"are ({source}). Learned is better in {better} of {len(pairs) - 1}; unchanged images: "
+            f"{one.run.name} against fine regions around the centre, as many as it makes without a transform "
+            f"({source}). Learned is better in {better} of {len(pairs) - 1}; unchanged images: "
             f"{100 * pairs[0].learned.top1:.2f} % with {pairs[0].learned.tokens_per_image:.1f} tokens, radial "
             f"{100 * pairs[0].radial.top1:.2f} % with {pairs[0].radial.tokens_per_image:.1f}."
         )

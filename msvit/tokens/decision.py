@@ -88,7 +88,7 @@ def check_regions(name: str, values: Any, images: Tensor, scales: Scales) -> Non
     if tuple(values.shape) != expected:
         raise ValueError(f"{name}: expected shape {[*expected]}, got {[*values.shape]}")
     if values.device != images.device:
-        raise ValueError(f"{name}: expected device {images.device}, where the images are, got {values.device}")
+        raise ValueError(f"{name}: expected device {images.device}, that of the images, got {values.device}")
 
 
 def take_decision(gate: nn.Module, policy: Policy, logits: Tensor, scales: Scales) -> Decision:

@@ -1,4 +1,4 @@
-"""Batches whose content is a function of the seed, the epoch and their number: an interrupted epoch can go on.
+"""Batches whose content is a function of the seed, the epoch and their number: an interrupted epoch can continue.
 
 The order of the images is one permutation per epoch, of which every process takes its part, and augmentation is seeded
 per image. Streamed data sets have no index: there, the batches before a position are read and dropped, and the order is
@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from msvit.training.config import Config
 from msvit.training.datasets import InMemory, is_streamed
 
-# Images by which the threshold of the entropy gate is chosen.
+# Number of images by which the threshold of the entropy gate is chosen.
 _CALIBRATION_IMAGES = 512
 
 

@@ -10,7 +10,6 @@ A checkpoint is written into a hidden folder, flushed to the disk and renamed. O
 that two remain.
 """
 
-import errno
 import hashlib
 import json
 import os
@@ -104,8 +103,7 @@ def write_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
         older = checkpoint_folders(run)
         hint = f"; the previous one is {older[0]}" if older else ""
-        number = getattr(error, "errno", None) or errno.EIO
-        raise OSError(number, f"checkpoint {final} cannot be written ({error}){hint}") from error
+        raise OSError(f"checkpoint {final} cannot be written ({error}){hint}") from error
     for old in checkpoint_folders(run)[KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
     return final
@@ -157,7 +155,7 @@ def _problem(folder: Path) -> str | None:
         files = json.loads((folder / MANIFEST_FILE).read_text())["files"]
         for name, digest in files.items():
             if _digest(folder / name) != digest:
-                return f"{name} is not what was written"
+                return f"{name} has changed since it was written"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return str(error)
     return None

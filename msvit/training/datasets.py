@@ -1,4 +1,4 @@
-"""Training and test images: the built-in digits, folders, and what timm reads by name."""
+"""Training and test images: the built-in digits, folders, and data sets that timm reads by name."""
 
 from collections.abc import Sequence, Sized
 from pathlib import Path
