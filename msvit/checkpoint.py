@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +14,8 @@ from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
+from msvit.files import replacing
+
 # Where training scripts keep the weights inside a checkpoint, the averaged ones first.
 _NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")
 # Entry of a file's metadata: JSON, from further names of a tensor to the name that it is stored under.
@@ -24,33 +25,24 @@ _SHARED = "msvit_shared"
 def save_checkpoint(model: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
     """Writes the model's parameters as a safetensors file, in one step: a reader sees the old file or the new one.
 
-    A tensor that has several names, as the parameters of a module that stands at two places have, is stored once, under
-    the first of them. `load_checkpoint` sets all of them.
+    If a module stands at two places, its parameters have two names. Such a tensor is stored once, under the first of
+    its names; `load_checkpoint` sets all of them.
 
     Args:
         model: any module.
-        path: of the file; its folder must exist.
-        metadata: texts to store with it.
+        path: the file to write; its folder must exist.
+        metadata: texts by name to store in the file.
 
     Raises:
-        OSError: the file cannot be written; then the old one is still there.
+        OSError: the file cannot be written; the old one is still there.
     """
-    path = Path(path)
     tensors, shared = _distinct(model.state_dict())
     about = {"format": "pt", **(metadata or {}), **({_SHARED: json.dumps(shared)} if shared else {})}
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    temporary.touch(exist_ok=False)
-    mode = temporary.stat().st_mode
     try:
-        save_file(tensors, temporary, metadata=about)
-        temporary.chmod(mode)  # some versions of safetensors make a file that only its owner can read
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata=about)
     except SafetensorError as error:
         raise OSError(f"checkpoint {path} cannot be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _distinct(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -76,13 +68,13 @@ def _distinct(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
 def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, load_head: bool = True) -> list[str]:
     """Loads a checkpoint of an msvit model, or of the timm model that it wraps.
 
-    Position grids are resampled if the image size differs (bicubic, as timm does). A part of the model that the
-    checkpoint has no parameter of stays as it is, if that part is the gate, the policy or the reducers.
+    Position grids are resampled if the image size differs (bicubic, as timm does). The gate, the policy and the
+    reducers each stay as they are if the checkpoint has no parameter of them.
 
     Args:
-        model: made by `create_model` or `from_timm`.
-        path: safetensors, or a file of `torch.save` that `weights_only=True` can read.
-        load_head: False leaves the classifier aside and keeps the model's own.
+        model: a result of `create_model` or `from_timm`.
+        path: a safetensors file, or a file of `torch.save` that `weights_only=True` can read.
+        load_head: False keeps the model's own classifier.
 
     Returns:
         Names of the parameters that the checkpoint did not set: those of the gate, the policy, the reducers or the

@@ -19,9 +19,9 @@ def macs(model: nn.Module, num_tokens: int) -> int:
         MACs; 4.60e9 for ViT-S/16 with 196 tokens.
 
     Raises:
-        TypeError: the model is neither.
+        TypeError: the model is of another kind.
         ValueError: `num_tokens` is negative.
-        NotImplementedError: the model has reducers, which change the number of tokens on the way.
+        NotImplementedError: the model has reducers, which change the number of tokens between blocks.
     """
     for name in ("patch_embed", "blocks", "head", "num_prefix_tokens"):
         if not hasattr(model, name):
@@ -53,7 +53,7 @@ def gate_macs(model: nn.Module) -> int:
         MACs; 0 for gates without linear layers.
 
     Raises:
-        TypeError: the model has no gate, or one that does not tell its `macs`.
+        TypeError: the model has no gate, or its gate has no `macs`.
     """
     count = getattr(getattr(model, "gate", None), "macs", None)
     if count is None:

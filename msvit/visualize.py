@@ -9,7 +9,7 @@ from torch import Tensor
 
 _GAP = 16
 _CAPTION = 34
-# A coarse token keeps this much of its colour: the eye should go where the fine tokens are.
+# Share of the colour that a coarse token keeps: the eye should go to the fine tokens.
 _COARSE_COLOUR = 0.55
 _COARSE_LINE = (255, 176, 0)
 _FINE_LINE = (255, 255, 255)
@@ -22,13 +22,13 @@ def draw_tokens(image: Tensor, fine_mask: Tensor, *, scale_factor: int = 2, widt
         image: uint8 [3, H, W].
         fine_mask: bool [Hc, Wc], True where a region is fine; Hc divides H and Wc divides W.
         scale_factor: fine tokens along one side of a region.
-        width: of the result in pixels, rounded down so that all tokens are equally large.
+        width: width of the result in pixels, rounded down so that all tokens are equally large.
 
     Returns:
-        RGB picture of about `width` pixels.
+        An RGB picture of about `width` pixels.
 
     Raises:
-        ValueError: shapes that do not fit, or a `width` too small for the outlines.
+        ValueError: the shapes do not fit, or `width` is too small for the outlines.
     """
     if image.ndim != 3 or image.shape[0] != 3 or fine_mask.ndim != 2:
         raise ValueError(
@@ -52,10 +52,17 @@ def draw_tokens(image: Tensor, fine_mask: Tensor, *, scale_factor: int = 2, widt
 
 
 def side_by_side(pictures: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image:
-    """Pictures in a row on white, each over its caption.
+    """Puts pictures in a row on white, each above its caption.
+
+    Args:
+        pictures: one or more RGB pictures of any size.
+        captions: one line of text for each picture.
+
+    Returns:
+        An RGB picture.
 
     Raises:
-        ValueError: no pictures, or not one caption for each.
+        ValueError: there is no picture, or not one caption for each.
     """
     if not pictures or len(pictures) != len(captions):
         raise ValueError(f"captions: expected one for each of {len(pictures)} pictures, got {len(captions)}")

@@ -1,6 +1,6 @@
 """The `msvit` command."""
 
-# torch and timm take seconds to import: commands import what they use, so that `msvit --help` answers at once.
+# Commands import the packages of `msvit[train]` and the figures' only when they run: `msvit --help` does without them.
 
 from msvit.cli.app import app
 

@@ -1,4 +1,4 @@
-"""What a command says when something is wrong."""
+"""The messages of a command if something is wrong."""
 
 import os
 import warnings
@@ -7,17 +7,24 @@ from contextlib import contextmanager
 from typing import TextIO
 
 import typer
+from torch import OutOfMemoryError
+
+from msvit.extras import MissingExtraError, require_extra
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Turns expected errors into one line on stderr and exit code 1, and warnings into lines without a file name."""
+def one_line_errors(extra: str | None = None) -> Iterator[None]:
+    """Turns expected errors into one line on stderr and exit code 1, and warnings into lines without a file name.
+
+    Args:
+        extra: extra of the package that the command needs, None for none; if it is missing, this is an expected error.
+    """
     show, warnings.showwarning = warnings.showwarning, _show
     try:
+        if extra is not None:
+            require_extra(extra)
         yield
-    except (ValueError, TypeError, OSError, FloatingPointError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and type(error).__name__ != "OutOfMemoryError":
-            raise  # of torch, which has not been imported here; others are defects
+    except (ValueError, TypeError, OSError, FloatingPointError, MissingExtraError, OutOfMemoryError) as error:
         typer.echo(f"error: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(1) from error
     finally:

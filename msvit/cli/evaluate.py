@@ -48,11 +48,11 @@ def evaluate(
 ) -> None:
     """Prints top-1 and top-5 accuracy, tokens per image and GMACs on the test images.
 
-    The model and data of a run, and of a checkpoint inside of one, are those of its config.json; those of another file
-    are given by the options. Options that are given replace what the run says. A gate that has no parameters is set so
-    that a share of --gate-target of the regions is fine, by the first test images where it looks at images.
+    For a run, and for a checkpoint inside of a run, the model and the data are those of its config.json; options
+    replace them. For another file, the options name them. A gate without parameters is set so that a share
+    --gate-target of the regions is fine; the entropy gate looks at the first test images for this.
     """
-    with one_line_errors():
+    with one_line_errors("train"):
         from msvit.training.evaluation_job import evaluate_checkpoint
 
         name, found = evaluate_checkpoint(checkpoint, values)

@@ -4,7 +4,7 @@ import typer
 
 
 def info() -> None:
-    """Tells which backends this machine has for each operator, and why others are missing."""
+    """Prints which backends this machine has for each operator, and why others are missing."""
     from msvit_kernels import explain
 
     typer.echo(explain())

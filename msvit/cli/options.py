@@ -13,9 +13,13 @@ from msvit.training.presets import PRESETS
 
 
 def with_config_options(names: Collection[str] | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command an option for each field of `Config`, or for the named ones.
+    """Gives a command an option for each field of `Config`, or for some of them.
 
-    The decorated function gets those that the user has given as a dict, `values`.
+    Args:
+        names: fields to make options of; None for all.
+
+    Returns:
+        A decorator. The command gets one more argument, `values`: the options that the user has given, by name.
     """
     fields = [field for field in dataclasses.fields(Config) if names is None or field.name in names]
 
@@ -46,7 +50,7 @@ def _parameter(field: dataclasses.Field[Any]) -> inspect.Parameter:
 
 
 def _defaults(name: str) -> str:
-    """The value in each preset, or in all of them; nothing where there is none."""
+    """The value in each preset, or the value in all of them; "" if there is none."""
     by_preset = {preset: getattr(config, name) for preset, config in PRESETS.items()}
     if len(set(by_preset.values())) > 1 and name != "preset":
         return f"({', '.join(f'{preset}: {value}' for preset, value in by_preset.items())})"

@@ -21,18 +21,22 @@ def report(
             help="Folder for the page and the figures (default: RUN_DIR/report for one run, else report).",
         ),
     ] = None,
-    images: Annotated[int | None, typer.Option(help="Use only the first so many test images.")] = None,
-    maps: Annotated[int, typer.Option(help="Test images to draw, the first ones.")] = 12,
-    transforms: Annotated[int, typer.Option(help="Random zooms and shifts to compare gates under; 0 for none.")] = 16,
-    seconds: Annotated[float, typer.Option(help="Time spent on timing each model.")] = 2.0,
+    images: Annotated[
+        int | None, typer.Option(help="Number of test images to use, the first ones (default: all).")
+    ] = None,
+    maps: Annotated[int, typer.Option(help="Number of test images to draw, the first ones.")] = 12,
+    transforms: Annotated[
+        int, typer.Option(help="Number of random zooms and shifts to compare gates under; 0 for none.")
+    ] = 16,
+    seconds: Annotated[float, typer.Option(help="Seconds to spend on timing each model.")] = 2.0,
     device: Annotated[str | None, typer.Option(help="cpu or cuda (default: a GPU if there is one).")] = None,
 ) -> None:
     """Draws the paper's figures for one or several runs, as PNG files and one HTML page.
 
     Accuracy against cost, masks by position, learned priors, token maps, tokens per image, and zoomed and shifted
-    images. Runs that differ in their seed only count as one setting, of which mean and spread are shown.
+    images. Runs that differ in nothing but their seed are one setting, shown by its mean and spread.
     """
-    with one_line_errors():
+    with one_line_errors("train"):
         from msvit.report import build_report
 
         if output is None:

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from msvit.cli.errors import one_line_errors
+from msvit.gates.factory import FIXED_GATE_NAMES
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _COARSE, _FINE = 32, 16
-_GATES = ("entropy", "radial", "random", "checkpoint")
+_GATES = (*FIXED_GATE_NAMES, "checkpoint")
 
 
 def tokens(
@@ -24,13 +25,13 @@ def tokens(
         float | None, typer.Option("--tokens", help="Tokens per image on average (default: half of all fine ones).")
     ] = None,
     threshold: Annotated[
-        float | None, typer.Option(help="A region is fine where the gate's probability exceeds this.")
+        float | None, typer.Option(help="A region is fine if the gate's probability exceeds this.")
     ] = None,
     gate: Annotated[str, typer.Option(help=f"One of {', '.join(_GATES)}.")] = "entropy",
-    checkpoint: Annotated[Path | None, typer.Option(help="Of an msvit model, whose learned gate is used.")] = None,
-    model: Annotated[str, typer.Option(help="The model of that checkpoint.")] = "msvit_small_patch16_32_224",
+    checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint with a gate, for --gate checkpoint.")] = None,
+    model: Annotated[str, typer.Option(help="Name of the model of that checkpoint.")] = "msvit_small_patch16_32_224",
     size: Annotated[int, typer.Option(help="Image size that the gate sees, in pixels.")] = 224,
-    width: Annotated[int, typer.Option(help="Of each drawn picture, in pixels.")] = 448,
+    width: Annotated[int, typer.Option(help="Width of each drawn picture, in pixels.")] = 448,
 ) -> None:
     """Draws which regions of images are coarse and fine.
 
@@ -54,6 +55,7 @@ def _draw(
     import torch
 
     from msvit.data import read_image
+    from msvit.files import replacing
     from msvit.policies import Budget, Threshold
     from msvit.visualize import draw_tokens, side_by_side
     from msvit_kernels import Scales
@@ -71,13 +73,14 @@ def _draw(
     fine_mask = policy(_gate_logits(images, gate, checkpoint, model), scales.scale_factor).fine_mask
     counts = scales.patches(fine_mask.flatten(1).sum(1)).tolist()
     captions = [f"{path.stem}: {count} of {most} tokens" for path, count in zip(paths, counts, strict=True)]
-    # The picture is sharper than what the gate saw.
+    # The picture is sharper than the image that the gate saw.
     sharp = [read_image(path, 2 * size) for path in paths]
     pictures = [
         draw_tokens(image, mask, scale_factor=scales.scale_factor, width=width)
         for image, mask in zip(sharp, fine_mask, strict=True)
     ]
-    side_by_side(pictures, captions).save(output)
+    with replacing(output) as temporary:
+        side_by_side(pictures, captions).save(temporary)
     typer.echo("\n".join(captions))
     if len(counts) > 1:
         typer.echo(f"on average: {sum(counts) / len(counts):.1f} of {most} tokens")

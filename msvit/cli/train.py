@@ -23,11 +23,11 @@ def train(
 ) -> None:
     """Trains a model and its gate.
 
-    `msvit train --preset digits` makes its own images and takes minutes on two cores. Own images: `msvit train --data
-    FOLDER`, with FOLDER/train and FOLDER/val of one folder per class. All values below come from the preset unless they
-    are given, and are stored in RUN_DIR/config.json. On several GPUs: `torchrun --nproc-per-node 8 -m msvit train ...`.
+    `msvit train --preset digits` makes its own images and takes minutes on two cores. For your images: `msvit train
+    --data FOLDER`, with one folder per class in FOLDER/train and in FOLDER/val. Values that are not given come from the
+    preset; all are stored in RUN_DIR/config.json. On several GPUs: `torchrun --nproc-per-node 8 -m msvit train ...`.
     """
-    with one_line_errors():
+    with one_line_errors("train"):
         from msvit.training import make_config, resume_run, start_run
 
         if resume is not None:

@@ -1,8 +1,8 @@
 """Real handwritten digits somewhere on photographs: a data set that needs no download, made in seconds.
 
 The digits are the 8 x 8 scans of scikit-learn, the photographs those of the scikit-image wheel, grey and faded. A digit
-covers one to four of the regions of an image, whose others do not matter, and its place is known: whoever learns where
-to look can be told from whoever does not.
+covers one to four of the regions of an image, the other regions do not matter, and its place is known: a gate that
+looks at the digit can be told from one that does not.
 """
 
 import functools
@@ -15,7 +15,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from msvit.data.images import decode_image
 from msvit.data.samples import sample_photographs
+from msvit.extras import require_extra
 
 # By name. Both halves of the stereo pair are one scene and stay together; no page of text, whose letters resemble
 # digits, and no gravel or grass, on which a person finds no digit either.
@@ -62,8 +64,9 @@ class DigitsOnPhotographs(Dataset[tuple[Tensor, int]]):
         boxes: int64 [size, 4], left, top, right, bottom of the digit in pixels, right and bottom exclusive.
 
     Raises:
-        ValueError: an unknown split, a size that is not positive, digits that do not fit, or scikit-learn or
-            scikit-image's photographs are not installed.
+        ValueError: an unknown split, a size that is not positive, digits that do not fit, or photographs that this
+            scikit-image lacks.
+        MissingExtraError: scikit-learn is not installed.
     """
 
     def __init__(
@@ -95,11 +98,20 @@ class DigitsOnPhotographs(Dataset[tuple[Tensor, int]]):
 
 
 def digit_scans(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Scans [n, 8, 8] in [0, 1] and their labels [n]: a quarter of each digit's scans is for testing."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ValueError("digits: expected scikit-learn to be installed; `pip install scikit-learn`") from error
+    """The handwritten digits of a split: a quarter of each digit's scans is for testing.
+
+    Args:
+        split: "train" or "test".
+
+    Returns:
+        Scans, fp32 [n, 8, 8] in [0, 1], and their labels, int64 [n].
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
+    """
+    require_extra("train")
+    from sklearn.datasets import load_digits
+
     data = load_digits()
     for_test = np.zeros(len(data.target), dtype=bool)
     for digit in range(10):
@@ -109,7 +121,20 @@ def digit_scans(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def photograph_crops(split: str, size: int, seed: int, image_size: int) -> Tensor:
-    """The images before their digits are painted: uint8 [size, 3, image_size, image_size]."""
+    """The images before their digits are painted.
+
+    Args:
+        split: "train" or "test".
+        size: number of images.
+        seed: seed of the crops.
+        image_size: height and width in pixels.
+
+    Returns:
+        uint8 [size, 3, image_size, image_size].
+
+    Raises:
+        ValueError: this scikit-image has no photograph of the split.
+    """
     levels = _pyramids(split, image_size)
     rng = np.random.default_rng([seed, SPLITS.index(split), 0])
     which = rng.integers(len(levels), size=size)
@@ -133,9 +158,8 @@ def _pyramids(split: str, image_size: int) -> list[np.ndarray]:
         raise ValueError(f"digits: expected {', '.join(PHOTOGRAPHS[split])} in scikit-image's data folder, got none")
     levels = []
     for path in paths:
-        with Image.open(path) as file:
-            # Grey: by colour, gates learned to tell the few training photographs apart, and failed on others.
-            photograph = file.convert("L").convert("RGB")
+        # Grey: by colour, gates learned to tell the few training photographs apart, and failed on others.
+        photograph = decode_image(path).convert("L").convert("RGB")
         for zoom in _ZOOMS:
             scale = zoom * image_size / min(photograph.size)
             width, height = (max(image_size, round(side * scale)) for side in photograph.size)

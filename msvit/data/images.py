@@ -18,14 +18,14 @@ _STRICT = threading.Lock()
 
 
 def load_images(folder: str | os.PathLike[str] | None, size: int, *, limit: int | None = None) -> Tensor:
-    """The images of a folder and its subfolders, sorted by path, or the sample photographs.
+    """Reads the images of a folder and its subfolders, sorted by path, or the sample photographs.
 
-    A file that cannot be decoded to its end is named in a warning and left out.
+    A file that cannot be decoded is left out with a warning that names it.
 
     Args:
-        folder: where to look; None for the photographs of scikit-image.
+        folder: a folder of images; None for the photographs of scikit-image.
         size: height and width of the result in pixels; images are scaled, then cropped at the centre.
-        limit: stop after that many images.
+        limit: largest number of images to read; None for all.
 
     Returns:
         uint8 [number of images, 3, size, size], RGB.
@@ -51,7 +51,13 @@ def load_images(folder: str | os.PathLike[str] | None, size: int, *, limit: int 
 
 
 def list_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """Files with one of `IMAGE_SUFFIXES` in a folder and its subfolders, sorted; hidden ones are left out.
+    """Lists the files with one of `IMAGE_SUFFIXES` in a folder and its subfolders, sorted; hidden ones are left out.
+
+    Args:
+        folder: a folder of images.
+
+    Returns:
+        At least one path, each beginning with `folder`.
 
     Raises:
         ValueError: `folder` is not a folder, or has no such file.
@@ -67,23 +73,53 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def read_image(path: str | os.PathLike[str], size: int) -> Tensor:
-    """One image, uint8 [3, size, size], scaled and cropped at the centre, upright as its EXIF data says.
+    """Reads one image, scaled and cropped at the centre, upright as its EXIF data says.
+
+    Args:
+        path: an image file of any format and mode that Pillow can decode.
+        size: height and width of the result in pixels.
+
+    Returns:
+        uint8 [3, size, size], RGB, on the CPU.
 
     Raises:
-        ValueError: naming the file, where it is missing, truncated, corrupt or no image.
+        ValueError: the file is missing, truncated, corrupt or not an image; the text names it.
     """
+    image = decode_image(path)
     try:
-        image = ImageOps.exif_transpose(_decode(path))
-        if image.mode[0] == "I":  # 16 bits of grey, which a conversion to RGB would clip
-            image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
         fitted = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
-    except Exception as error:  # decoders raise whatever a broken file makes them stumble over
-        raise ValueError(f"{os.fspath(path)}: not a readable image ({error})") from error
+    except Exception as error:  # Pillow raises many kinds of errors for unusual images
+        raise _unreadable(path, error) from error
     return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).contiguous()
 
 
+def decode_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Reads one image in its own size and mode, upright as its EXIF data says; 16 bits of grey become 8.
+
+    Args:
+        path: an image file of any format and mode that Pillow can decode.
+
+    Returns:
+        The image with all of its pixels decoded.
+
+    Raises:
+        ValueError: the file is missing, truncated, corrupt or not an image; the text names it.
+    """
+    try:
+        image = ImageOps.exif_transpose(_decode(path))
+        if image.mode[0] == "I":  # a conversion to RGB would clip 16 bits
+            image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
+    except Exception as error:  # decoders raise many kinds of errors for a broken file
+        raise _unreadable(path, error) from error
+    return image
+
+
+def _unreadable(path: str | os.PathLike[str], error: Exception) -> ValueError:
+    return ValueError(f"{os.fspath(path)}: not a readable image ({error})")
+
+
 def _decode(path: str | os.PathLike[str]) -> Image.Image:
-    """Decodes all pixels; a file that ends early is an error even where another library asked Pillow to overlook it."""
+    """Decodes all pixels; a truncated file is an error even if another library asked Pillow to accept it."""
     with _STRICT:
         lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
         try:

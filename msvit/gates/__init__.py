@@ -1,4 +1,4 @@
-"""Gates: modules that map images [batch, 3, H, W] to logits [batch, Hc, Wc], positive where a region should be fine."""
+"""Gates: modules that map images [batch, 3, H, W] to logits [batch, Hc, Wc], positive if a region should be fine."""
 
 from msvit.gates.base import INITIAL_LOGIT, Gate
 from msvit.gates.entropy import EntropyGate

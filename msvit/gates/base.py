@@ -1,4 +1,4 @@
-"""What all gates share: the size of a region, and pixels from uint8 or normalised images."""
+"""The base class of all gates: the size of a region, and the normalisation of images."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ class Gate(nn.Module):
     Args:
         coarse: width of a region in pixels.
         mean, std: three floats each, per channel in [0, 1], by which the images that the gate sees are normalised; None
-            where they are not.
+            if they are not normalised.
 
     Raises:
         ValueError: `coarse` is not positive; only one of `mean` and `std` is given, or not three values.
@@ -45,11 +45,21 @@ class Gate(nn.Module):
         return 0
 
     def sample(self, logits: Tensor) -> Tensor:
-        """What the decision is taken from, given the logits: the logits, unless a gate explores in training."""
+        """The logits that the decision is taken from; a gate that explores in training adds noise to `logits` here."""
         return logits
 
     def regions(self, images: Tensor) -> tuple[int, int, int]:
-        """(batch, Hc, Wc) of images [batch, 3, H, W]; ValueError where the regions do not divide them."""
+        """The number of images and their grid of regions.
+
+        Args:
+            images: [batch, 3, H, W].
+
+        Returns:
+            (batch, Hc, Wc).
+
+        Raises:
+            ValueError: regions do not divide the images, or images have another shape.
+        """
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % self.coarse or images.shape[3] % self.coarse:
             raise ValueError(
                 f"images: expected [batch, 3, H, W] with H and W multiples of {self.coarse}, got {[*images.shape]}"

@@ -13,13 +13,13 @@ class EntropyGate(Gate):
     """Histogram entropy of each region: logit = H - threshold, H = -sum_i p_i log2 p_i in bits.
 
     p is the histogram, over `bins` equal bins of [0, 1], of the pixel intensities of a region; the intensity is the
-    mean of the three channels. H is 0 for a flat region and at most log2(bins). A logit is thus how many bits a region
-    exceeds the threshold by; under `Budget` only the order counts.
+    mean of the three channels. H is 0 for a flat region and at most log2(bins). A logit is thus the number of bits by
+    which a region exceeds the threshold; under `Budget` only the order counts.
 
     Args:
         coarse: width of a region in pixels.
-        bins: of the histogram.
-        threshold: in bits.
+        bins: number of bins of the histogram.
+        threshold: entropy in bits above which a logit is positive.
         mean, std: by which float images are normalised, undone before the histogram; None: float images lie in [0, 1].
 
     Raises:

@@ -1,4 +1,4 @@
-"""Gates by name, for `create_model` and `from_timm`."""
+"""Gates by name, for the model factories, training and `msvit tokens`."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,9 @@ from msvit.gates.entropy import EntropyGate
 from msvit.gates.fixed import ConstantGate, RadialGate, RandomGate
 from msvit.gates.mlp import MLPGate
 
-GATE_NAMES = ("mlp", "radial", "random", "entropy", "fine", "coarse")
+# Gates without parameters, which need no training.
+FIXED_GATE_NAMES = ("entropy", "radial", "random", "fine", "coarse")
+GATE_NAMES = ("mlp", *FIXED_GATE_NAMES)
 
 
 def make_gate(
@@ -18,18 +20,21 @@ def make_gate(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> nn.Module:
-    """A gate by name, with its defaults; a module is returned as it is.
+    """Makes a gate by name, with its defaults; a module is returned as it is.
 
     Args:
         gate: one of `GATE_NAMES`, or a module that maps images to logits [batch, Hc, Wc].
         coarse: width of a region in pixels.
-        grid_size: (Hc, Wc).
-        mean: per channel, by which the images are normalised, or None.
-        std: likewise.
+        grid_size: (Hc, Wc), regions of an image.
+        mean: three floats, one per channel in [0, 1], that are subtracted from images; None if they are not normalised.
+        std: three floats, by which the difference is divided; None if images are not normalised.
+
+    Returns:
+        A module that maps images [batch, 3, H, W] to logits [batch, Hc, Wc].
 
     Raises:
         ValueError: a name that is not in `GATE_NAMES`.
-        TypeError: neither a name nor a module.
+        TypeError: `gate` is neither a name nor a module.
     """
     if isinstance(gate, nn.Module):
         return gate

@@ -19,14 +19,14 @@ _KIND = "msvit gate"
 
 
 def save_gate(gate: MLPGate, path: str | os.PathLike[str]) -> None:
-    """Writes a learned gate: its parameters, and what it takes to make it again.
+    """Writes a learned gate with its parameters and its arguments.
 
     Args:
-        gate: such as `model.gate`.
-        path: of the safetensors file, which appears in one step; its folder must exist.
+        gate: a learned gate, such as `model.gate`.
+        path: the safetensors file to write, in one step; its folder must exist.
 
     Raises:
-        TypeError: a gate without parameters, which needs no file.
+        TypeError: `gate` is of another class.
         OSError: the file cannot be written.
     """
     if not isinstance(gate, MLPGate):
@@ -51,19 +51,19 @@ def load_gate(
     """Reads a gate that `save_gate` wrote.
 
     Args:
-        path: of the file.
-        grid_size: (Hc, Wc) of the images that it will see; the position encodings are resampled (bicubic) if the gate
-            learned on another grid. None: the gate's own.
-        mean: three floats, by which those images are normalised together with `std`. If the gate learned with others,
-            its first layer is adapted, so that it decides as before. None: the gate's own.
-        std: three floats, or None.
+        path: the safetensors file.
+        grid_size: (Hc, Wc) of the images that the gate will see; the position encodings are resampled (bicubic) if the
+            gate learned on another grid. None for the gate's own grid.
+        mean: three floats, one per channel in [0, 1], that are subtracted from those images. If the gate learned with
+            others, its first layer is adapted, so that it decides as before. None for the gate's own.
+        std: three floats, by which the difference is divided. None for the gate's own.
 
     Returns:
         The gate, on the CPU, in evaluation mode: for `create_model(..., gate=gate)` or `model.gate = gate`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged or not that of a gate.
+        ValueError: the file is damaged or does not hold a gate.
     """
     path = Path(path)
     if not path.is_file():
@@ -111,13 +111,13 @@ def agreement(
     Args:
         gate_a: module that maps images to logits [batch, Hc, Wc]; it decides as in evaluation.
         gate_b: another one for the same regions.
-        images: [batch, 3, H, W], uint8, or floats normalised for both.
-        policy: from logits to decisions, `Threshold(0.5)` by default.
+        images: [batch, 3, H, W], uint8, or floats normalised for both gates.
+        policy: policy that turns logits into decisions, `Threshold(0.5)` by default.
         scale_factor: fine patches along one side of a region, `model.scale_factor`, which a gate does not know. The
             fine regions that a `Budget` can pay for depend on it, those above a threshold do not.
 
     Returns:
-        In [0, 1].
+        A share in [0, 1].
 
     Raises:
         ValueError: the gates' regions differ, or there is no image.

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from msvit.gates.base import INITIAL_LOGIT, Gate
 
@@ -13,7 +13,7 @@ class RadialGate(Gate):
 
     Args:
         coarse: width of a region in pixels.
-        radius: in units of half the image's height and width, so that 1 is the middle of an edge and sqrt(2) a corner.
+        radius: radius in units of half the image's height and width: 1 is the middle of an edge, sqrt(2) a corner.
 
     Raises:
         ValueError: `radius` is negative.
@@ -37,8 +37,8 @@ class RandomGate(Gate):
 
     Args:
         coarse: width of a region in pixels.
-        probability: in (0, 1), that a logit is positive.
-        seed: of the gate's own generator; `reset()` starts its sequence again.
+        probability: probability in (0, 1) that a logit is positive.
+        seed: seed of the gate's own generator; `reset()` starts its sequence again.
 
     Raises:
         ValueError: `probability` is not inside (0, 1).
@@ -51,7 +51,7 @@ class RandomGate(Gate):
         self.reset()
 
     def reset(self) -> None:
-        """Starts the sequence of random masks again."""
+        """Starts the sequence of random masks again, at `seed`."""
         # On the CPU, so that the masks do not depend on the device.
         self.generator = torch.Generator().manual_seed(self.seed)
 
@@ -59,6 +59,13 @@ class RandomGate(Gate):
         """Logits [batch, Hc, Wc], new ones at every call."""
         uniform = torch.rand(self.regions(images), generator=self.generator).clamp(1e-6, 1 - 1e-6)
         return (self.bias + torch.logit(uniform)).to(images.device)
+
+
+def reset_noise(gate: nn.Module, seed: int) -> None:
+    """Starts the sequence of masks of a random gate at a seed; other gates stay as they are."""
+    if isinstance(gate, RandomGate):
+        gate.seed = seed
+        gate.reset()
 
 
 class ConstantGate(Gate):

@@ -11,7 +11,7 @@ from msvit.gates.base import INITIAL_LOGIT, Gate
 class MLPGate(Gate):
     """Four layers on the 3 * coarse * coarse pixels of a region, with a position encoding of its own after the first.
 
-    In training a logit gets logistic noise (eq. 1): the region is fine where the noisy logit is positive, and the
+    In training a logit gets logistic noise (eq. 1): the region is fine if the noisy logit is positive, and the
     gradient is that of `sigmoid(noisy logit / temperature)` (Gumbel-sigmoid with a straight-through estimator). In
     evaluation there is no noise.
 
@@ -19,11 +19,11 @@ class MLPGate(Gate):
         coarse: width of a region in pixels.
         grid_size: (Hc, Wc), regions of an image.
         hidden: width of the three hidden layers.
-        temperature: of the Gumbel-sigmoid.
+        temperature: temperature of the Gumbel-sigmoid.
         mean, std: as in `Gate`; uint8 images are normalised by them as for the backbone.
 
     Raises:
-        ValueError: a size that is not positive, or a `temperature` that is not.
+        ValueError: a size or `temperature` is not positive.
     """
 
     def __init__(
@@ -59,7 +59,11 @@ class MLPGate(Gate):
         return sum(layer.weight.numel() for layer in layers) * self.pos_embed.shape[1]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [batch, Hc, Wc], without noise."""
+        """Logits [batch, Hc, Wc], without noise.
+
+        Raises:
+            ValueError: images of another size, or uint8 images although the gate has no mean and std.
+        """
         batch, height, width = self.regions(images)
         if (height, width) != self.grid_size:
             raise ValueError(f"images: expected {self.grid_size} regions, got {(height, width)}")
@@ -72,7 +76,7 @@ class MLPGate(Gate):
         """In training, logits with logistic noise; in evaluation, the logits."""
         if not self.training:
             return logits
-        # Away from 0 and 1, where the noise would be infinite.
+        # Away from 0 and 1: there the noise would be infinite.
         uniform = torch.rand(logits.shape, device=logits.device).clamp(1e-6, 1 - 1e-6)
         return logits + torch.logit(uniform).to(logits.dtype)
 

@@ -1,4 +1,4 @@
-"""What the gate losses share: checks, precision, the global batch, and the distance to a distribution."""
+"""Parts that the gate losses share: checks, precision, the global batch, and the distance to a distribution."""
 
 import math
 from typing import Any, cast
@@ -9,24 +9,24 @@ from torch import Tensor
 
 
 def check_share(name: str, value: float) -> float:
-    """The value, where it is inside (0, 1); else TypeError or ValueError."""
+    """Returns a value inside (0, 1); raises TypeError or ValueError for others."""
     return _check(name, value, 0 < _number(name, value) < 1, "a number inside (0, 1)")
 
 
 def check_positive(name: str, value: float) -> float:
-    """The value, where it is positive and finite; else TypeError or ValueError."""
+    """Returns a positive finite value; raises TypeError or ValueError for others."""
     return _check(name, value, 0 < _number(name, value) < math.inf, "a positive number")
 
 
 def check_clip(value: float | None) -> float | None:
-    """The value, where it is None or inside (0, 0.5); else TypeError or ValueError."""
+    """Returns None or a value inside (0, 0.5); raises TypeError or ValueError for others."""
     if value is None:
         return None
     return _check("clip", value, 0 < _number("clip", value) < 0.5, "None or a number inside (0, 0.5)")
 
 
 def check_logits(logits: Tensor, positions: int | None = None) -> None:
-    """Raises TypeError or ValueError where logits are not floats of shape [batch, positions]."""
+    """Raises TypeError or ValueError unless logits are floats of shape [batch, positions]."""
     if not isinstance(logits, Tensor):
         raise TypeError(f"logits: expected a tensor, got {type(logits).__name__}")
     if not logits.is_floating_point():
@@ -37,7 +37,13 @@ def check_logits(logits: Tensor, positions: int | None = None) -> None:
 
 
 def global_batch(logits: Tensor) -> Tensor:
-    """Logits of all processes, [global batch, positions], in fp32 (fp64 stays fp64).
+    """Gathers the logits of all processes.
+
+    Args:
+        logits: floats [batch, positions] of this process; the batch may differ between processes.
+
+    Returns:
+        fp32 [global batch, positions], fp64 for fp64 logits, in the order of the ranks and with a gradient.
 
     Raises:
         ValueError: there is no image.
@@ -51,14 +57,17 @@ def global_batch(logits: Tensor) -> Tensor:
 
 
 def squared_distance(cdf_of_sorted: Tensor) -> Tensor:
-    """Cramér-von Mises distance between samples and a distribution, of every row: [rows, n] -> [rows].
+    """Cramér-von Mises distance between the samples of each row and a distribution.
 
         1/n sum_i (F(x_(i)) - i / (n + 1))^2
 
-    It is 1 / (6 (n + 1)) on average where the samples are drawn from that distribution.
+    It is 1 / (6 (n + 1)) on average if the samples are drawn from that distribution.
 
     Args:
-        cdf_of_sorted: F at the sorted samples of each row.
+        cdf_of_sorted: floats [rows, n], F at the sorted samples of each row.
+
+    Returns:
+        Distances [rows], same dtype.
     """
     n = cdf_of_sorted.shape[1]
     empirical = torch.arange(1, n + 1, dtype=cdf_of_sorted.dtype, device=cdf_of_sorted.device) / (n + 1)
@@ -71,10 +80,13 @@ def relaxed_bernoulli_cdf(logits: Tensor, mean_logit: Tensor, temperature: float
         F(z) = sigmoid(tau z - logit(mu)),   P(m > 0.5) = 1 - F(0) = mu
 
     Args:
-        logits: z.
-        mean_logit: logit(mu), broadcast to z.
+        logits: z, floats of any shape.
+        mean_logit: logit(mu), floats that broadcast to z.
         temperature: tau.
-        clip: eps, to take m as clipped to [eps, 1 - eps], where it then has no gradient; None: not clipped.
+        clip: eps, which clips m to [eps, 1 - eps] and so removes the gradient outside; None for no clipping.
+
+    Returns:
+        F(z), the shape of z.
     """
     if clip is not None:
         most = math.log1p(-clip) - math.log(clip)
@@ -86,7 +98,7 @@ class _Gather(torch.autograd.Function):
     """Rows of all processes in the order of their ranks; the gradient of a row is summed over the processes.
 
     Every process computes the same loss of the global batch. The summed gradient is then world_size times that of one
-    process alone, which is what the averaging of DistributedDataParallel divides by.
+    process alone, and the averaging of DistributedDataParallel divides by world_size.
     """
 
     @staticmethod

@@ -15,7 +15,7 @@ from msvit.losses.common import (
     squared_distance,
 )
 
-# Centre initialisation keeps theta this far from 0 and 1, where it would hardly learn.
+# Centre initialisation keeps theta this far from 0 and 1, close to which it would hardly learn.
 _MARGIN = 0.05
 
 
@@ -42,10 +42,10 @@ class GeneralizedBatchShapingLoss(nn.Module):
 
     Raises:
         ValueError: a value outside its range.
-        TypeError: a value that is no number.
+        TypeError: a value is not a number.
 
     Note:
-        As of `BatchShapingLoss`. theta is learned by the optimizer that gets `loss.parameters()`.
+        Computed as in `BatchShapingLoss`. theta is learned by the optimizer that gets `loss.parameters()`.
     """
 
     def __init__(
@@ -103,9 +103,15 @@ class GeneralizedBatchShapingLoss(nn.Module):
 
 
 def center_distances(grid_size: tuple[int, int]) -> Tensor:
-    """Distance of each region's centre from the centre of the image, as a share of the largest: [Hc * Wc] in [0, 1].
+    """Distances of the regions' centres from the centre of the image, in units of the largest.
 
-    Height and width count alike, as half an image each.
+    Before that, the distance along each axis is in units of half the image's height or width.
+
+    Args:
+        grid_size: (Hc, Wc), regions of an image.
+
+    Returns:
+        fp32 [Hc * Wc] in [0, 1], in raster order; all 0 for a single region.
     """
     height, width = grid_size
     y, x = ((2 * torch.arange(n, dtype=torch.float32) + 1 - n) / n for n in (height, width))

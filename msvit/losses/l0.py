@@ -15,7 +15,7 @@ class L0Loss(nn.Module):
 
     Raises:
         ValueError: `target` is outside (0, 1).
-        TypeError: it is no number.
+        TypeError: `target` is not a number.
 
     Note:
         Computed in fp32, under autocast too. Under torch.distributed the mean is over the images of all processes.

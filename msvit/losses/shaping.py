@@ -28,12 +28,12 @@ class BatchShapingLoss(nn.Module):
         temperature: tau of the prior; the lower, the closer to 0 and 1 its values are.
         flatten: False: each position follows the prior over the batch; True: all positions and images together do
             (eq. 8), which leaves positions free to be constant.
-        clip: clip gate outputs to [clip, 1 - clip]; 1e-3 is the authors' published loss. What is clipped has no
-            gradient, so that None, the default, learns from every region.
+        clip: clips gate outputs to [clip, 1 - clip]; the authors' published loss has 1e-3. Clipped outputs have no
+            gradient; with None, the default, every region has one.
 
     Raises:
         ValueError: a value outside its range.
-        TypeError: a value that is no number.
+        TypeError: a value is not a number.
 
     Note:
         Computed in fp32, under autocast too, with gradients exact for every logit. Under torch.distributed the

@@ -28,7 +28,16 @@ class MixedScaleAttention(nn.Module):
     def forward(
         self, x: Tensor, sequences: Sequences, with_terms: bool = False
     ) -> Tensor | tuple[Tensor, AttentionTerms]:
-        """x: [rows, dim]; returns the same shape, and the terms of the probabilities if `with_terms`."""
+        """Attends inside each image.
+
+        Args:
+            x: [rows, dim].
+            sequences: which rows belong to which image.
+            with_terms: True to return the terms of the probabilities as well.
+
+        Returns:
+            [rows, dim], or the pair of that and the terms.
+        """
         # [rows, dim] -> three views [rows, num_heads, head_dim] of one projection
         q, k, v = self.qkv(x).view(x.shape[0], 3, self.num_heads, self.head_dim).unbind(1)
         # Under autocast a norm returns fp32.
@@ -71,7 +80,7 @@ class MixedScaleBlock(nn.Module):
             placed: the reducer of the block, which changes the rows before the block or after its attention.
 
         Returns:
-            The same shape; with a reducer the pair of its rows and their layout.
+            [rows, dim]; with a reducer the pair of its rows and their layout.
         """
         if placed is not None and placed.place == "before_block":
             x, sequences = apply_reducer(placed, x, sequences, None)
@@ -92,6 +101,9 @@ def drop_path(x: Tensor, module: nn.Module, sequences: Sequences) -> Tensor:
         x: [rows, dim].
         module: timm's `DropPath` or `Identity`.
         sequences: which rows belong to which image.
+
+    Returns:
+        [rows, dim].
     """
     rate = getattr(module, "drop_prob", 0.0)
     if not module.training or not rate:

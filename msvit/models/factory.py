@@ -91,7 +91,8 @@ def from_timm(
         gate: "mlp", "radial", "random", "entropy", "fine", "coarse", or a module, see `msvit.gates`.
         policy: see `msvit.policies`; `Threshold(0.5)` by default.
         token_mode: "packed", "trimmed" or "masked".
-        mean: three floats, subtracted from uint8 images in [0, 1]; those of the timm model by default.
+        mean: three floats, one per channel in [0, 1], that are subtracted from uint8 images; those of the timm model by
+            default.
         std: three floats, by which the difference is divided; those of the timm model by default.
         timm_kwargs: for a name, arguments of `timm.create_model`, such as `img_size` and `num_classes`.
 
@@ -142,10 +143,16 @@ def _parse(name: str) -> tuple[str, int, int, int]:
 
 
 def pretrained_name(name: str) -> str:
-    """timm's name of the weights that a model starts from: for an msvit_... those that are closest in image size.
+    """timm's name of the pretrained weights of a model.
+
+    Args:
+        name: a name of timm, which is returned as it is, or of `create_model`.
+
+    Returns:
+        For `create_model`, the ViT of the same size and patch that is closest in image size.
 
     Raises:
-        ValueError: timm has none.
+        ValueError: timm has no weights of that size and patch.
     """
     if not name.startswith("msvit_"):
         return name
@@ -158,7 +165,7 @@ def pretrained_name(name: str) -> str:
 
 
 def default_cfg(img_size: tuple[int, int], num_classes: int = 1000) -> dict[str, Any]:
-    """What timm's tools ask of a model: the input that it expects."""
+    """The `pretrained_cfg` of a model, which timm's tools read: its input, from `img_size` (H, W), and its head."""
     return {
         "input_size": (3, *img_size),
         "fixed_input_size": True,

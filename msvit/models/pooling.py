@@ -1,4 +1,4 @@
-"""From the tokens of each image to one vector: class token, mean, or timm's attention pooling."""
+"""Pooling of the tokens of each image: class token, mean, or timm's attention pooling."""
 
 from timm.layers import AttentionPoolLatent
 from torch import Tensor
@@ -13,7 +13,7 @@ def attention_pool(pool: AttentionPoolLatent, x: Tensor, sequences: Sequences, w
         pool: the module, whose parameters are used as they are.
         x: [rows, dim].
         sequences: which rows belong to which image.
-        with_prefix: whether prefix tokens are attended to.
+        with_prefix: True to attend to prefix tokens.
 
     Returns:
         [batch, dim].
@@ -37,7 +37,19 @@ def pool_tokens(
     num_heads: int,
     with_prefix: bool,
 ) -> Tensor:
-    """[rows, dim] -> [batch, dim] by `pool_type` "token", "avg" or "map" (the last by `attn_pool`)."""
+    """Pools the tokens of each image into one vector.
+
+    Args:
+        x: [rows, dim].
+        sequences: which rows belong to which image.
+        pool_type: "token", "avg" or "map".
+        attn_pool: the module of "map", None for the others.
+        num_heads: number of heads of the model, by which "avg" splits the rows.
+        with_prefix: True to include prefix tokens; "token" ignores it.
+
+    Returns:
+        [batch, dim].
+    """
     if pool_type == "token":
         return sequences.first(x)
     if pool_type == "avg":

@@ -1,4 +1,4 @@
-"""What of timm can be wrapped; everything else is refused by name."""
+"""The parts of timm that can be wrapped; all others are refused by name."""
 
 from collections.abc import Iterator
 
@@ -16,11 +16,18 @@ _NORMS = (nn.LayerNorm, LayerNorm, *(getattr(timm_norm, name) for name in _NORM_
 
 
 def supported(vit: object, coarse: int) -> VisionTransformer:
-    """The model itself, if it can be wrapped with regions of `coarse` pixels.
+    """Refuses a model that cannot be wrapped.
+
+    Args:
+        vit: any object.
+        coarse: width of a region in pixels.
+
+    Returns:
+        `vit` itself.
 
     Raises:
         TypeError: `vit` is not a model, or `coarse` is not an int.
-        ValueError: naming the class or the feature that cannot be wrapped, or a size that does not divide.
+        ValueError: a class, a feature or a size of the model cannot be wrapped; the text names it.
     """
     if not isinstance(vit, nn.Module):
         raise TypeError(f"model: expected a timm VisionTransformer or its name, got {type(vit).__name__}")

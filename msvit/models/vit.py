@@ -49,7 +49,7 @@ class MixedScaleVisionTransformer(GatedBackbone):
         scales: the candidates of an image, from which tokens are counted.
 
     Raises:
-        ValueError: what cannot be wrapped, by name; see `msvit.from_timm`.
+        ValueError: a class, a feature or a size cannot be wrapped; the text names it, see `msvit.from_timm`.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class MixedScaleVisionTransformer(GatedBackbone):
             order of the candidates: prefix tokens, then coarse, then fine ones.
 
         Note:
-            The key weight is not returned, so `forward_head` pools without the one that a reducer made.
+            The key weight is not returned, so `forward_head` pools without it even if a reducer has changed it.
         """
         decision = self.decide(images, fine_mask, gate_logits=gate_logits)
         tokens, sequences = self._encode(images, decision)
@@ -212,7 +212,7 @@ class MixedScaleVisionTransformer(GatedBackbone):
         return pooled if pre_logits else self.head(pooled)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Whether blocks are computed again in the backward pass instead of keeping their activations."""
+        """Sets whether the backward pass computes blocks again, which saves the memory of their activations."""
         self.grad_checkpointing = enable
 
     def get_classifier(self) -> nn.Module:
@@ -228,7 +228,7 @@ class MixedScaleVisionTransformer(GatedBackbone):
             self.head = nn.Linear(self.embed_dim, num_classes, device=weight.device, dtype=weight.dtype)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that weight decay should leave alone."""
+        """Names of the parameters that should have no weight decay."""
         names = {"pos_embed", "cls_token", "reg_token", "gate.pos_embed"}
         return names & {name for name, _ in self.named_parameters()}
 

@@ -1,6 +1,6 @@
-"""The report on training runs: figures of the paper, drawn from what the runs left on disk."""
+"""The report on training runs: figures of the paper, drawn from the folders of the runs."""
 
+from msvit.evaluation.by_image import Evaluation, evaluate
 from msvit.report.build import build_report
-from msvit.report.evaluation import Evaluation, evaluate
 
 __all__ = ["Evaluation", "build_report", "evaluate"]

@@ -14,12 +14,12 @@ from msvit.report.figures.tokens import draw_histogram, draw_token_maps
 from msvit.report.figures.tradeoff import draw_tradeoff
 from msvit.report.page import Section, write_page
 from msvit.report.shifts import compare_gates
-from msvit.report.tables import run_table, setting_table, write_rows
+from msvit.report.tables import run_table, setting_table, write_runs
 from msvit.training.runs import load_run
 
-# Zooms and shifts are many passes over the images: these do.
+# Each zoom and shift is a pass over the images, so only so many of them are used.
 _SHIFTED_IMAGES = 500
-# What an older report may have left.
+# Pictures of an older report, which may have had more of them.
 _PICTURES = (
     "tradeoff.png",
     "history.png",
@@ -46,20 +46,21 @@ def build_report(
     """Writes output/report.html, output/runs.csv and the PNGs that the page holds.
 
     Args:
-        folders: of runs.
-        output: folder, made where it does not exist; files of an older report in it are replaced.
-        device: where to run the models.
-        limit: test images of each run, all by default.
-        maps: test images, the first ones, whose token maps are drawn.
-        transforms: random zooms and shifts; 0 leaves them out.
-        latency_seconds: spent on timing each model.
+        folders: folders of runs.
+        output: folder of the report, made if it does not exist; files of an older report in it are replaced.
+        device: device of the models.
+        limit: number of test images of each run, the first ones; None for all.
+        maps: number of test images to draw token maps of, the first ones.
+        transforms: number of random zooms and shifts; 0 leaves them out.
+        latency_seconds: seconds spent on timing each model.
 
     Returns:
-        The HTML file.
+        Path of the HTML file.
 
     Raises:
-        FileNotFoundError: a folder that does not exist, is no run, or has no checkpoint.
-        ValueError: a run that cannot be read; or a number that is out of range.
+        FileNotFoundError: a folder does not exist, is not that of a run, or has no checkpoint.
+        NotADirectoryError: `output` is a file.
+        ValueError: a run cannot be read, or a number is out of range.
     """
     for name, value, least in (("--images", limit, 1), ("--maps", maps, 1), ("--transforms", transforms, 0)):
         if value is not None and value < least:
@@ -75,7 +76,7 @@ def build_report(
     for pattern in _PICTURES:
         for old in output.glob(pattern):
             old.unlink()
-    write_rows(groups, output / "runs.csv")
+    write_runs(groups, output / "runs.csv")
     sections = [
         _summary(groups, device),
         _tradeoff(groups, output, device),
@@ -100,8 +101,8 @@ def _summary(groups: Sequence[Group], device: torch.device) -> Section:
         f"{first.run.image_size[1]} x {first.run.image_size[0]} pixels. "
         f"Multiply-accumulates include the gate; milliseconds are the median of packed batches of "
         f"{first.run.config.batch_size} on {device}. Variance between images: share of the mask's variance that is not "
-        "explained by the position, 0 for a static pattern. Fine on object: share of fine regions that cover what the "
-        "label names; found: share of its regions that are fine."
+        "explained by the position, 0 for a static pattern. Fine on object: share of fine regions that cover it; "
+        "object found: share of the object's regions that are fine."
     )
     tables = [run_table(groups)]
     if sum(len(group.runs) for group in groups) > 1:
@@ -137,7 +138,7 @@ def _token_maps(group: Group, index: int, output: Path, count: int) -> Section:
     run = group.runs[0]
     text = f"The first {min(count, len(run.test.images))} test images of {run.run.name}, not chosen."
     if run.test.boxes is not None:
-        text += " The green frame is where the object is."
+        text += " The green frame surrounds the object."
     picture = draw_token_maps(run, output / f"tokens-{index}.png", count)
     return Section(f"Token maps: {group.label}", text, pictures=[picture])
 
@@ -151,7 +152,7 @@ def _coverage(groups: Sequence[Group], output: Path) -> Section:
     title = "Fine regions on the object"
     known = [group for group in groups if all(run.coverage for run in group.runs)]
     if not known:
-        return Section(title, "Left out: the data set does not tell where the object is.")
+        return Section(title, "Left out: the data set does not know the place of the object.")
     text = "A setting in which some run makes no region fine has no first bar."
     return Section(title, text, pictures=[draw_coverage(known, output / "coverage.png")])
 
@@ -171,8 +172,8 @@ def _shifts(groups: Sequence[Group], output: Path, transforms: int) -> list[Sect
         )
         better = sum(pair.learned.top1 > pair.radial.top1 for pair in pairs[1:])
         text = (
-            f"{one.run.name} against fine regions around the centre, as many as it makes itself of the images as they "
-            f"are ({source}). Learned is better in {better} of {len(pairs) - 1}; unchanged images: "
+            f"{one.run.name} against fine regions around the centre, as many as it makes without a transform "
+            f"({source}). Learned is better in {better} of {len(pairs) - 1}; unchanged images: "
             f"{100 * pairs[0].learned.top1:.2f} % with {pairs[0].learned.tokens_per_image:.1f} tokens, radial "
             f"{100 * pairs[0].radial.top1:.2f} % with {pairs[0].radial.tokens_per_image:.1f}."
         )

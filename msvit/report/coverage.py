@@ -1,4 +1,4 @@
-"""Do fine regions lie where the answer is? Only for data sets that tell where it is."""
+"""How many fine regions lie on the object of an image, for data sets that know its place."""
 
 from dataclasses import dataclass
 
@@ -8,12 +8,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Coverage:
-    """Where the fine regions of some images lie.
+    """How well the fine regions of some images cover their objects.
 
     Attributes:
-        on_object: share of the fine regions that cover the object; not a number where no region is fine.
-        chance: that share expected if each image's fine regions were drawn at random among its regions; likewise.
-        found: share of the object's regions that are fine; the share of fine regions is what chance would find.
+        on_object: share of the fine regions that cover the object; NaN if no region is fine.
+        chance: expectation of `on_object` if each image's fine regions were drawn at random; NaN if no region is fine.
+        found: share of the object's regions that are fine; by chance it would be the share of all fine regions.
     """
 
     on_object: float
@@ -22,7 +22,16 @@ class Coverage:
 
 
 def object_regions(boxes: Tensor, grid_size: tuple[int, int], coarse: int) -> Tensor:
-    """bool [n, Hc, Wc]: regions that a box [n, 4] (left, top, right, bottom in pixels) reaches into."""
+    """Finds the regions that boxes reach into.
+
+    Args:
+        boxes: int64 [n, 4], left, top, right and bottom in pixels, right and bottom exclusive.
+        grid_size: (Hc, Wc), regions of an image.
+        coarse: width of a region in pixels.
+
+    Returns:
+        bool [n, Hc, Wc].
+    """
     left, top, right, bottom = (boxes[:, i, None] for i in range(4))
     y, x = (coarse * torch.arange(count) for count in grid_size)
     rows = (y < bottom) & (y + coarse > top)  # [n, Hc]
@@ -31,7 +40,16 @@ def object_regions(boxes: Tensor, grid_size: tuple[int, int], coarse: int) -> Te
 
 
 def measure_coverage(masks: Tensor, boxes: Tensor, coarse: int) -> Coverage:
-    """Compares fine regions, bool [n, Hc, Wc], with the regions of the boxes [n, 4]."""
+    """Compares fine regions with the regions of objects.
+
+    Args:
+        masks: bool [n, Hc, Wc], fine regions.
+        boxes: int64 [n, 4], left, top, right and bottom of the objects in pixels, right and bottom exclusive.
+        coarse: width of a region in pixels.
+
+    Returns:
+        The shares over all images.
+    """
     covered = object_regions(boxes, (masks.shape[1], masks.shape[2]), coarse)
     fine, hits = masks.sum(dtype=torch.float64), (masks & covered).sum(dtype=torch.float64)
     # An image with f fine regions, o of the N regions being the object's, has f o / N hits by chance.

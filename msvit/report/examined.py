@@ -1,4 +1,4 @@
-"""Runs with everything that the report measures of them."""
+"""Runs with everything that the report measures for them."""
 
 import math
 from collections.abc import Sequence
@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
+from msvit.evaluation.by_image import Evaluation, TestImages, evaluate
 from msvit.models import MixedScaleVisionTransformer
 from msvit.report.coverage import Coverage, measure_coverage
-from msvit.report.evaluation import Evaluation, TestImages, evaluate, load_test_images
+from msvit.report.images import load_test_images
 from msvit.report.latency import measure_latency
 from msvit.report.settings import group_runs
 from msvit.training.runs import Run
@@ -16,7 +17,16 @@ from msvit.training.runs import Run
 
 @dataclass(frozen=True)
 class Examined:
-    """A run, its model on the device, and what was measured of it; coverage is None where places are not known."""
+    """A run with its model on the device and the measurements of it.
+
+    Attributes:
+        run: the run.
+        model: its model, in evaluation mode.
+        test: its test images, on the CPU.
+        evaluation: the results of the model for them.
+        coverage: how well fine regions cover the objects; None if the data set does not know their places.
+        latency_ms: milliseconds per image, packed; NaN if it was not measured.
+    """
 
     run: Run
     model: MixedScaleVisionTransformer
@@ -35,7 +45,7 @@ class Group:
 
     @property
     def learned(self) -> bool:
-        """Whether the gate is a learned one."""
+        """Whether the gate is learned."""
         return self.runs[0].run.config.gate == "learned"
 
 
@@ -45,13 +55,17 @@ def examine(
     """Evaluates the runs' models on their test images, and times them.
 
     Args:
-        runs: with a checkpoint each.
-        device: where to run.
-        limit: test images of each run, all by default.
-        latency_seconds: for each model; 0 leaves the times out (not a number).
+        runs: runs that have a checkpoint.
+        device: device of the models.
+        limit: number of test images of each run, the first ones; None for all.
+        latency_seconds: seconds spent on timing each model; with 0 the times are NaN.
+
+    Returns:
+        The runs by setting, in the order of the first runs.
 
     Raises:
-        FileNotFoundError, ValueError: a run without a checkpoint that can be read, or without test images.
+        FileNotFoundError: a run has no checkpoint.
+        ValueError: a checkpoint or the test images of a run cannot be read.
     """
     examined: dict[str, Examined] = {}
     for run in runs:

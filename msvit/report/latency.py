@@ -1,4 +1,4 @@
-"""How long models take per image on the device at hand."""
+"""Times of models per image on the device at hand."""
 
 import statistics
 import time
@@ -17,18 +17,18 @@ def measure_latency(
     device: torch.device,
     seconds: float = 2.0,
 ) -> dict[str, float]:
-    """Milliseconds per image, packed, from uint8 images to logits.
+    """Times models in packed mode, from uint8 images to logits.
 
     Models take turns, so that a busy moment of the machine hits all of them alike.
 
     Args:
-        models: by name, in evaluation mode, on `device`.
-        images: by the same names, one batch each, uint8 [batch, 3, H, W].
-        device: where they run.
-        seconds: for each model, at least three calls.
+        models: models by name, in evaluation mode, on `device`.
+        images: one batch for each model by the same names, uint8 [batch, 3, H, W].
+        device: device of the models.
+        seconds: time for each model; it is called at least three times.
 
     Returns:
-        The median over the calls, by name.
+        Milliseconds per image by name, the median over the calls.
     """
     batches = {name: images[name].to(device) for name in models}
     modes = {name: model.token_mode for name, model in models.items()}

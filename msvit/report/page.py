@@ -1,10 +1,12 @@
-"""The report as one HTML file: pictures inside of it, nothing loaded from anywhere."""
+"""The report as one HTML file that contains its pictures and loads nothing."""
 
 import base64
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from msvit.files import write_text
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1180px; margin: 2em auto; padding: 0 1em; }
@@ -16,7 +18,7 @@ img { max-width: 100%; } h2 { margin-top: 2em; } .note { color: #666; } pre { wh
 
 @dataclass(frozen=True)
 class Table:
-    """Columns with their names, and rows of text; the first column is left-aligned."""
+    """Names of columns, and rows of text; the first column is left-aligned."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -24,7 +26,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, sentences, tables, and PNGs; without a picture and table it says why there is none."""
+    """A heading, sentences, tables and PNGs; if there is no picture and no table, the text says why."""
 
     title: str
     text: str
@@ -33,14 +35,12 @@ class Section:
 
 
 def write_page(path: Path, title: str, sections: Sequence[Section]) -> None:
-    """Writes the HTML file."""
+    """Writes the HTML file in one step, with the pictures inside."""
     body = "\n".join(_section(section) for section in sections)
     head = f"<meta charset='utf-8'><title>{html.escape(title)}</title><style>{_STYLE}</style>"
     body = f"<h1>{html.escape(title)}</h1>\n{body}"
     text = f"<!DOCTYPE html>\n<html lang='en'><head>{head}</head>\n<body>{body}\n</body></html>\n"
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, text)
 
 
 def _section(section: Section) -> str:

@@ -1,4 +1,4 @@
-"""Which runs are repetitions of one another, and what a setting is called."""
+"""Groups runs that are repetitions of one another, and names the groups."""
 
 import dataclasses
 import math
@@ -11,9 +11,9 @@ from msvit.training.runs import Run
 
 # Values that do not make another setting: repetitions differ in the seed, the rest changes no result.
 _IGNORED = ("preset", "seed", "data_seed", "num_workers", "cpu", "checkpoint_steps", "tensorboard")
-# What a setting is called by, first; the rest follows where this does not tell settings apart.
+# The first parts of a label; others follow if two settings have the same label.
 _TELLING = ("gate", "loss", "gate_target", "tokens_per_image", "center_init", "token_mode", "freeze", "image_size")
-# In a file name of another run, for a frozen part: each repetition starts from one of its own.
+# Files of other runs: each repetition starts from one of its own, so only their presence counts.
 _FILES = ("checkpoint", "gate_file")
 
 
@@ -26,7 +26,14 @@ class Setting:
 
 
 def group_runs(runs: Sequence[Run]) -> list[Setting]:
-    """Settings in the order in which their first runs come, each labelled by what tells it from the others."""
+    """Groups runs by setting.
+
+    Args:
+        runs: any runs.
+
+    Returns:
+        Settings in the order of their first runs, each labelled by the values that differ from those of the others.
+    """
     groups: dict[tuple[object, ...], list[Run]] = {}
     for run in runs:
         groups.setdefault(_key(run.config), []).append(run)
@@ -45,7 +52,7 @@ def group_runs(runs: Sequence[Run]) -> list[Setting]:
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation; a spread of 0 for a single value; not numbers where one is none."""
+    """Mean and sample standard deviation of values; the latter is 0 for a single value, both are NaN if a value is."""
     if any(map(math.isnan, values)):
         return math.nan, math.nan
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0

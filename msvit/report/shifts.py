@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from msvit.evaluation.by_image import Evaluation, TestImages, evaluate
 from msvit.gates import RadialGate
 from msvit.models import MixedScaleVisionTransformer
-from msvit.report.evaluation import Evaluation, TestImages, evaluate
 
 _ZOOM = (0.7, 1.4)
 _SHIFT = 0.3
@@ -16,7 +16,7 @@ _SHIFT = 0.3
 
 @dataclass(frozen=True)
 class Transform:
-    """zoom: above 1 enlarges. shift_x, shift_y: of the centre, in image widths and heights."""
+    """A zoom, above 1 to enlarge, and a shift of the centre in image widths and heights."""
 
     zoom: float
     shift_x: float
@@ -33,7 +33,15 @@ class Comparison:
 
 
 def random_transforms(count: int, seed: int = 0) -> list[Transform]:
-    """The identity, then `count` zooms (0.7 to 1.4) and shifts (up to 0.3), uniform, from a seed."""
+    """Draws zooms, uniform in [0.7, 1.4], and shifts, uniform in [-0.3, 0.3].
+
+    Args:
+        count: number of random transforms.
+        seed: seed of the random numbers.
+
+    Returns:
+        The identity and `count` random transforms.
+    """
     draw = torch.rand(count, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     zooms = _ZOOM[0] + (_ZOOM[1] - _ZOOM[0]) * draw[:, 0]
     shifts = _SHIFT * (2 * draw[:, 1:] - 1)
@@ -42,7 +50,15 @@ def random_transforms(count: int, seed: int = 0) -> list[Transform]:
 
 
 def apply(images: Tensor, transform: Transform) -> Tensor:
-    """Zoomed and shifted uint8 images [n, 3, H, W]; what comes in from outside continues the border."""
+    """Zooms and shifts images; pixels from outside of an image repeat its border.
+
+    Args:
+        images: uint8 [n, 3, H, W], on the CPU.
+        transform: zoom and shift.
+
+    Returns:
+        uint8 [n, 3, H, W].
+    """
     scale = 1 / transform.zoom
     # A place in the result -> a place in the image, both in [-1, 1].
     theta = torch.tensor([[scale, 0, -2 * scale * transform.shift_x], [0, scale, -2 * scale * transform.shift_y]])
@@ -55,7 +71,15 @@ def apply(images: Tensor, transform: Transform) -> Tensor:
 
 
 def radial_mask(grid_size: tuple[int, int], fine_regions: int) -> Tensor:
-    """bool [Hc, Wc]: the regions closest to the centre; among equals those first in raster order."""
+    """Makes the regions closest to the centre fine; among equals those first in raster order.
+
+    Args:
+        grid_size: (Hc, Wc), regions of an image.
+        fine_regions: number of fine regions.
+
+    Returns:
+        bool [Hc, Wc].
+    """
     closeness = RadialGate(1)(torch.zeros(1, 3, *grid_size)).flatten()
     mask = torch.zeros(closeness.numel(), dtype=torch.bool)
     mask[closeness.argsort(descending=True, stable=True)[:fine_regions]] = True
@@ -69,16 +93,19 @@ def compare_gates(
     batch_size: int,
     count: int = 24,
 ) -> list[Comparison]:
-    """Both gates on the same images under the same transforms, the first of which is none.
+    """Compares a learned gate with a radial pattern on the same images under the same transforms.
 
-    The fixed pattern has as many fine regions as the learned gate makes on average of the images as they are.
+    The pattern has as many fine regions as the learned gate makes on average without a transform.
 
     Args:
-        learned: model with the gate to examine, in evaluation mode.
-        fixed: model that gets the radial pattern: trained with one, or the same as `learned`.
-        test: images.
-        batch_size: images at once.
-        count: of random transforms.
+        learned: model with the gate to examine, on the device to run on.
+        fixed: model for the radial pattern: one that was trained with such a pattern, or `learned` itself.
+        test: images with their labels, on the CPU.
+        batch_size: images per batch.
+        count: number of random transforms.
+
+    Returns:
+        One comparison without a transform, then one for each random transform.
     """
     pairs: list[Comparison] = []
     pattern: Tensor | None = None

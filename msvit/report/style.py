@@ -1,4 +1,4 @@
-"""How all figures look, and how they are written."""
+"""The look that all figures share, and the way that they are written."""
 
 from pathlib import Path
 
@@ -9,6 +9,8 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from msvit.files import replacing
+
 # Okabe and Ito's colours, which the colour-blind can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = "osD^vP*X"
@@ -16,7 +18,7 @@ GREY = "#666666"
 
 
 def new_figure(columns: int = 1, rows: int = 1, width: float = 4.6, height: float = 3.6) -> tuple[Figure, list[Axes]]:
-    """A figure of panels, `width` x `height` inches each, and the panels row by row."""
+    """A figure of panels, each `width` x `height` inches, and its panels row by row."""
     figure, panels = plt.subplots(
         rows, columns, figsize=(width * columns, height * rows), squeeze=False, layout="constrained"
     )
@@ -32,7 +34,8 @@ def tidy(axes: Axes, title: str = "") -> None:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Writes the PNG and frees the figure."""
-    figure.savefig(path, dpi=120)
+    """Writes the PNG in one step, frees the figure and returns the path."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120)
     plt.close(figure)
     return path

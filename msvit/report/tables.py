@@ -1,10 +1,10 @@
 """The report's tables, and its rows as CSV."""
 
-import csv
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from msvit.files import write_rows
 from msvit.report.examined import Examined, Group
 from msvit.report.page import Table
 from msvit.report.settings import mean_and_spread
@@ -34,20 +34,20 @@ def run_table(groups: Sequence[Group]) -> Table:
 
 
 def setting_table(groups: Sequence[Group]) -> Table:
-    """A row for each setting: means over its runs, and their standard deviation where there are several."""
+    """A row for each setting: means over its runs, and their standard deviation if there are several."""
     rows = [[group.label, str(len(group.runs)), *_cells(group.runs)] for group in groups]
     return Table(["setting", "runs", *(name for name, _, _ in _COLUMNS)], rows)
 
 
-def write_rows(groups: Sequence[Group], path: Path) -> None:
-    """All figures of all runs, unrounded, as CSV."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["setting", "run", "seed", *(name for name, _, _ in _COLUMNS)])
-        for group in groups:
-            for run in group.runs:
-                values = [value(run) for _, _, value in _COLUMNS]
-                writer.writerow([group.label, run.run.name, run.run.config.seed, *values])
+def write_runs(groups: Sequence[Group], path: Path) -> None:
+    """Writes all figures of all runs as CSV, unrounded, a row for each run."""
+    rows = [
+        {"setting": group.label, "run": run.run.name, "seed": run.run.config.seed}
+        | {name: value(run) for name, _, value in _COLUMNS}
+        for group in groups
+        for run in group.runs
+    ]
+    write_rows(path, ["setting", "run", "seed", *(name for name, _, _ in _COLUMNS)], rows)
 
 
 def _cells(runs: Sequence[Examined]) -> list[str]:

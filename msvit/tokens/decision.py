@@ -1,4 +1,4 @@
-"""The decision: which regions of a batch become fine, and how many tokens its images then have.
+"""The decision: which regions of a batch become fine, and how many tokens its images have.
 
 Models, losses and reports ask a decision for its counts and its layout and never look at its mask, so more than two
 scales per region would not change them.
@@ -68,6 +68,9 @@ def given_decision(fine_mask: Tensor, images: Tensor, scales: Scales) -> Decisio
         images: [batch, ...].
         scales: the candidates of an image.
 
+    Returns:
+        The decision, without a weight for the gate's gradient.
+
     Raises:
         TypeError, ValueError: a mask of another type, dtype, shape or device.
     """
@@ -85,7 +88,7 @@ def check_regions(name: str, values: Any, images: Tensor, scales: Scales) -> Non
     if tuple(values.shape) != expected:
         raise ValueError(f"{name}: expected shape {[*expected]}, got {[*values.shape]}")
     if values.device != images.device:
-        raise ValueError(f"{name}: expected device {images.device}, where the images are, got {values.device}")
+        raise ValueError(f"{name}: expected device {images.device}, that of the images, got {values.device}")
 
 
 def take_decision(gate: nn.Module, policy: Policy, logits: Tensor, scales: Scales) -> Decision:

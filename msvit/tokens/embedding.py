@@ -67,7 +67,16 @@ def position_table(prefix: Tensor, grid: Tensor, scale_factor: int) -> Tensor:
 
 
 def embed_packed(images: Tensor, decision: Decision, embedding: Embedding) -> tuple[Tensor, PackedSequences]:
-    """Active tokens only: [total_tokens, dim]."""
+    """Embeds active tokens only.
+
+    Args:
+        images: [batch, 3, H, W], floats, or uint8 if the embedding has mean and std.
+        decision: the fine regions of each image.
+        embedding: parameters of the tokens.
+
+    Returns:
+        Tokens [total_tokens, dim] and their sequences.
+    """
     layout = decision.layout()
     tokens = mixed_scale_embed(
         images,
@@ -87,7 +96,13 @@ def embed_packed(images: Tensor, decision: Decision, embedding: Embedding) -> tu
 
 
 def embed_masked(images: Tensor, decision: Decision, embedding: Embedding) -> tuple[Tensor, PaddedSequences]:
-    """All candidates of every image: [batch * num_candidates, dim] (eq. 10, appendix F.1)."""
+    """Embeds all candidates of every image (eq. 10, appendix F.1).
+
+    Args: as in `embed_packed`.
+
+    Returns:
+        Tokens [batch * num_candidates, dim] and their sequences.
+    """
     scales = decision.scales
     tokens = _embed_candidates(images, embedding, scales)
     active = candidate_weight(decision.fine_mask.to(tokens.dtype), scales) > 0
@@ -98,10 +113,15 @@ def embed_masked(images: Tensor, decision: Decision, embedding: Embedding) -> tu
 
 
 def embed_trimmed(images: Tensor, decision: Decision, embedding: Embedding) -> tuple[Tensor, PaddedSequences]:
-    """As many tokens of every image as the fullest one has, k: [batch * k, dim] (section 2.3).
+    """Embeds as many tokens of every image as the fullest one has, k (section 2.3).
 
     Candidates are sorted by activity, descending; among equals the order of the candidates stays. Prefix tokens are
     always active and so stay in front.
+
+    Args: as in `embed_packed`.
+
+    Returns:
+        Tokens [batch * k, dim] and their sequences.
     """
     tokens, masked = embed_masked(images, decision, embedding)
     order = masked.active.byte().argsort(dim=1, descending=True, stable=True)  # [batch, num_candidates]
@@ -129,7 +149,7 @@ def candidate_weight(fine_weight: Tensor, scales: Scales) -> Tensor:
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """`(x/255 - mean) / std` for uint8 images; mean, std: [3, 1, 1]."""
+    """`(x/255 - mean) / std` for uint8 images, in the dtype of mean and std, which are [3, 1, 1]."""
     return (images.to(mean.dtype) / 255 - mean) / std
 
 

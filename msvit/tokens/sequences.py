@@ -71,8 +71,8 @@ class PackedSequences:
         Args:
             tokens: [rows, dim].
             mask: bool [rows], the rows that stay; prefix tokens stay in any case.
-            total_tokens: how many active rows stay, prefix included, if the caller knows it: then nothing is read
-                from the device. None: one integer is.
+            total_tokens: number of active rows that stay, prefix included, if the caller knows it. If None, one
+                integer is read from the device.
 
         Returns:
             The tokens that stay, in order, and their sequences.
@@ -190,18 +190,16 @@ class PaddedSequences:
         """As in `PackedSequences`, but the rows that are left out keep their place, inactive and with key weight 0."""
         _check_keep(tokens, mask, total_tokens, self.num_rows, self.active.device)
         kept = (mask | self.is_prefix()).view(self.active.shape)
+        active = self.active & kept
         if total_tokens is not None and not torch.compiler.is_compiling() and validation.checks_contents(mask):
-            # No shape here depends on the number: the packing of the rows that stay is made for its check alone.
-            self._all_rows().keep((self.active & kept).flatten(), total_tokens)
+            _check_total(active, total_tokens)
         weight = None if self.key_weight is None else self.key_weight.masked_fill(~kept, 0.0)
-        return tokens, replace(self, active=self.active & kept, key_weight=weight)
+        return tokens, replace(self, active=active, key_weight=weight)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, softmax_scale: float) -> Tensor:
         """Self-attention inside each image. q, k, v: [batch * k, num_heads, head_dim]; returns the same shape."""
         if self.key_weight is None:
-            # A prefix token is always active.
-            active = self.active if self.num_prefix else _with_some_key(self.active)
-            return self._masked_sdpa(q, k, v, active, softmax_scale).flatten(0, 1)
+            return self._masked_sdpa(q, k, v, self._keys(), softmax_scale).flatten(0, 1)
         return self.attend_with_terms(q, k, v, softmax_scale)[0]
 
     def attend_with_terms(self, q: Tensor, k: Tensor, v: Tensor, softmax_scale: float) -> tuple[Tensor, AttentionTerms]:
@@ -259,6 +257,17 @@ class PaddedSequences:
         rows, packing = self._all_rows().keep(self.active.flatten())
         return x.index_select(0, rows), packing
 
+    def _keys(self) -> Tensor:
+        """bool [batch, k]: the keys of attention, the same in every block. A prefix token is always active."""
+        if self.num_prefix:
+            return self.active
+        if torch.compiler.is_compiling():  # the compiler finds equal masks itself
+            return _with_some_key(self.active)
+        keys: Tensor | None = self.__dict__.get("_keys_of_blocks")
+        if keys is None:
+            keys = self.__dict__["_keys_of_blocks"] = _with_some_key(self.active)
+        return keys
+
     def _all_rows(self) -> Packing:
         """The packing of all rows, active or not."""
         offsets = _uniform_offsets(self.batch, self.length, self.active.device)
@@ -301,6 +310,12 @@ def _check_keep(tokens: Tensor, mask: Tensor, total_tokens: int | None, num_rows
     validation.require_shape("tokens", tokens, (num_rows, tokens.shape[1]))
     if total_tokens is not None:
         validation.require_int("total_tokens", total_tokens, 0)
+
+
+def _check_total(active: Tensor, total_tokens: int) -> None:
+    """Raises unless so many rows are active. No shape depends on the number; in packed mode a wrong one is refused."""
+    if (found := int(active.sum())) != total_tokens:
+        raise ValueError(f"total_tokens: expected active rows to be the number of tokens {total_tokens}, got {found}")
 
 
 def _with_some_key(active: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from msvit.extras import require_extra
 from msvit.training.config import Config
 from msvit.training.presets import PRESETS, make_config
 from msvit.training.runs import Run, load_run
@@ -13,8 +14,9 @@ __all__ = ["PRESETS", "Config", "Run", "load_run", "make_config", "resume_run", 
 
 
 def __getattr__(name: str) -> Any:
-    """The loop brings accelerate and torchmetrics, which whoever reads runs can do without."""
+    """Imports the loop when it is asked for: reading runs does without the packages of `msvit[train]`."""
     if name in ("resume_run", "start_run"):
+        require_extra("train")
         from msvit.training import trainer
 
         return getattr(trainer, name)

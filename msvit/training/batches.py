@@ -1,4 +1,4 @@
-"""Batches whose content is a function of the seed, the epoch and their number: an interrupted epoch can go on.
+"""Batches whose content is a function of the seed, the epoch and their number: an interrupted epoch can continue.
 
 The order of the images is one permutation per epoch, of which every process takes its part, and augmentation is seeded
 per image. Streamed data sets have no index: there, the batches before a position are read and dropped, and the order is
@@ -20,13 +20,13 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from msvit.training.config import Config
 from msvit.training.datasets import InMemory, is_streamed
 
-# Images by which the threshold of the entropy gate is chosen.
+# Number of images by which the threshold of the entropy gate is chosen.
 _CALIBRATION_IMAGES = 512
 
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of the work is this process's."""
+    """The part of the work that this process does."""
 
     rank: int = 0
     world_size: int = 1
@@ -34,7 +34,13 @@ class Share:
 
 @dataclass(frozen=True)
 class Batch:
-    """images: uint8 [n, 3, H, W]; labels: int64 [n]; indices: of the images in the data set, None where streamed."""
+    """Images of a data set.
+
+    Attributes:
+        images: uint8 [n, 3, H, W].
+        labels: int64 [n].
+        indices: n places in the data set; None if it is streamed.
+    """
 
     images: Tensor
     labels: Tensor
@@ -42,28 +48,62 @@ class Batch:
 
 
 def in_memory(dataset: Any) -> Any:
-    """`InMemory`, where the data set has its images and labels as tensors; else itself."""
+    """The data set as `InMemory` if it has its images and labels as tensors, else the data set itself."""
     images, labels = getattr(dataset, "images", None), getattr(dataset, "labels", None)
     return InMemory(images, labels) if isinstance(images, Tensor) and isinstance(labels, Tensor) else dataset
 
 
+def first_images(dataset: Any, count: int | None, num_workers: int = 0) -> tuple[Tensor, Tensor]:
+    """Reads the first images of a data set.
+
+    Args:
+        dataset: a result of `make_dataset`, or `InMemory`.
+        count: number of images to read, all if the data set has fewer; None for all.
+        num_workers: number of processes that read images, 0 for this one.
+
+    Returns:
+        The images, uint8 [n, 3, H, W], and their labels, int64 [n], on the CPU.
+
+    Raises:
+        ValueError: the data set has no image.
+    """
+    images: list[Tensor] = []
+    labels: list[Tensor] = []
+    found = 0
+    for batch in ordered_batches(in_memory(dataset), 64, num_workers, Share()):
+        images.append(batch.images)
+        labels.append(batch.labels)
+        found += len(batch.images)
+        if count is not None and found >= count:
+            break
+    if not images:
+        raise ValueError("expected at least one image, got none")
+    return torch.cat(images)[:count], torch.cat(labels)[:count]
+
+
 def calibration_images(dataset: Any) -> Tensor:
-    """The first images, uint8 [n, 3, H, W], for `calibrate`."""
-    batches = ordered_batches(in_memory(dataset), 64, 0, Share())
-    return torch.cat([batch.images for batch in itertools.islice(batches, _CALIBRATION_IMAGES // 64)])
+    """The images by which `calibrate` sets a gate, uint8 [n, 3, H, W]."""
+    return first_images(dataset, _CALIBRATION_IMAGES)[0]
 
 
 def seed_of(*parts: int) -> int:
-    """A seed for torch from several numbers; close numbers give unrelated seeds."""
+    """A seed for torch that is made from several numbers; close numbers give unrelated seeds."""
     digest = hashlib.blake2b(",".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def steps_per_epoch(dataset: Any, config: Config) -> int:
-    """Full batches in the data set.
+    """Number of full batches in a training set.
+
+    Args:
+        dataset: a result of `make_dataset`, or `InMemory`.
+        config: the values of the run.
+
+    Returns:
+        At least 1.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the data set has fewer images than a batch.
     """
     size = len(dataset)
     if size < config.batch_size:
@@ -72,17 +112,20 @@ def steps_per_epoch(dataset: Any, config: Config) -> int:
 
 
 def training_batches(dataset: Any, config: Config, epoch: int, first_step: int, share: Share) -> Iterator[Batch]:
-    """The parts of this process of the batches of an epoch, `config.accumulate` of them per step.
+    """The batches of an epoch, as far as they are this process's share.
 
     Args:
-        dataset: of `make_dataset`, or `InMemory`.
-        config: of the run.
-        epoch: from 0.
-        first_step: steps of the epoch to leave out, because they are done.
-        share: of this process.
+        dataset: a result of `make_dataset`, or `InMemory`.
+        config: the values of the run.
+        epoch: number of the epoch, from 0.
+        first_step: number of steps to leave out because they are done.
+        share: the part of the work that this process does.
+
+    Yields:
+        `config.accumulate` batches for each step, each of `batch_size / (accumulate * world_size)` images.
 
     Raises:
-        ValueError: the batch size is no multiple of the number of processes and accumulated parts.
+        ValueError: the batch size is not a multiple of the number of processes times accumulated parts.
     """
     parts = config.accumulate * share.world_size
     if config.batch_size % parts:
@@ -102,7 +145,14 @@ def training_batches(dataset: Any, config: Config, epoch: int, first_step: int, 
 
 
 def ordered_batches(dataset: Any, batch_size: int, num_workers: int, share: Share) -> Iterator[Batch]:
-    """The part of this process of all images, in order."""
+    """All images of a data set in order, as far as they are this process's share.
+
+    Args:
+        dataset: a result of `make_dataset`, or `InMemory`.
+        batch_size: images per batch; the last batch may have fewer.
+        num_workers: number of processes that read images, 0 for this one.
+        share: the part of the work that this process does; a streamed data set divides itself.
+    """
     if is_streamed(dataset):
         yield from _stream(dataset, batch_size, num_workers, 0)
         return
@@ -151,7 +201,7 @@ def _stream(dataset: Any, batch_size: int, num_workers: int, seed: int) -> Itera
 
 
 class _Seeded(Dataset[tuple[Any, int, int]]):
-    """Seeds random numbers before each image, so that its augmentation does not depend on who makes it, and when."""
+    """Seeds random numbers before each image, so that its augmentation does not depend on the process or the time."""
 
     def __init__(self, dataset: Any, seed: int) -> None:
         self.dataset = dataset
@@ -164,7 +214,7 @@ class _Seeded(Dataset[tuple[Any, int, int]]):
 
 
 class _SeededStream(IterableDataset[tuple[Any, int]]):
-    """Likewise before each image of a stream, by its number in the worker process."""
+    """Seeds random numbers before each image of a stream, by the number of the image in the worker process."""
 
     def __init__(self, dataset: Any, seed: int) -> None:
         self.dataset = dataset

@@ -1,4 +1,4 @@
-"""The model of a run: backbone, gate and policy, as the configuration says."""
+"""The model of a run: backbone, gate and policy from its configuration."""
 
 import math
 from collections.abc import Callable
@@ -21,16 +21,20 @@ from msvit.training.config import Config
 def build_model(
     config: Config, num_classes: int, gate_setting: float | None = None, *, weights: bool = True
 ) -> MixedScaleVisionTransformer:
-    """The model of a run before its first step, in training mode, on the CPU.
+    """Makes the model of a run as it is before the first step.
 
     Args:
-        config: of the run.
-        num_classes: outputs of the classifier.
-        gate_setting: what `calibrate` chose for a gate without learning.
-        weights: False leaves aside the weights that the run starts from; its own are going to be loaded.
+        config: values of the run.
+        num_classes: number of outputs of the classifier.
+        gate_setting: result of `calibrate` for a gate without learning, None for the gate's default.
+        weights: False leaves out the weights that the run starts from, if those of a checkpoint are loaded next.
+
+    Returns:
+        The model, on the CPU, in training mode, with the parameters that `config.freeze` names frozen.
 
     Raises:
-        ValueError: an unknown model, an image size that regions do not divide, weights that do not fit.
+        ValueError: an unknown model, an image size that regions do not divide, or weights that do not fit.
+        FileNotFoundError: there is no such checkpoint or gate file.
     """
     kwargs: dict[str, Any] = {"num_classes": num_classes, "drop_path_rate": config.drop_path}
     for name, value in {
@@ -58,7 +62,7 @@ def build_model(
             model = msvit.create_model(config.model, **common, **kwargs)
         else:
             model = msvit.from_timm(config.model, config.coarse, **common, **kwargs)
-    except (TypeError, AssertionError, RuntimeError) as error:  # what timm and torch say of sizes that cannot be
+    except (TypeError, AssertionError, RuntimeError) as error:  # from timm and torch, for impossible sizes
         raise ValueError(f"--model {config.model}: {error}") from error
     if weights and config.checkpoint is not None:
         _load_weights(model, config)
@@ -70,15 +74,16 @@ def build_model(
 
 
 def calibrate(config: Config, model: MixedScaleVisionTransformer, images: Callable[[], Tensor]) -> float | None:
-    """The parameter of a gate without learning by which a share `gate_target` of the regions becomes fine.
+    """Chooses the parameter of a gate without learning so that a share `gate_target` of the regions is fine.
 
     Args:
-        config: of the run.
-        model: built without `gate_setting`.
-        images: gives uint8 [n, 3, H, W], for the entropy gate; the others do not look at any.
+        config: values of the run.
+        model: a model that was built without `gate_setting`.
+        images: function that reads images, uint8 [n, 3, H, W]; only the entropy gate calls it.
 
     Returns:
-        Radius, probability or threshold in bits; None for other gates.
+        The radius of a radial gate, the probability of a random one or the threshold of an entropy gate in bits; None
+        for other gates.
     """
     if config.gate == "random":
         return config.gate_target
@@ -102,15 +107,22 @@ def _gate_name(gate: str) -> str:
 def set_up_gate(
     model: MixedScaleVisionTransformer, config: Config, setting: float | None, gate_file: str | None = None
 ) -> None:
-    """Gives the model's gate the configured temperature or the calibrated setting, or takes one from a file.
+    """Sets the configured temperature or the calibrated setting of the model's gate, or loads the gate from a file.
+
+    Args:
+        model: the model, whose gate is replaced.
+        config: values of the run.
+        setting: result of `calibrate`, None for the gate's default.
+        gate_file: file of `msvit.gates.save_gate` with a learned gate, None for none.
 
     Raises:
-        ValueError: the file's gate is for regions of another size or of another width.
+        FileNotFoundError: there is no such file.
+        ValueError: the gate of the file has regions of another size or layers of another width.
     """
     gate: Any = model.gate
     if isinstance(gate, MLPGate):
         if gate_file is not None:
-            hidden = gate.fc2.in_features  # another would not be there when the run is read again
+            hidden = gate.fc2.in_features  # config.json does not store another width
             gate = load_gate(gate_file, grid_size=model.coarse_grid_size, mean=model.mean, std=model.std)
             if gate.coarse != model.coarse:
                 raise ValueError(
@@ -151,7 +163,7 @@ def _freeze(model: MixedScaleVisionTransformer, config: Config) -> None:
 
 
 def _has_new_head(model: MixedScaleVisionTransformer, config: Config) -> bool:
-    """Whether the classifier starts from nothing although the backbone does not."""
+    """Whether the classifier starts from random weights although the backbone does not."""
     if config.checkpoint is not None or not config.pretrained:
         return config.new_head
     weights: Any = timm.get_pretrained_cfg(pretrained_name(config.model))
@@ -159,13 +171,6 @@ def _has_new_head(model: MixedScaleVisionTransformer, config: Config) -> bool:
 
 
 def set_training(model: MixedScaleVisionTransformer, config: Config) -> None:
-    """Training mode, but for what is frozen: a frozen gate decides without noise, a frozen backbone without drop."""
+    """Sets training mode, except for frozen parts: a frozen gate has no noise, a frozen backbone drops no path."""
     model.train(config.freeze != "backbone")
     model.gate.train(config.trains_gate)
-
-
-def reset_noise(model: MixedScaleVisionTransformer, seed: int) -> None:
-    """Starts the random gate's sequence of masks at a seed."""
-    if isinstance(model.gate, RandomGate):
-        model.gate.seed = seed
-        model.gate.reset()

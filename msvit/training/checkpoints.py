@@ -2,22 +2,21 @@
 
     RUN/checkpoints/step-00000120/
         model.safetensors     the model, for msvit.load_checkpoint and --checkpoint
-        loss.safetensors      learned priors of the gate loss, where it has any
-        trainer.pt            optimizers, schedulers, position in the data and sums of the epoch, as tensors and numbers
-        manifest.json         step, epoch, and the SHA-256 of every file
+        loss.safetensors      learned priors of the gate loss, if it has any
+        trainer.pt            step, seconds of training, sums of the epoch and states of the optimizers
+        manifest.json         step, and the SHA-256 of each of these files
 
-A checkpoint is written into a hidden folder, flushed to the disk and renamed. Only then the oldest one goes, so that
-two remain.
+A checkpoint is written into a hidden folder, flushed to the disk and renamed. Only then is the oldest one removed, so
+that two remain.
 """
 
-import errno
 import hashlib
 import json
 import os
 import pickle
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from msvit.checkpoint import save_checkpoint
+from msvit.files import flush, replacing, write_text
 
 MODEL_FILE, LOSS_FILE, TRAINER_FILE, MANIFEST_FILE = (
     "model.safetensors",
@@ -46,7 +46,7 @@ class Checkpoint:
     step: int
 
     def trainer_state(self) -> dict[str, Any]:
-        """What `write_checkpoint` got as `trainer`.
+        """The state of the trainer, as it was given to `write_checkpoint`.
 
         Raises:
             ValueError: the file cannot be read.
@@ -58,7 +58,7 @@ class Checkpoint:
         return state
 
     def loss_state(self) -> dict[str, Tensor]:
-        """Parameters of the gate loss, none where it has none."""
+        """Parameters of the gate loss by name; empty if it has none."""
         path = self.folder / LOSS_FILE
         return load_file(path) if path.exists() else {}
 
@@ -70,13 +70,16 @@ def write_checkpoint(
 
     Args:
         run: folder of the run.
-        step: optimizer steps so far.
-        model: whose parameters are written.
-        loss: of the gate, or None.
+        step: number of optimizer steps so far.
+        model: the model to write.
+        loss: loss of the gate, or None.
         trainer: tensors, numbers and strings in dicts and lists.
 
+    Returns:
+        The folder of the checkpoint.
+
     Raises:
-        OSError: it cannot be written, as on a full disk; then nothing is left of it, and the older ones are there.
+        OSError: the checkpoint cannot be written, as on a full disk; nothing is left of it, and the older ones remain.
     """
     parent = run / "checkpoints"
     parent.mkdir(parents=True, exist_ok=True)
@@ -88,27 +91,32 @@ def write_checkpoint(
         save_checkpoint(model, temporary / MODEL_FILE)
         if loss is not None and loss.state_dict():
             save_checkpoint(loss, temporary / LOSS_FILE)
-        _write(temporary / TRAINER_FILE, lambda file: torch.save(dict(trainer), file))
+        with replacing(temporary / TRAINER_FILE) as unfinished, unfinished.open("wb") as file:
+            torch.save(dict(trainer), file)
         files = {path.name: _digest(path) for path in sorted(temporary.iterdir())}
-        manifest = json.dumps({"step": step, "files": files}, indent=2)
-        _write(temporary / MANIFEST_FILE, lambda file: file.write(manifest.encode()))
+        write_text(temporary / MANIFEST_FILE, json.dumps({"step": step, "files": files}, indent=2))
         if final.exists():  # the same step again, after an interruption
             shutil.rmtree(final)
         temporary.rename(final)
-        _flush_folder(parent)
+        flush(parent)
     except (OSError, RuntimeError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         older = checkpoint_folders(run)
         hint = f"; the previous one is {older[0]}" if older else ""
-        number = getattr(error, "errno", None) or errno.EIO
-        raise OSError(number, f"checkpoint {final} cannot be written ({error}){hint}") from error
+        raise OSError(f"checkpoint {final} cannot be written ({error}){hint}") from error
     for old in checkpoint_folders(run)[KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
 
 def latest_checkpoint(run: Path) -> Checkpoint:
-    """The newest checkpoint whose files are as they were written; a damaged one is named in a warning.
+    """Finds the newest checkpoint whose files are as they were written; a warning names each damaged one.
+
+    Args:
+        run: folder of a run.
+
+    Returns:
+        A checkpoint whose digests were compared.
 
     Raises:
         FileNotFoundError: the run has no checkpoint yet.
@@ -126,10 +134,10 @@ def latest_checkpoint(run: Path) -> Checkpoint:
 
 
 def load_loss(loss: nn.Module, checkpoint: Checkpoint) -> None:
-    """Loads the learned priors.
+    """Loads the learned priors of a checkpoint into the loss of the gate.
 
     Raises:
-        ValueError: the checkpoint has others.
+        ValueError: the checkpoint has parameters of another loss.
     """
     try:
         loss.load_state_dict(checkpoint.loss_state())
@@ -138,7 +146,7 @@ def load_loss(loss: nn.Module, checkpoint: Checkpoint) -> None:
 
 
 def checkpoint_folders(run: Path) -> list[Path]:
-    """Complete checkpoints, newest first."""
+    """Folders of the checkpoints of a run that were written to their end, newest first."""
     return sorted((run / "checkpoints").glob("step-*"), reverse=True)
 
 
@@ -147,7 +155,7 @@ def _problem(folder: Path) -> str | None:
         files = json.loads((folder / MANIFEST_FILE).read_text())["files"]
         for name, digest in files.items():
             if _digest(folder / name) != digest:
-                return f"{name} is not what was written"
+                return f"{name} has changed since it was written"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return str(error)
     return None
@@ -156,19 +164,3 @@ def _problem(folder: Path) -> str | None:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write(path: Path, write: Callable[[Any], Any]) -> None:
-    with path.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    """A rename survives a power cut once its folder is flushed."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

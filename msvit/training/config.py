@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-GATES = ("learned", "radial", "random", "entropy", "fine", "coarse")
+from msvit.gates.factory import FIXED_GATE_NAMES
+
+GATES = ("learned", *FIXED_GATE_NAMES)
 LOSSES = ("gbas", "bas", "bas-flat", "l0", "none")
 FREEZE = ("none", "gate", "backbone")
 CROPS = ("inception", "light", "none")
@@ -27,8 +29,8 @@ class Config:
     """Values of a run; the defaults are the ViT recipe of the paper's appendix C.
 
     Raises:
-        ValueError: a value that cannot be, named as on the command line: `--gate-target: expected ...`.
-        TypeError: a value of another type.
+        ValueError: a value is out of range; the text names it as on the command line: `--gate-target: expected ...`.
+        TypeError: a value has another type.
     """
 
     preset: str = _option("vit", "Run", "Recipe that the other values come from: vit, deit, digits, digits-large.")
@@ -45,31 +47,33 @@ class Config:
     train_size: int = _option(8000, "Data", "Training images to make (digits).")
     test_size: int = _option(1000, "Data", "Test images to make (digits).")
     data_seed: int = _option(0, "Data", "Seed of the images (digits); --seed leaves them as they are.")
-    num_classes: int | None = _option(None, "Data", "Classes; counted where the data set tells.")
+    num_classes: int | None = _option(None, "Data", "Number of classes; counted if the data set allows it.")
     crops: str = _option("inception", "Data", "Training crops.", CROPS)
     flip: float = _option(0.5, "Data", "Probability of a horizontal flip in training.")
     color_jitter: float = _option(0.0, "Data", "Strength of random brightness, contrast and saturation.")
     num_workers: int = _option(4, "Data", "Processes that read images.")
 
     model: str = _option("msvit_small_patch16_32_224", "Model", "msvit_..., or a ViT or DeiT of timm by name.")
-    image_size: int | None = _option(None, "Model", "Pixels; by default what the model's name says.")
+    image_size: int | None = _option(None, "Model", "Image size in pixels; by default that in the model's name.")
     coarse: int = _option(32, "Model", "Width of a region in pixels, for a timm model.")
-    embed_dim: int | None = _option(None, "Model", "Width of the model, for another than the named one.")
-    depth: int | None = _option(None, "Model", "Blocks of the model, for another than the named one.")
-    mlp_ratio: float | None = _option(None, "Model", "Width of the MLPs by that of the model, for another than 4.")
-    num_heads: int | None = _option(None, "Model", "Heads of the model, for another than the named one.")
-    global_pool: str | None = _option(None, "Model", "Pooling, for another than the model's own.", POOLS)
-    pixel_mean: float | None = _option(None, "Model", "In [0, 1], subtracted from pixels; by default the model's own.")
-    pixel_std: float | None = _option(None, "Model", "By which pixels are then divided; by default the model's own.")
+    embed_dim: int | None = _option(None, "Model", "Width of the model, if not that of the named one.")
+    depth: int | None = _option(None, "Model", "Number of blocks, if not that of the named model.")
+    mlp_ratio: float | None = _option(None, "Model", "Width of the MLPs over that of the model, if not 4.")
+    num_heads: int | None = _option(None, "Model", "Number of heads, if not that of the named model.")
+    global_pool: str | None = _option(None, "Model", "Pooling, if not that of the model.", POOLS)
+    pixel_mean: float | None = _option(
+        None, "Model", "Value in [0, 1] to subtract from pixels; by default the model's."
+    )
+    pixel_std: float | None = _option(None, "Model", "Divisor of pixels after that; by default the model's.")
     drop_path: float = _option(0.0, "Model", "Rate of stochastic depth.")
     pretrained: bool = _option(False, "Model", "Start from timm's weights.")
     checkpoint: str | None = _option(None, "Model", "Start from this checkpoint, or from the last one of this run.")
-    new_head: bool = _option(False, "Model", "Leave the classifier of --checkpoint aside and start a new one.")
+    new_head: bool = _option(False, "Model", "Start a new classifier in place of that of --checkpoint.")
     token_mode: str = _option("packed", "Model", "Layout of the tokens.", TOKEN_MODES)
 
-    gate: str = _option("learned", "Gate", "What decides which regions are fine.", GATES)
-    gate_file: str | None = _option(None, "Gate", "Start from this gate, saved by msvit.gates.save_gate.")
-    freeze: str = _option("none", "Gate", "What is not trained; 'none' trains backbone and gate jointly.", FREEZE)
+    gate: str = _option("learned", "Gate", "The gate that decides which regions are fine.", GATES)
+    gate_file: str | None = _option(None, "Gate", "Start from this gate, a file of msvit.gates.save_gate.")
+    freeze: str = _option("none", "Gate", "Part that is not trained; 'none' trains backbone and gate jointly.", FREEZE)
     loss: str = _option("gbas", "Gate", "Loss of the gate.", LOSSES)
     gate_target: float = _option(0.25, "Gate", "g*: share of regions that should be fine, in (0, 1).")
     gate_weight: float = _option(4.0, "Gate", "lambda: weight of the gate loss.")
@@ -77,34 +81,36 @@ class Config:
     gate_warmup_epochs: float = _option(6.0, "Gate", "Epochs until the gate's learning rate is reached.")
     gate_lr_scale: float = _option(1.0, "Gate", "Learning rate of the gate, as a multiple of --lr.")
     prior_lr_scale: float = _option(1.0, "Gate", "Learning rate of the learned priors, as a multiple of --lr.")
-    gate_temperature: float = _option(1.0, "Gate", "Of the Gumbel-sigmoid.")
+    gate_temperature: float = _option(1.0, "Gate", "Temperature of the Gumbel-sigmoid.")
     prior_temperature: float = _option(0.3, "Gate", "tau of the relaxed Bernoulli priors (bas, gbas).")
     hyperprior_std: float = _option(0.1, "Gate", "Spread of the learned priors (gbas).")
     center_init: bool = _option(True, "Gate", "Start the priors high at the centre of the image (gbas).")
     prior_clip: float | None = _option(None, "Gate", "Clip gate outputs as the published loss does, at 1e-3.")
     tokens_per_image: float | None = _option(
-        None, "Gate", "Make the highest-scoring regions of each batch fine, up to so many tokens per image."
+        None, "Gate", "Make the highest-scoring regions of each batch fine, up to this many tokens per image."
     )
 
     epochs: int = _option(20, "Optimisation", "Passes over the training images.")
-    batch_size: int = _option(512, "Optimisation", "Images per step, over all processes and accumulated ones.")
+    batch_size: int = _option(512, "Optimisation", "Images per step, over all processes and accumulated parts.")
     accumulate: int = _option(1, "Optimisation", "Parts of a batch whose gradients are summed one after another.")
     # timm's "sgd" is Nesterov's; the paper's is not.
     optimizer: str = _option("momentum", "Optimisation", "Any that timm knows; 'momentum' is SGD.")
     lr: float = _option(0.03, "Optimisation", "Highest learning rate.")
-    momentum: float = _option(0.9, "Optimisation", "Of SGD.")
-    weight_decay: float = _option(0.0, "Optimisation", "Of matrices; biases, norms and encodings have none.")
+    momentum: float = _option(0.9, "Optimisation", "Momentum of SGD.")
+    weight_decay: float = _option(
+        0.0, "Optimisation", "Weight decay of matrices; biases, norms and encodings have none."
+    )
     clip_grad: float | None = _option(1.0, "Optimisation", "Largest norm of the gradient; 0 for none.")
     clip_gate_grad: float | None = _option(
         0.1,
         "Optimisation",
         "Largest gradient of an image's loss on a logit of the gate, in masked and trimmed mode; 0 for none.",
     )
-    label_smoothing: float = _option(0.0, "Optimisation", "In [0, 1).")
+    label_smoothing: float = _option(0.0, "Optimisation", "Label smoothing, in [0, 1).")
     schedule: str = _option("cosine", "Optimisation", "Learning rate over time; any that timm knows.")
     warmup_epochs: float = _option(0.5, "Optimisation", "Epochs until the learning rate is reached.")
 
-    seed: int = _option(0, "Run", "Of weights, order of images, augmentation and the gate's noise.")
+    seed: int = _option(0, "Run", "Seed of weights, order of images, augmentation and the gate's noise.")
     precision: str = _option("no", "Run", "Mixed precision.", PRECISIONS)
     cpu: bool = _option(False, "Run", "Train on the CPU although there is a GPU.")
     checkpoint_steps: int | None = _option(None, "Run", "Steps between checkpoints; one is written after each epoch.")
@@ -153,11 +159,11 @@ class Config:
 
     @property
     def trains_gate(self) -> bool:
-        """Whether there is a gate with parameters that this run changes."""
+        """Whether the run trains a learned gate."""
         return self.gate == "learned" and self.freeze != "gate"
 
     def replace(self, **values: Any) -> "Config":
-        """The same with other values."""
+        """A copy in which other values replace those of this configuration."""
         return dataclasses.replace(self, **values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -166,7 +172,12 @@ class Config:
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> "Config":
-        """The inverse of `to_dict`; ValueError where a name is unknown."""
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: a name is unknown, or a value is out of range.
+            TypeError: a value has another type.
+        """
         unknown = sorted(values.keys() - {field.name for field in dataclasses.fields(Config)})
         if unknown:
             raise ValueError(f"config: unknown values {', '.join(unknown)}; written by another version?")
@@ -174,7 +185,7 @@ class Config:
 
 
 def flag(name: str) -> str:
-    """How a value is called on the command line."""
+    """The option of a value on the command line, such as "--gate-target"."""
     return "--" + name.replace("_", "-")
 
 

@@ -1,4 +1,4 @@
-"""Training and test images: the built-in digits, folders, and what timm reads by name."""
+"""Training and test images: the built-in digits, folders, and data sets that timm reads by name."""
 
 from collections.abc import Sequence, Sized
 from pathlib import Path
@@ -12,28 +12,29 @@ from msvit.data.digits import DigitsOnPhotographs
 from msvit.training.config import Config
 
 _NAMED = ("hfds/", "hfids/", "wds/", "tfds/", "torch/")
-# timm looks for a split under these names, too.
+# timm also looks for a split under these names.
 _TRAIN_FOLDERS, _TEST_FOLDERS = ("train", "training"), ("val", "valid", "validation", "eval", "test")
 
-# Area of a crop as a share of the image: "Inception" crops, and what is left of it in the light ones (section 4.3).
+# Area of a crop as a share of the image: "Inception" crops, and the light ones of section 4.3.
 _SCALES = {"inception": (0.08, 1.0), "light": (0.7, 1.0)}
 
 
 def make_dataset(config: Config, train: bool, image_size: tuple[int, int], classes: Sequence[str] | None = None) -> Any:
-    """Items are (uint8 image [3, H, W], label).
+    """Makes the training or the test set of a run.
 
     Args:
-        config: of the run.
-        train: the training split with augmentation, or the test split without.
+        config: values of the run.
+        train: True for the training split with augmentation, False for the test split without.
         image_size: (H, W) in pixels.
-        classes: names of the folders of classes in the order of their labels, see `class_names`. By default those of
-            the training folder, and of the test folder where that is alone.
+        classes: names of the folders of classes in the order of their labels, see `class_names`. None for those of the
+            training folder, or of the test folder if there is no training folder.
 
     Returns:
-        A map-style data set, or an iterable one where timm streams (hfids/, wds/, tfds/).
+        A map-style data set, or an iterable one if timm streams it (hfids/, wds/, tfds/). Its items are
+        (uint8 image [3, H, W], label).
 
     Raises:
-        ValueError: no such folder, split or data set, no image in it, or a test folder with classes of its own.
+        ValueError: no such folder, split or data set, no image in it, or a test folder with further classes.
     """
     if config.data == "digits":
         if image_size[0] != image_size[1]:
@@ -45,7 +46,7 @@ def make_dataset(config: Config, train: bool, image_size: tuple[int, int], class
         if classes is None and _find_folder(config, True):
             classes = class_names(_timm_dataset(config, True))
         if classes is not None and classes != (found := class_names(dataset)):
-            # timm would leave out the images of classes that it is not told.
+            # timm would leave out the images of other classes.
             if unknown := sorted({*(found or [])} - {*classes}):
                 raise ValueError(
                     f"--data {config.data}, split {config.test_split}: expected the classes of the training images "
@@ -63,20 +64,27 @@ def class_names(dataset: Any) -> list[str] | None:
 
 
 def is_streamed(dataset: Any) -> bool:
-    """Whether items come in an order of the data set's own, without an index."""
+    """Whether a data set yields its items in an order of its own, without an index."""
     return isinstance(dataset, IterableDataset)
 
 
 def count_classes(config: Config, dataset: Any) -> int:
-    """Number of classes, from the configuration or the data set.
+    """Number of classes of a run.
+
+    Args:
+        config: values of the run.
+        dataset: its training or test set.
+
+    Returns:
+        `config.num_classes` if it is given, else the number of classes in the data set.
 
     Raises:
-        ValueError: neither tells, the data set has more than the configuration says, or it has one.
+        ValueError: neither is known, the data set has more classes than `config.num_classes`, or there is one class.
     """
     found = 10 if config.data == "digits" else _count(dataset)
     wanted = found if config.num_classes is None else config.num_classes
     if wanted is None:
-        raise ValueError(f"--num-classes: expected a number, {config.data} does not tell")
+        raise ValueError(f"--num-classes: expected a number, {config.data} does not say")
     if found is not None and found > wanted:
         raise ValueError(f"--num-classes: expected at least the {found} classes of {config.data}, got {wanted}")
     if wanted < 2:
@@ -111,7 +119,7 @@ def _timm_dataset(config: Config, train: bool, classes: Sequence[str] | None = N
             search_split=named,
             class_map=cast(Any, {name: i for i, name in enumerate(classes)} if classes else ""),
         )
-    except Exception as error:  # readers raise whatever a missing file or package makes them stumble over
+    except Exception as error:  # readers raise many kinds of errors for a missing file or package
         raise ValueError(f"--data {config.data}, split {split}: cannot be read ({error})") from error
     if not is_streamed(dataset) and not len(cast(Sized, dataset)):
         raise ValueError(f"--data {config.data}, split {split}: expected images, got none")
@@ -119,7 +127,7 @@ def _timm_dataset(config: Config, train: bool, classes: Sequence[str] | None = N
 
 
 def _folder(config: Config, train: bool) -> Path:
-    """The folder of the split; timm would take the root where it finds none, and so classes for splits."""
+    """The folder of a split. Without one, timm would take the root, and the splits for classes."""
     if not Path(config.data).is_dir():
         raise ValueError(
             f"--data: expected 'digits', a folder or a name such as hfds/cifar10; {config.data} is no folder"
@@ -155,7 +163,7 @@ def _transform(config: Config, train: bool, image_size: tuple[int, int]) -> Any:
 
 
 class InMemory(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """Images and labels as two tensors, whole batches of which are taken at once: `dataset[list of indices]`."""
+    """Images and labels as two tensors, from which a whole batch is taken at once: `dataset[list of indices]`."""
 
     def __init__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
         self.images = images

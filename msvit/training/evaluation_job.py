@@ -1,35 +1,35 @@
-"""Evaluation of a run or a file from what the command line says about it."""
+"""`msvit eval`: scores of a run or of a checkpoint file, given the options of the command."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msvit
+from msvit.evaluation.scores import Scores
 from msvit.models import MixedScaleVisionTransformer
-from msvit.training.batches import Share, calibration_images, ordered_batches
+from msvit.training.batches import calibration_images
 from msvit.training.build import build_model, calibrate, set_up_gate
 from msvit.training.checkpoints import MODEL_FILE
 from msvit.training.config import Config
 from msvit.training.datasets import count_classes, make_dataset
-from msvit.training.evaluate import Evaluation, evaluate
 from msvit.training.presets import make_config
+from msvit.training.processes import make_accelerator, score_test_set
 from msvit.training.runs import CONFIG_FILE, load_run
-from msvit.training.trainer import make_accelerator
 
 
-def evaluate_checkpoint(path: Path, values: dict[str, Any]) -> tuple[str, Evaluation]:
-    """Evaluates on the test images.
+def evaluate_checkpoint(path: Path, values: dict[str, Any]) -> tuple[str, Scores]:
+    """Scores a checkpoint on its test images.
 
     Args:
-        path: folder of a run, or a checkpoint file, inside of a run or not.
-        values: of `Config`, in place of the run's or, for a file of its own, of the preset's.
+        path: folder of a run, or a checkpoint file inside or outside of a run.
+        values: values of `Config` that replace those of the run or, for a file outside of a run, of the preset.
 
     Returns:
-        The path of the weights, and what was found.
+        The path of the weights, and their scores.
 
     Raises:
-        FileNotFoundError: no such file or folder.
-        ValueError: the checkpoint is damaged, of another model or without a gate, or the data cannot be read.
+        FileNotFoundError: there is no such file or folder.
+        ValueError: the checkpoint is damaged, belongs to another model or lacks a gate, or the data cannot be read.
     """
     run_folder = _run_folder(path)
     if run_folder is None:
@@ -49,7 +49,7 @@ def evaluate_checkpoint(path: Path, values: dict[str, Any]) -> tuple[str, Evalua
     return str(weights), _evaluate(run.config.replace(**values), weights, derived, values.get("gate_file"))
 
 
-def _evaluate(config: Config, weights: Path, derived: Mapping[str, Any], gate_file: str | None) -> Evaluation:
+def _evaluate(config: Config, weights: Path, derived: Mapping[str, Any], gate_file: str | None) -> Scores:
     accelerator = make_accelerator(config)
     blank = build_model(config, 2, weights=False)
 
@@ -57,7 +57,7 @@ def _evaluate(config: Config, weights: Path, derived: Mapping[str, Any], gate_fi
         return make_dataset(config, False, blank.image_size, derived.get("classes"))
 
     setting = derived.get("gate_setting")
-    if setting is None:  # by a data set of its own: a stream may remember what was read
+    if setting is None:  # from a second data set: a stream may remember how far it was read
         setting = calibrate(config, blank, lambda: calibration_images(test_images()))
     dataset = test_images()
     model = build_model(config, derived.get("num_classes") or count_classes(config, dataset), setting, weights=False)
@@ -67,13 +67,11 @@ def _evaluate(config: Config, weights: Path, derived: Mapping[str, Any], gate_fi
     elif any(name.startswith("gate.") for name in missing):
         raise ValueError(f"{weights}: expected a checkpoint with a gate, got none; see --gate and --gate-file")
     prepared: MixedScaleVisionTransformer = model.to(accelerator.device)
-    share = Share(accelerator.process_index, accelerator.num_processes)
-    batches = ordered_batches(dataset, min(256, config.batch_size), config.num_workers, share)
-    return evaluate(prepared, batches, autocast=accelerator.autocast)
+    return score_test_set(prepared, dataset, config, accelerator)
 
 
 def _run_folder(path: Path) -> Path | None:
-    """RUN for RUN and for RUN/checkpoints/step-.../model.safetensors, None for other files."""
+    """The folder RUN of RUN and of RUN/checkpoints/step-.../model.safetensors; None for other files."""
     if path.is_dir():
         return path
     candidates = list(path.resolve().parents)[2:3]

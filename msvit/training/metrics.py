@@ -1,11 +1,8 @@
-"""metrics.csv and priors.csv of a run: one row per epoch, rewritten whole, so that a reader never sees half a row."""
+"""metrics.csv and priors.csv of a run: numbers, one row per epoch."""
 
-import csv
-import io
-import os
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+
+from msvit.files import read_rows
 
 METRICS_FILE, PRIORS_FILE = "metrics.csv", "priors.csv"
 
@@ -27,34 +24,18 @@ COLUMNS = (
 )
 
 
-def read_rows(path: Path) -> list[dict[str, float]]:
-    """Rows of a CSV file of numbers; none where it does not exist.
+def read_numbers(path: Path) -> list[dict[str, float]]:
+    """Rows of a CSV file of numbers by column; none if the file does not exist.
 
     Raises:
-        ValueError: something in it is not a number.
+        ValueError: a value is not a number.
     """
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
     try:
-        return [{name: _number(value) for name, value in row.items()} for row in rows]
+        return [{name: _number(value) for name, value in row.items()} for row in read_rows(path)]
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: expected numbers ({error})") from error
-
-
-def write_rows(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Replaces the file in one step."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text.getvalue())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _number(text: str) -> float:

@@ -12,7 +12,14 @@ from msvit.training.config import Config
 
 
 class Losses(NamedTuple):
-    """0-d each: the sum (eq. 6), its two terms (that of the gate without lambda), and active patch tokens per image."""
+    """Losses of a batch, each 0-d.
+
+    Attributes:
+        total: the sum (eq. 6).
+        task: cross-entropy.
+        gate: loss of the gate, without lambda.
+        tokens_per_image: active patch tokens.
+    """
 
     total: Tensor
     task: Tensor
@@ -32,9 +39,9 @@ class Objective(nn.Module):
         self.clip_gate_grad = 0.0 if model.token_mode == "packed" else config.clip_gate_grad or 0.0
 
     def forward(self, images: Tensor, labels: Tensor) -> Losses:
-        """images: uint8 [batch, 3, H, W]; labels: int64 [batch]."""
+        """The losses of images, uint8 [batch, 3, H, W], with labels, int64 [batch]."""
         model = self.model
-        # In bf16 many logits would be equal, and their order is what the gate loss is about.
+        # In bf16 many logits would be equal, and the gate loss depends on their order.
         with torch.autocast(images.device.type, enabled=False):
             gate_logits = model.gate(images)
         decision = model.decide(images, gate_logits=self._limited(gate_logits))
@@ -43,7 +50,7 @@ class Objective(nn.Module):
         return Losses(task + self.gate_weight * gate, task, gate, decision.patches_per_image())
 
     def _limited(self, gate_logits: Tensor) -> Tensor:
-        """The same, without the outliers of the gradient that an inactive token has: exp(score - lse) has no bound."""
+        """The same logits with a bounded gradient: that of an inactive token grows like exp(score - lse)."""
         if not self.clip_gate_grad or not gate_logits.requires_grad:
             return gate_logits
         most = self.clip_gate_grad / len(gate_logits)  # the loss is a mean over images
@@ -53,7 +60,15 @@ class Objective(nn.Module):
 
 
 def make_gate_loss(config: Config, grid_size: tuple[int, int]) -> nn.Module | None:
-    """The gate's loss, None where no gate is trained or without one."""
+    """Makes the loss of the gate.
+
+    Args:
+        config: values of the run.
+        grid_size: (Hc, Wc), regions of an image.
+
+    Returns:
+        A module that maps gate logits, [batch, Hc * Wc], to a loss, 0-d; None if no gate is trained, or without a loss.
+    """
     if not config.trains_gate or config.loss == "none":
         return None
     if config.loss == "l0":

@@ -19,11 +19,11 @@ class Part:
     """An optimizer with its schedule, whose learning rate is a function of the number of steps.
 
     Args:
-        groups: parameters, with "lr" and "weight_decay".
-        config: of the run.
-        warmup_epochs: until the learning rate is reached.
-        steps_per_epoch: of the run.
-        delay_epochs: at the beginning, with a learning rate of 0.
+        groups: groups of parameters, each with "params", "lr" and "weight_decay".
+        config: values of the run.
+        warmup_epochs: number of epochs until the learning rate is reached.
+        steps_per_epoch: number of steps in an epoch.
+        delay_epochs: number of epochs at the start with a learning rate of 0.
 
     Raises:
         ValueError: timm does not know the optimizer or the schedule.
@@ -59,7 +59,7 @@ class Part:
             raise ValueError(f"--schedule {config.schedule}: {error}") from error
 
     def set_step(self, step: int) -> None:
-        """Sets the learning rate of the step after `step` others."""
+        """Sets the learning rates of step number `step`, from 0."""
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate
         if self.scheduler is not None:
@@ -72,7 +72,16 @@ class Part:
 def make_parts(
     model: MixedScaleVisionTransformer, loss: nn.Module | None, config: Config, steps_per_epoch: int
 ) -> list[Part]:
-    """Optimizers for everything that is trained.
+    """Makes the optimizers of a run.
+
+    Args:
+        model: the model; parameters without `requires_grad` are left out.
+        loss: loss of the gate, whose learned priors are trained with the gate; or None.
+        config: values of the run.
+        steps_per_epoch: number of steps in an epoch.
+
+    Returns:
+        One part for the backbone and one for the gate, as far as they are trained.
 
     Raises:
         ValueError: timm does not know the optimizer or the schedule, or nothing is trained.

@@ -64,10 +64,18 @@ PRESETS = {config.preset: config for config in (_VIT, _DEIT, _DIGITS, _DIGITS_LA
 
 
 def make_config(preset: str, **values: Any) -> Config:
-    """The values of a preset, with others in their place.
+    """Makes the configuration of a run from a preset.
+
+    Args:
+        preset: "vit", "deit", "digits" or "digits-large".
+        values: values of `Config` by name, which replace those of the preset.
+
+    Returns:
+        The checked configuration.
 
     Raises:
-        ValueError: an unknown preset, or a value that cannot be.
+        ValueError: the preset is unknown, or a value is out of range; the text names it as on the command line.
+        TypeError: a value has another type, or `Config` has no value of that name.
     """
     if preset not in PRESETS:
         raise ValueError(f"--preset: expected one of {', '.join(PRESETS)}, got {preset!r}")

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a bar with losses, images per second and tokens per image, and a line per epoch."""
+"""The progress of a run on the terminal: a bar with loss, images per second and tokens per image; a line per epoch."""
 
 import time
 from collections import deque
@@ -16,9 +16,9 @@ class Progress:
     """A context that shows a run; silent in all processes but the main one.
 
     Args:
-        epochs: of the run.
-        steps_per_epoch: of the run.
-        visible: whether this process shows it.
+        epochs: number of epochs of the run.
+        steps_per_epoch: number of steps in an epoch.
+        visible: True if this process shows the run.
     """
 
     def __init__(self, epochs: int, steps_per_epoch: int, visible: bool) -> None:
@@ -48,17 +48,17 @@ class Progress:
 
     @property
     def images_per_s(self) -> float:
-        """Of the epoch's training so far."""
+        """Training images per second in this epoch so far."""
         return self._images / max(self._stop - self._start, 1e-9)
 
     def start_epoch(self, epoch: int, done: int) -> None:
-        """epoch: from 0; done: its steps that are trained already."""
+        """Begins epoch number `epoch`, from 0, of which `done` steps are trained already."""
         self._images, self._start = 0, time.perf_counter()
         self._recent.clear()
         self._bar.update(self._task, description=f"epoch {epoch + 1}/{self.epochs}", completed=done, text="")
 
     def step(self, loss: float, tokens_per_image: float, images: int) -> None:
-        """After a step over `images` images."""
+        """Shows a step over `images` images."""
         self._stop = time.perf_counter()
         self._images += images
         self._recent.append((self._stop, images))
@@ -68,7 +68,7 @@ class Progress:
         self._bar.update(self._task, advance=1, text=text)
 
     def testing(self, epoch: int) -> None:
-        """The epoch's training is over."""
+        """Shows that the training of epoch number `epoch`, from 1, is over and its evaluation begins."""
         self._bar.update(self._task, description=f"epoch {epoch}/{self.epochs}: testing")
 
     def epoch_done(self, row: dict[str, float]) -> None:

@@ -32,12 +32,13 @@ import torch
 from torch import Tensor
 
 import msvit
+from msvit.files import write_text
 from msvit.models import MixedScaleVisionTransformer
 from msvit.training.build import build_model
 from msvit.training.checkpoints import MODEL_FILE, Checkpoint, latest_checkpoint
 from msvit.training.config import Config
 from msvit.training.datasets import make_dataset
-from msvit.training.metrics import METRICS_FILE, PRIORS_FILE, read_rows
+from msvit.training.metrics import METRICS_FILE, PRIORS_FILE, read_numbers
 
 CONFIG_FILE = "config.json"
 _FORMAT = 1
@@ -49,10 +50,10 @@ class Run:
     """A run on disk.
 
     Attributes:
-        folder: of the run.
-        config: its values.
-        derived: what else config.json holds: num_classes, classes, image_size, steps_per_epoch, ...
-        metrics: one dict per finished epoch, see the module's docstring.
+        folder: folder of the run.
+        config: values of the run.
+        derived: the other entries of config.json, such as num_classes, classes and image_size.
+        metrics: values by column of metrics.csv, for each finished epoch.
     """
 
     folder: Path
@@ -67,8 +68,8 @@ class Run:
 
     @property
     def priors(self) -> Tensor | None:
-        """Learned priors theta, [1 + epochs, Hc, Wc], the first as initialised; None without GBaS."""
-        rows = read_rows(self.folder / PRIORS_FILE)
+        """Learned priors theta, fp32 [1 + epochs, Hc, Wc], the first as initialised; None without GBaS."""
+        rows = read_numbers(self.folder / PRIORS_FILE)
         if not rows:
             return None
         height, width = (side // self._coarse for side in self.image_size)
@@ -81,11 +82,11 @@ class Run:
         return height, width
 
     def checkpoint(self) -> Checkpoint:
-        """The newest checkpoint that is whole.
+        """The newest checkpoint that is not damaged.
 
         Raises:
-            FileNotFoundError: there is none yet.
-            ValueError: all are damaged.
+            FileNotFoundError: the run has no checkpoint yet.
+            ValueError: all checkpoints are damaged.
         """
         return latest_checkpoint(self.folder)
 
@@ -98,7 +99,7 @@ class Run:
 
         Raises:
             FileNotFoundError: the run has no checkpoint yet.
-            ValueError: all are damaged.
+            ValueError: all checkpoints are damaged.
         """
         model = self.untrained_model()
         msvit.load_checkpoint(model, self.checkpoint().folder / MODEL_FILE)
@@ -109,7 +110,7 @@ class Run:
         return make_dataset(self.config, False, self.image_size, self.derived.get("classes"))
 
     def train_dataset(self) -> Any:
-        """The training images, likewise, with augmentation."""
+        """The training images with augmentation: items are (uint8 image [3, H, W], label)."""
         return make_dataset(self.config, True, self.image_size)
 
     @property
@@ -119,17 +120,23 @@ class Run:
 
 
 def load_run(folder: str | os.PathLike[str]) -> Run:
-    """Reads the folder of a run.
+    """Reads the folder of a run; its checkpoints are read when they are asked for.
+
+    Args:
+        folder: a folder that `msvit train` or `start_run` has written.
+
+    Returns:
+        The run with its configuration and its metrics.
 
     Raises:
         FileNotFoundError: there is no such folder, or no config.json in it.
-        ValueError: a file in it is damaged or of another version.
+        ValueError: config.json or metrics.csv is damaged or was written by another version.
     """
     folder = Path(folder)
     path = folder / CONFIG_FILE
     if not path.is_file():
-        what = "a folder without config.json" if folder.is_dir() else "nothing there"
-        raise FileNotFoundError(f"{folder}: expected the folder of a run, got {what}")
+        found = "a folder without config.json" if folder.is_dir() else "nothing there"
+        raise FileNotFoundError(f"{folder}: expected the folder of a run, got {found}")
     try:
         stored = json.loads(path.read_text())
         if stored["format"] != _FORMAT:
@@ -140,27 +147,33 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read ({error})") from error
     derived = {name: value for name, value in stored.items() if name not in ("format", "config")}
-    return Run(folder, config, derived, read_rows(folder / METRICS_FILE))
+    return Run(folder, config, derived, read_numbers(folder / METRICS_FILE))
 
 
 def create_run(folder: Path, config: Config, derived: dict[str, Any]) -> Run:
     """Makes the folder of a new run.
 
+    Args:
+        folder: folder of the run, made if it does not exist.
+        config: values of the run.
+        derived: the other entries of config.json, see the module's docstring.
+
+    Returns:
+        The run, without metrics.
+
     Raises:
-        FileExistsError: it is one already.
-        OSError: it cannot be made.
+        FileExistsError: the folder is that of a run already.
+        OSError: the folder or its config.json cannot be written.
     """
     check_new(folder)
     folder.mkdir(parents=True, exist_ok=True)
     versions = {"torch": torch.__version__, "timm": timm.__version__, "python": platform.python_version()}
     stored = {"format": _FORMAT, "config": config.to_dict(), **derived, "versions": versions}
-    temporary = folder / f".{CONFIG_FILE}.{os.getpid()}"
-    temporary.write_text(json.dumps(stored, indent=2) + "\n")
-    temporary.replace(folder / CONFIG_FILE)
+    write_text(folder / CONFIG_FILE, json.dumps(stored, indent=2) + "\n")
     return load_run(folder)
 
 
 def check_new(folder: Path) -> None:
-    """Raises FileExistsError where there is a run already."""
+    """Raises FileExistsError if the folder is that of a run already."""
     if (folder / CONFIG_FILE).exists():
         raise FileExistsError(f"{folder}: expected a new folder, got that of a run; --resume {folder} continues it")

@@ -14,24 +14,17 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 import msvit
-from msvit.training.batches import (
-    Batch,
-    Share,
-    calibration_images,
-    in_memory,
-    ordered_batches,
-    seed_of,
-    steps_per_epoch,
-    training_batches,
-)
-from msvit.training.build import build_model, calibrate, reset_noise, set_training
+from msvit.evaluation.outcomes import check_labels
+from msvit.gates.fixed import reset_noise
+from msvit.training.batches import Batch, calibration_images, in_memory, seed_of, steps_per_epoch, training_batches
+from msvit.training.build import build_model, calibrate, set_training
 from msvit.training.checkpoints import MODEL_FILE, Checkpoint, checkpoint_folders, load_loss, write_checkpoint
 from msvit.training.config import Config
 from msvit.training.datasets import class_names, count_classes, is_streamed, make_dataset
-from msvit.training.evaluate import Evaluation, check_labels, evaluate
 from msvit.training.journal import Journal
 from msvit.training.objective import Losses, Objective, make_gate_loss
 from msvit.training.optim import make_parts
+from msvit.training.processes import make_accelerator, score_test_set, share_of
 from msvit.training.progress import Progress
 from msvit.training.runs import Run, check_new, create_run, load_run
 
@@ -42,8 +35,8 @@ def start_run(config: Config, folder: Path | None = None) -> Run:
     """Trains in a new folder.
 
     Args:
-        config: of the run.
-        folder: of the run; runs/PRESET-TIME by default.
+        config: values of the run.
+        folder: folder of the run; None for runs/PRESET-TIME.
 
     Returns:
         The finished run.
@@ -51,8 +44,8 @@ def start_run(config: Config, folder: Path | None = None) -> Run:
     Raises:
         FileExistsError: the folder is that of a run already.
         ValueError: data, model or weights are not as expected.
-        FloatingPointError: the loss is not finite any more; the text names the step and the images.
-        OSError: something cannot be written; what was written before is still there.
+        FloatingPointError: a loss or a gradient is not finite; the text names the step and the images.
+        OSError: a file cannot be written; all complete files remain.
     """
     accelerator = make_accelerator(config)
     folder = _default_folder(config) if folder is None else folder
@@ -83,14 +76,22 @@ def start_run(config: Config, folder: Path | None = None) -> Run:
 def resume_run(folder: Path) -> Run:
     """Continues a run from its last checkpoint, to the losses that it would have had without an interruption.
 
+    Args:
+        folder: folder of a run. If the run has no checkpoint yet, it starts again.
+
+    Returns:
+        The finished run.
+
     Raises:
         FileNotFoundError: the folder is not that of a run.
-        ValueError: its files are damaged or do not fit; FloatingPointError, OSError: as in `start_run`.
+        ValueError: files of the run are damaged, or do not fit the data.
+        FloatingPointError: a loss or a gradient is not finite; the text names the step and the images.
+        OSError: a file cannot be written; all complete files remain.
     """
     run = load_run(folder)
     try:
         checkpoint = run.checkpoint()
-    except FileNotFoundError:  # stopped before its first: it starts again
+    except FileNotFoundError:
         checkpoint = None
     accelerator = make_accelerator(run.config)
     train_set = run.train_dataset()
@@ -103,14 +104,14 @@ def resume_run(folder: Path) -> Run:
 
 
 class Trainer:
-    """Everything that a run holds in memory.
+    """The state of a run in memory, and its loop.
 
     Args:
-        config: of the run.
-        folder: of the run.
-        model: on the CPU.
-        train_set: of `make_dataset`.
-        derived: as in config.json.
+        config: values of the run.
+        folder: folder of the run.
+        model: model of the run, on the CPU.
+        train_set: training images, a result of `make_dataset`.
+        derived: the other entries of config.json, see `msvit.training.runs`.
         accelerator: devices and processes.
     """
 
@@ -124,7 +125,7 @@ class Trainer:
         accelerator: Accelerator,
     ) -> None:
         self.config, self.folder, self.accelerator, self.model = config, folder, accelerator, model
-        self.share = Share(accelerator.process_index, accelerator.num_processes)
+        self.share = share_of(accelerator)
         self.train_set = in_memory(train_set)
         self.test_set = in_memory(make_dataset(config, False, model.image_size, derived.get("classes")))
         self.steps_per_epoch: int = derived["steps_per_epoch"]
@@ -138,7 +139,7 @@ class Trainer:
         self.sums = dict.fromkeys(_SUMS, 0.0)
 
     def train(self) -> Run:
-        """From where the run is to its end."""
+        """Trains from the present step to the end of the run, and reads the finished run."""
         main = self.accelerator.is_main_process
         with Progress(self.config.epochs, self.steps_per_epoch, main) as progress:
             if main and self.step == 0:
@@ -153,7 +154,7 @@ class Trainer:
         return load_run(self.folder)
 
     def restore(self, checkpoint: Checkpoint | None) -> None:
-        """Takes over a checkpoint, and forgets what was written down after it; None: after the start."""
+        """Takes over the state of a checkpoint, None for that of the start, and removes later rows of the log files."""
         if checkpoint is not None:
             msvit.load_checkpoint(self.model, checkpoint.folder / MODEL_FILE)
             state = checkpoint.trainer_state()
@@ -162,7 +163,7 @@ class Trainer:
             for part, saved in zip(self.parts, state["optimizers"], strict=True):
                 part.optimizer.load_state_dict(saved)
             self.step, self.seconds = state["step"], state["seconds"]
-            if self.accelerator.is_main_process:  # the sums of the others are in it
+            if self.accelerator.is_main_process:  # the saved sums are those of all processes
                 self.sums = state["sums"]
         if self.accelerator.is_main_process:
             self.journal.forget_after(self.step)
@@ -170,7 +171,7 @@ class Trainer:
     def _train_epoch(self, progress: Progress) -> None:
         epoch, done = divmod(self.step, self.steps_per_epoch)
         set_training(self.model, self.config)
-        if is_streamed(self.train_set):  # a reader that has been read may remember it
+        if is_streamed(self.train_set):  # a reader may remember how far it was read
             self.train_set = make_dataset(self.config, True, self.model.image_size)
         batches = training_batches(self.train_set, self.config, epoch, done, self.share)
         progress.start_epoch(epoch, done)
@@ -198,7 +199,7 @@ class Trainer:
             check_labels(batch.labels, self.model.num_classes)
             seed = seed_of(self.config.seed, self.step, number, self.share.rank, 2)
             torch.manual_seed(seed)
-            reset_noise(self.model, seed)
+            reset_noise(self.model.gate, seed)
             last = number == self.config.accumulate - 1
             with _synchronised(self.accelerator, self.wrapped, last):
                 losses: Losses = self.wrapped(self._to_device(batch.images), self._to_device(batch.labels))
@@ -222,11 +223,11 @@ class Trainer:
             terms = ", ".join(f"{name} {value}" for name, value in zip(_SUMS, found, strict=True))
             raise FloatingPointError(self._not_finite("loss", terms, batch))
 
-    def _not_finite(self, what: str, terms: str, batch: Batch) -> str:
+    def _not_finite(self, quantity: str, terms: str, batch: Batch) -> str:
         epoch, number = divmod(self.step, self.steps_per_epoch)
         images = "" if batch.indices is None else f", images {batch.indices[:8]} and so on of the training set"
         return (
-            f"the {what} is not finite at step {self.step} (batch {number} of epoch {epoch + 1}{images}): {terms}; "
+            f"the {quantity} is not finite at step {self.step} (batch {number} of epoch {epoch + 1}{images}): {terms}; "
             f"{self._advice()}"
         )
 
@@ -238,7 +239,7 @@ class Trainer:
     def _finish_epoch(self, progress: Progress) -> dict[str, float]:
         epoch = self.step // self.steps_per_epoch
         progress.testing(epoch)
-        found = self._evaluate()
+        found = score_test_set(self.model, self.test_set, self.config, self.accelerator)
         if not math.isfinite(found.loss):
             raise FloatingPointError(
                 f"the loss on the test images is not finite after step {self.step} (epoch {epoch}): {found.loss}; "
@@ -251,11 +252,6 @@ class Trainer:
         row |= {"epoch": epoch, "step": self.step, "images_per_s": progress.images_per_s, "seconds": self.seconds}
         self.sums = dict.fromkeys(_SUMS, 0.0)
         return row
-
-    def _evaluate(self) -> Evaluation:
-        size = max(1, min(256, self.config.batch_size))
-        batches = ordered_batches(self.test_set, size, self.config.num_workers, self.share)
-        return evaluate(self.model, batches, autocast=self.accelerator.autocast)
 
     def _total_sums(self) -> dict[str, float]:
         """Sums of all processes, as means over them."""
@@ -271,7 +267,7 @@ class Trainer:
             trainer = {
                 "step": self.step,
                 "seconds": self.seconds,
-                # Process 0 alone goes on from here, with the sums of all.
+                # After a resumption process 0 continues with the sums of all processes.
                 "sums": {name: value * self.share.world_size for name, value in sums.items()},
                 "optimizers": [part.optimizer.state_dict() for part in self.parts],
             }
@@ -287,7 +283,7 @@ class Trainer:
 
 
 def _warn(config: Config) -> None:
-    """Says what is allowed and hardly meant."""
+    """Warns of values that are allowed but unlikely to be meant."""
     if config.trains_gate and config.gate_delay_epochs >= config.epochs:
         warnings.warn(
             f"the gate would learn after epoch {config.gate_delay_epochs:g}, the run ends after {config.epochs}: "
@@ -300,11 +296,6 @@ def _warn(config: Config) -> None:
             "this one starts from nothing",
             stacklevel=3,
         )
-
-
-def make_accelerator(config: Config) -> Accelerator:
-    """Devices and processes; without an accelerator, torchrun's processes are found only if the CPU is asked for."""
-    return Accelerator(mixed_precision=config.precision, cpu=config.cpu or not torch.accelerator.is_available())
 
 
 def _default_folder(config: Config) -> Path:

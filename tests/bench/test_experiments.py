@@ -9,9 +9,10 @@ import pytest
 import torch
 from experiments import SETTINGS, make_jobs
 
+from msvit.files import write_rows
 from msvit.training import load_run
 from msvit.training.checkpoints import TRAINER_FILE, write_checkpoint
-from msvit.training.metrics import COLUMNS, METRICS_FILE, write_rows
+from msvit.training.metrics import COLUMNS, METRICS_FILE
 from msvit.training.runs import create_run
 
 

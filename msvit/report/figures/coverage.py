@@ -1,4 +1,4 @@
-"""How much of the fine regions lies on the object, against chance."""
+"""The share of fine regions on the object, against chance."""
 
 import textwrap
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from msvit.report.style import COLOURS, GREY, new_figure, save, tidy
 def draw_coverage(groups: Sequence[Group], path: Path) -> Path:
     """Two bars for each setting: share of fine regions on the object, and the object's regions that are fine.
 
-    The tick across a bar is what fine regions placed at random would reach.
+    The tick across a bar is the value for fine regions placed at random.
     """
     figure, panels = new_figure(2, width=5.6, height=1.4 + 0.35 * len(groups))
     names = ("on_object", "found")

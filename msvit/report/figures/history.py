@@ -1,4 +1,4 @@
-"""How a run got there: loss, accuracy and tokens by epoch."""
+"""Loss, accuracy and tokens by epoch."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the gate does by position: mean and variance of its mask over images (figure 7a), and learned priors (7b)."""
+"""The gate by position: mean and variance of its mask over images (figure 7a), and learned priors (7b)."""
 
 import textwrap
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ _COLUMNS = 6
 
 @dataclass(frozen=True)
 class _Row:
-    """A map [Hc, Wc] for each setting, the value at the end of the colours, and what the maps show."""
+    """A map [Hc, Wc] for each setting, the value of the last colour, and the label of the row."""
 
     maps: Sequence[Tensor]
     largest: float
@@ -36,7 +36,7 @@ def draw_masks(groups: Sequence[Group], path: Path) -> Path:
 
 
 def draw_priors(groups: Sequence[Group], path: Path) -> Path | None:
-    """The priors as initialised and as learned, of the first run of each setting that has them; None where none has."""
+    """Draws the priors as initialised and as learned, for the first run of each setting; None if no run has priors."""
     found = [(group.label, priors) for group in groups if (priors := group.runs[0].run.priors) is not None]
     if not found:
         return None

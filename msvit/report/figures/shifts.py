@@ -1,4 +1,4 @@
-"""Random zooms and shifts: what the learned gate wins over a fixed pattern (figures 8 and 14)."""
+"""Random zooms and shifts: the gain of the learned gate over a fixed pattern (figures 8 and 14)."""
 
 from collections.abc import Sequence
 from pathlib import Path

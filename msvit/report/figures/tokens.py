@@ -1,4 +1,4 @@
-"""Which tokens images get: maps of the first test images, and how many tokens the images have."""
+"""Token maps of the first test images, and the number of tokens of all."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ _COLUMNS = 6
 
 
 def draw_token_maps(examined: Examined, path: Path, count: int = 12) -> Path:
-    """Fine and coarse regions of the first `count` test images, whatever they show; a frame is the object's box."""
+    """Fine and coarse regions of the first `count` test images, not chosen; a frame is the object's box."""
     count = min(count, len(examined.test.images))
     columns = min(count, _COLUMNS)
     figure, panels = new_figure(columns, -(-count // columns), width=2.0, height=2.15)

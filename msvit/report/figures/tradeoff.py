@@ -15,8 +15,11 @@ def draw_tradeoff(groups: Sequence[Group], path: Path, device: str) -> Path:
 
     Args:
         groups: settings with their runs.
-        path: of the PNG.
-        device: on which the latency was measured, for the axis.
+        path: PNG to write.
+        device: name of the device on which the latency was measured, for the axis.
+
+    Returns:
+        The path.
     """
     figure, (by_macs, by_time) = new_figure(2, width=5.0, height=3.9)
     for i, group in enumerate(groups):

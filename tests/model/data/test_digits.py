@@ -1,11 +1,14 @@
 """Digits on photographs: reproducible, split cleanly, balanced, and where the boxes say."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from msvit.data import DigitsOnPhotographs, digits, sample_photographs
+from msvit.extras import MissingExtraError
 
 
 def make(split="train", size=300, seed=0, image_size=96, **arguments):
@@ -118,6 +121,6 @@ def test_missing_photographs_are_named(monkeypatch):
 
 
 def test_missing_scikit_learn_is_named(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "sklearn.datasets", None)
-    with pytest.raises(ValueError, match="pip install scikit-learn"):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(MissingExtraError, match=r'sklearn is not installed; run: pip install "msvit\[train\]"'):
         make()

@@ -15,7 +15,7 @@ from msvit.cli import app
 from msvit.data import DigitsOnPhotographs
 from msvit.report import build_report, evaluate
 from msvit.report.coverage import measure_coverage
-from msvit.report.evaluation import load_test_images
+from msvit.report.images import load_test_images
 from msvit.training import Run
 
 FIGURES = {
@@ -106,7 +106,7 @@ def test_one_run_on_data_without_places(folders, tmp_path, monkeypatch):
     monkeypatch.setattr(Run, "test_dataset", items)
     options = {"latency_seconds": 0.0, "limit": 20, "maps": 5}
     page = build_report([folders["radial-0"]], tmp_path, device=torch.device("cpu"), **options).read_text()
-    assert "Left out: the data set does not tell where the object is" in page
+    assert "Left out: the data set does not know the place of the object" in page
     assert "Left out: only the generalized batch-shaping loss learns priors" in page
     assert "Left out: there is no learned gate" in page
     assert {path.name for path in tmp_path.glob("*.png")} == {

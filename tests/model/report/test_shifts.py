@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from msvit.report.evaluation import load_test_images
+from msvit.report.images import load_test_images
 from msvit.report.shifts import Transform, apply, compare_gates, radial_mask, random_transforms
 
 

@@ -1,6 +1,5 @@
 """Checkpoints: complete or not there, whole or named, and never the only one while the next is being written."""
 
-import errno
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,7 +63,6 @@ def test_full_disk_leaves_the_previous_one(tmp_path: Path, size: int) -> None:
         write_checkpoint(tmp_path, 3, model(), None, {"much": torch.zeros(10_000)})
     assert "the previous one is" in str(caught.value)
     assert "step-00000002" in str(caught.value)
-    assert caught.value.errno in (errno.EFBIG, errno.EIO)
     assert names(tmp_path) == ["step-00000001", "step-00000002"]
     assert latest_checkpoint(tmp_path).step == 2
     write(tmp_path, 3)

@@ -13,12 +13,12 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 import msvit
+from msvit.evaluation.outcomes import check_labels
 from msvit.gates import MLPGate, save_gate
 from msvit.losses import GeneralizedBatchShapingLoss
 from msvit.training import Run, load_run, make_config, resume_run, start_run
 from msvit.training.build import build_model
 from msvit.training.datasets import make_dataset
-from msvit.training.evaluate import check_labels
 from msvit.training.metrics import COLUMNS
 from msvit.training.objective import Objective, make_gate_loss
 from msvit.training.optim import make_parts

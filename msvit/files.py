@@ -1,0 +1,87 @@
+"""Files that appear complete or not at all: every file that someone may read while it is written is written here."""
+
+import csv
+import io
+import os
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A context that writes a file in one step: a reader sees the old file or the new one, even after a power cut.
+
+    Args:
+        path: the file to write; its folder must exist.
+
+    Yields:
+        An empty file in the same folder, with the same suffix, for the caller to fill. If the context ends without an
+        error, the file is flushed to the disk and takes the place of `path`; otherwise it is removed.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+        OSError: `path` is a folder or a device, or the file cannot be written; the old one is still there.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: expected a file in a folder that exists")
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path}: expected a file, got {'a folder' if path.is_dir() else 'a device'}")
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
+    temporary.touch(exist_ok=False)
+    mode = temporary.stat().st_mode
+    try:
+        yield temporary
+        temporary.chmod(mode)  # some versions of safetensors make a file that only its owner can read
+        flush(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    flush(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a UTF-8 file in one step, see `replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def read_rows(path: str | os.PathLike[str]) -> list[dict[str, str]]:
+    """Rows of a CSV file with a header, each as texts by column.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write_rows(path: str | os.PathLike[str], columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes a CSV file with a header in one step, see `replacing`.
+
+    Args:
+        path: the file to write; its folder must exist.
+        columns: names of the columns in their order.
+        rows: values by column; a column that a row lacks stays empty.
+
+    Raises:
+        ValueError: a row has a column that is not in `columns`.
+        OSError: the file cannot be written; the old one is still there.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
