@@ -8,7 +8,7 @@ import cudnn  # type: ignore[import-not-found]
 import torch
 from torch import Tensor
 
-from gpu.workloads import Buffers
+from bench.attention.workloads import Buffers
 
 
 @cache
@@ -17,7 +17,7 @@ def _handle() -> Any:
 
 
 class Plans:
-    """The forward and the backward plan for the shapes of one workload; they serve every set of buffers of it."""
+    """The forward and the backward plan for the shapes of one workload; they serve all of its sets of buffers."""
 
     def __init__(self, x: Buffers) -> None:
         work = x.workload
@@ -106,7 +106,7 @@ class Plans:
 
 
 def _workspace(graphs: Sequence[Any], device: torch.device) -> Tensor:
-    """One for all of them, which run one after the other."""
+    """uint8, one buffer for all graphs, as they run one after the other."""
     size = max(1, *(graph.get_workspace_size() for graph in graphs))
     return torch.empty(size, dtype=torch.uint8, device=device)
 
@@ -123,10 +123,10 @@ _plans: dict[tuple[Any, ...], Plans] = {}
 
 
 def prepare(x: Buffers) -> tuple[Callable[[], Tensor], Callable[[], Sequence[Tensor]]]:
-    """Forward and backward calls on one set of buffers; the backward pass takes what the forward pass left.
+    """Forward and backward calls on one set of buffers; the backward pass reads what the forward pass left.
 
     Raises:
-        Exception: whatever cuDNN refuses.
+        Exception: cuDNN refuses the shapes.
     """
     key = (x.workload.lengths, x.workload.head_dim)
     if key not in _plans:

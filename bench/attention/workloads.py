@@ -1,7 +1,7 @@
-"""The sequences that attention is measured on, what they need at least, and their tensors.
+"""Sequences that attention is measured on, the least work that they need, and their tensors.
 
-The width of the embedding is that of ViT-S, 384, whatever the head_dim. Least bytes: every input read once and every
-output written once. Operations: 4 n^2 heads head_dim forward, 2.5 times that backward, as everybody counts them.
+The width of the embedding is that of ViT-S, 384, whatever the head_dim. Least bytes: every input is read once and every
+output is written once. Operations: 4 n^2 heads head_dim forward, 2.5 times that backward, the usual count.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,14 @@ HEADLINE = "256 x 64..196"
 
 @dataclass(frozen=True)
 class Workload:
-    """Packed sequences: `name` says how many of which lengths."""
+    """Packed sequences.
+
+    Attributes:
+        name: number of sequences and their lengths, such as "256 x 64..196".
+        lengths: tokens of each sequence.
+        head_dim: elements of a head.
+        width: elements of all heads together.
+    """
 
     name: str
     lengths: tuple[int, ...]
@@ -42,24 +49,25 @@ class Workload:
         return f"{self.name}, head_dim {self.head_dim}"
 
     def flop(self, backward: bool) -> float:
-        """Operations of the two matrix products (five in the backward pass) over true lengths."""
+        """Operations of the two matrix products (five in the backward pass) over true lengths, without padding."""
         return 4.0 * sum(n * n for n in self.lengths) * self.num_heads * self.head_dim * (2.5 if backward else 1)
 
     def bytes(self, backward: bool, element_size: int, weighted: bool = False) -> float:
-        """Least traffic: q, k, v, out, lse; backward also dout and gradients; with weights those too."""
+        """Least bytes to move: q, k, v, out, lse; backward dout, dq, dk, dv too; key weights and their gradient.
+
+        Args:
+            backward: the backward pass instead of the forward pass.
+            element_size: bytes of an element of q.
+            weighted: keys have weights.
+        """
         tensors = self.total * self.num_heads * self.head_dim * element_size * (8 if backward else 4)
         lse = self.total * self.num_heads * 4
         weights = self.total * 4 * (1 + backward) if weighted else 0
         return float(tensors + lse + weights)
 
-    def floor_us(self, backward: bool, copy_gb_s: float, matmul_tflop_s: float, element_size: int = 2) -> float:
-        """What no kernel can beat at the two measured ceilings."""
-        moved = self.bytes(backward, element_size) / copy_gb_s / 1e3
-        return max(moved, self.flop(backward) / matmul_tflop_s / 1e6)
-
 
 def uniform(count: int, shortest: int, longest: int, seed: int = 0) -> tuple[int, ...]:
-    """Lengths drawn from shortest..longest, both of which occur where there are two sequences or more."""
+    """Lengths drawn from shortest..longest; both bounds occur if there are two sequences or more."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(shortest, longest + 1, (count,), generator=generator).tolist()
     if count > 1:
@@ -68,7 +76,7 @@ def uniform(count: int, shortest: int, longest: int, seed: int = 0) -> tuple[int
 
 
 def gpu_workloads() -> list[Workload]:
-    """In the order of their importance: a budget that ends leaves out the last ones."""
+    """Workloads in the order of their importance: if the time is over, the last ones are left out."""
     lengths = {
         HEADLINE: uniform(256, 64, 196),
         "57 x 576": (576,) * 57,
@@ -84,22 +92,30 @@ def gpu_workloads() -> list[Workload]:
 
 
 def cpu_workloads() -> list[Workload]:
-    """Small, to try the same paths without a GPU."""
+    """Small workloads, to try the paths of a GPU without one."""
     return [Workload("4 x 16..64", uniform(4, 16, 64), 32, 64), Workload("3 x 20", (20,) * 3, 16, 64)]
 
 
 def rotations(bytes_of_one: float, cache_bytes: float, most: int = 128) -> int:
-    """Sets of buffers between two uses of which the cache has seen three times its size, at most `most`."""
+    """Sets of buffers, at most `most`, so that between two uses of a set the cache sees three times its size."""
     return max(2, min(most, -(-int(3 * cache_bytes) // max(1, int(bytes_of_one)))))
 
 
 class Buffers:
-    """Tensors of one workload: views of a packed projection, as a transformer block makes them, and of its padding.
+    """Tensors of one workload: q, k, v are views of a packed projection, as a transformer block makes them.
 
     Args:
         workload: lengths and head_dim.
-        dtype, device: of q, k, v.
-        seed: another one for every set of buffers.
+        dtype: dtype of q, k, v and dout; the key weight is fp32.
+        device: device of all tensors.
+        seed: seed of the values, another one for every set of buffers.
+
+    Attributes:
+        qkv: [total, 3, heads, head_dim], of which q, k, v [total, heads, head_dim] are leaves.
+        dout: [total, heads, head_dim], upstream gradient.
+        weight: fp32 [total], key weights in [0, 1).
+        offsets: int32 [batch + 1], `cu_seqlens`.
+        present: bool [batch, longest], True for a token, False for padding.
     """
 
     def __init__(self, workload: Workload, dtype: torch.dtype, device: torch.device, seed: int = 0) -> None:
@@ -111,7 +127,6 @@ class Buffers:
         self.dout = torch.randn(shape, generator=generator, device=device).to(dtype)
         self.weight = torch.rand(workload.total, generator=generator, device=device).requires_grad_()
         self.offsets = testing.offsets(workload.lengths, device)
-        # [batch, longest], True where there is a token
         self.present = torch.arange(workload.longest, device=device) < self.offsets.diff()[:, None]
 
     @property
@@ -140,7 +155,7 @@ class Buffers:
 
 
 def rows_of_full_sequences(lengths: Sequence[int]) -> Tensor:
-    """int64: packed rows of the sequences that are as long as the longest, which padding does not touch."""
+    """int64: packed rows of the longest sequences, the ones without padding."""
     start, rows = 0, []
     for length in lengths:
         if length == max(lengths):

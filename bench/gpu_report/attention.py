@@ -19,10 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import common
 import torch
-from torch import Tensor
-
 from gpu import commands, peers, timing
 from gpu.workloads import Buffers, Workload, cpu_workloads, gpu_workloads, rotations
+from torch import Tensor
+
 from msvit_kernels import testing, varlen_attention
 
 WEIGHTED = " + key weight"

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import common
-
 from gpu import commands
+
 from msvit_kernels import dispatch
 
 # Files of the tests that run on a GPU, what matters most first: they are handed out in this order.

@@ -205,7 +205,6 @@ def sanitizers(arguments: argparse.Namespace) -> None:
 def counters(arguments: argparse.Namespace) -> None:
     """Hardware counters of the attention kernels."""
     import common
-
     from gpu import ncu
 
     collected = ncu.collect(arguments.seconds)

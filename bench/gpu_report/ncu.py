@@ -13,9 +13,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import common
 import torch
-
 from gpu import commands
 from gpu.workloads import Buffers, gpu_workloads
+
 from msvit_kernels import testing, varlen_attention
 
 SECTIONS = ("SpeedOfLight", "Occupancy", "WarpStateStats", "ComputeWorkloadAnalysis", "MemoryWorkloadAnalysis",

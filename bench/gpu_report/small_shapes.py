@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import common
 import torch
+from gpu import timing
 from torch import Tensor
 
-from gpu import timing
 from msvit_kernels import mixed_scale_embed, mixed_scale_layout, testing, unpack_to_grid, varlen_attention
 
 # Partial tiles, tiles of one row, an empty sequence; "long": keys that do not stay on the chip, two passes backward.

@@ -21,12 +21,12 @@ import bench_mixed_scale_embed as embed
 import bench_unpack_to_grid as unpack
 import common
 import torch
-from operators import check_baseline, gradients
-from torch import Tensor
-
 from gpu import timing
 from gpu.attention import argument_parser
 from gpu.workloads import rotations
+from operators import check_baseline, gradients
+from torch import Tensor
+
 from msvit_kernels import mixed_scale_layout, testing, unpack_to_grid
 
 Call = Callable[[], Any]

@@ -22,11 +22,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import common
 import torch
-from torch import Tensor
-
 from gpu import timing
 from gpu.peers import MAX_ERROR, relative_error
 from gpu.workloads import Buffers, Workload, gpu_workloads, rotations
+from torch import Tensor
+
 from msvit_kernels.calls import VarlenAttention, VarlenAttentionBackward
 from msvit_kernels.triton import aot
 from msvit_kernels.triton import common as triton_common
