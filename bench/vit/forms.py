@@ -6,10 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from gpu import timing
 from torch import Tensor
-from vit_methods import IMAGE_SIZES, Method, Zoo
 
+from bench import graphs as cuda_graphs
+from bench.failures import is_fatal, reason
+from bench.vit.compiled import compiled
+from bench.vit.tokens import IMAGE_SIZES
+from bench.vit.zoo import Method, Zoo
 from msvit_kernels import testing
 
 HEADLINE_TOKENS = 98  # half of 196: packed against dense is the figure that the project is judged by
@@ -31,15 +34,15 @@ def add_forms(
     """Adds to the methods of each batch size their graphs, then one by one the compiled models with theirs.
 
     Args:
-        zoo: that made the methods.
-        tables: rows of methods by batch size, which grow.
+        zoo: zoo that made the methods.
+        tables: lists of methods by batch size, which grow.
         deadline: moment of `time.perf_counter` by which compiling must be over.
-        added: called with a batch size and its new methods as soon as they are ready.
-        reserve: seconds before the deadline that only the first two, the pair of the headline, may use as well.
-        forms: that are wanted, of FORMS.
+        added: function that is called with a batch size and its new methods as soon as they are ready.
+        reserve: seconds before the deadline that only the first two, the pair of the headline, may use.
+        forms: wanted forms, some of FORMS.
 
     Returns:
-        What there is no time for, or cannot be compiled or captured, and why.
+        Notes on forms that are left out, and why.
     """
     notes: list[str] = []
     graphs = Graphs(zoo, notes) if any(form.endswith("graph") for form in forms) else None
@@ -57,15 +60,15 @@ def add_forms(
             notes.append(f"{name} at {method.wanted} tokens and batch {batch}: no time to compile it")
             continue
         try:
-            compiled = zoo.compiled(method, batch)
+            found = compiled(zoo, method, batch)
         except Exception as error:  # of the compiler, or its result is wrong: the other methods are still worth timing
-            if timing.is_fatal(error):
+            if is_fatal(error):
                 raise
-            notes.append(f"{name} at {method.wanted} tokens and batch {batch}: {timing.reason(error)}")
+            notes.append(f"{name} at {method.wanted} tokens and batch {batch}: {reason(error)}")
             continue
         took.append(time.perf_counter() - start)
-        new = [compiled] * (name in forms)
-        if graphs and f"{name} graph" in forms and (graph := graphs.capture(compiled, batch)):
+        new = [found] * (name in forms)
+        if graphs and f"{name} graph" in forms and (graph := graphs.capture(found, batch)):
             new.append(graph)
         row += new
         added(batch, new)
@@ -73,9 +76,9 @@ def add_forms(
 
 
 def _to_compile(tables: Tables, forms: Collection[str]) -> list[tuple[int, list[Method], Method]]:
-    """(batch, row, method), what matters most first.
+    """(batch, row, method), the most important ones first.
 
-    That is the pair of the headline, at the largest batch, one image and the others; then the dense model at 576
+    The pair of the headline comes first, at the largest batch, one image and the others; then the dense model at 576
     tokens, which speed-ups refer to as well, and the packed one at all other numbers of tokens.
     """
     found = [(batch, row, method) for batch, rows in tables.items() for row in rows for method in row]
@@ -96,7 +99,7 @@ def _to_compile(tables: Tables, forms: Collection[str]) -> list[tuple[int, list[
 
 
 def _expected_seconds(took: list[float]) -> float:
-    """The next compilation's, after some: the first one has loaded the compiler, and takes longer."""
+    """Expected seconds of the next compilation; the first one loads the compiler, too, and takes longer."""
     return max(took[1:], default=0.6 * took[0]) if took else 0.0
 
 
@@ -113,9 +116,9 @@ class Graphs:
             images = self.zoo.images(method.image_size)[:batch]
             call = graphed(method.call, images, self.zoo, self.pool, self.stream)
         except Exception as error:
-            if timing.is_fatal(error):
+            if is_fatal(error):
                 raise
-            self.notes.append(f"{method.name} graph at {method.wanted} tokens: {timing.reason(error)}")
+            self.notes.append(f"{method.name} graph at {method.wanted} tokens: {reason(error)}")
             return None
         return replace(method, name=f"{method.name} graph", call=call)
 
@@ -137,7 +140,7 @@ def graphed(
             for _ in range(3):
                 expected = call(static).clone()
             torch.cuda.synchronize()
-            graph, (logits,) = timing.capture([lambda: call(static)], pool)
+            graph, (logits,) = cuda_graphs.capture([lambda: call(static)], pool)
             logits.zero_()
             graph.replay()
             torch.cuda.synchronize()

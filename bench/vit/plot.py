@@ -1,4 +1,4 @@
-"""Pictures of the results."""
+"""The picture that bench/latency.py draws."""
 
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,8 @@ def plot_latency(rows: list[dict[str, Any]], path: Path) -> None:
     """Time per image against tokens, one panel for each batch size, with the line of cost proportional to MACs.
 
     Args:
-        rows: as `latency.py` writes them.
-        path: of the PNG.
+        rows: rows as `latency_rows.make_rows` makes them.
+        path: PNG file to write.
     """
     batches = sorted({row["batch"] for row in rows})
     figure, panels = plt.subplots(
@@ -98,7 +98,7 @@ def _panel(axes: Axes, rows: list[dict[str, Any]]) -> None:
 
 
 def _proportional(axes: Axes, rows: list[dict[str, Any]]) -> None:
-    """Through the dense model at its most tokens: what every other number of tokens would take at the same GMACs/s."""
+    """A line through the dense model at its most tokens: the time at the same GMACs/s for all other numbers."""
     dense = sorted((row for row in rows if row["method"] == "dense"), key=lambda row: row["tokens"])
     if len(dense) < 2:
         return
