@@ -8,15 +8,15 @@ entropy gate chooses the regions. "transformer" is the time of the blocks, "all"
 images to logits, gate included, in milliseconds per image. GMACs and the share of the peak count active tokens only.
 
 With --compile packed and dense run through torch.compile, too (static shapes); dense with 196 and 576 tokens, which
-speed-ups refer to. With --cuda-graph (GPU) they run as CUDA graphs as well, compiled and not; a replay includes the copy
-of the images to the graph's memory. The headline compiles first: dense with 196 tokens and packed with 98, at the
+speed-ups refer to. With --cuda-graph (GPU) they run as CUDA graphs as well, compiled and not; a replay includes the
+copy of the images to the graph's memory. The headline compiles first: dense with 196 tokens and packed with 98, at the
 largest batch and at one image.
 
     python bench/latency.py --tokens 98,196 --batch 256 --cuda-graph --seconds 100
 
 Every method takes its turn in each round, and rounds go on until the time is over. Timings are noisy; compare ratios.
-The masked model computes every candidate whatever N is, so that it is timed once for each image size and round, at one N
-after the other. The CSV is written again and again, so that a run that is stopped leaves the rows that it has measured.
+The masked model computes every candidate whatever N is, so that it is timed once for each image size and round, at one
+N after the other. The CSV is written again and again, so that a run that is stopped leaves the rows measured so far.
 """
 
 import argparse

@@ -4,8 +4,8 @@
 
 A step is forward pass, cross-entropy and loss on the gate, backward pass into backbone and gate, and optimizer. The
 learned gate makes a share of `--target` of the regions fine, drawn anew at every step, with the threshold policy, as in
-training; the plain ViT sees all fine tokens. On a GPU the models run under bf16 autocast. Methods take turns. Peak memory
-is the need of a step beyond the weights and the optimizer's state, on a CPU by the resident size of the process.
+training; the plain ViT sees all fine tokens. On a GPU the models run under bf16 autocast. Methods take turns. Peak
+memory is the need of a step beyond the weights and the optimizer's state, on a CPU by the process's resident size.
 """
 
 import argparse

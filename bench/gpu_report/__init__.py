@@ -1,1 +1,1 @@
-"""The parts of bench/gpu_report.py: workloads, the libraries beside ours, timing, sanitizers, profiler, summary."""
+"""Builds, tests and times this project on a GPU, and reports it: parts, their commands, their checks, summaries."""

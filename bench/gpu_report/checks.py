@@ -1,22 +1,17 @@
-"""What must hold before a time means anything: the build, the tests on the device, the sanitizers."""
+"""The build and the tests on the device: without them a time means nothing."""
 
 import importlib.util
 import os
 import re
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
-import common
-from gpu import commands
-
+from bench import RESULTS, ROOT
+from bench.gpu_report import commands
 from msvit_kernels import dispatch
 
-# Files of the tests that run on a GPU, what matters most first: they are handed out in this order.
+# Files of the tests that run on a GPU, the most important ones first: they are handed out in this order.
 GPU_TESTS = ("varlen_attention", "mixed_scale_embed", "mixed_scale_layout", "unpack_to_grid", "gpu")
-UNVERIFIED = common.ROOT / "bench" / "results" / "UNVERIFIED.md"
-SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
+UNVERIFIED = RESULTS / "UNVERIFIED.md"
 _OUTCOME = "PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS"
 # "tests/a.py::b[c] PASSED [ 10%]", with pytest-xdist "[gw0] [ 10%] PASSED tests/a.py::b[c]"
 _LINES = (
@@ -25,8 +20,8 @@ _LINES = (
 )
 
 
-def needs_build(root: Path = common.ROOT) -> str:
-    """Why the native modules must be built; empty where they are newer than their sources."""
+def needs_build(root: Path = ROOT) -> str:
+    """Why the native modules must be built; empty if they are newer than their sources."""
     sources = [path for path in (root / "csrc").rglob("*") if path.suffix in (".cu", ".cuh", ".cpp", ".h", ".cmake")]
     newest = max((path.stat().st_mtime for path in sources), default=0.0)
     wanted = ["_C"] + (["_cuda"] if commands.find("nvcc") else [])
@@ -37,9 +32,6 @@ def needs_build(root: Path = common.ROOT) -> str:
         if max(path.stat().st_mtime for path in built) < newest:
             return f"{name} is older than its sources"
     return ""
-
-
-# ---- tests
 
 
 def parse_outcomes(output: str) -> dict[str, str]:
@@ -56,16 +48,16 @@ def run_tests(limit: float, device: str = "cuda", log: Path | None = None) -> tu
     """The operators' tests of the GPU backends on the device, the contents of index tensors checked before kernels.
 
     Args:
-        limit: seconds, after which the tests that are left do not run; the outcomes of the others are kept.
+        limit: seconds, after which no further test runs; outcomes so far are kept.
         device: "cuda"; "cpu" takes the emulator and the interpreter, to rehearse.
-        log: file that gets a line as each test ends, so that outcomes outlive whoever runs this.
+        log: file that gets a line as each test ends, so that outcomes outlive this process.
     """
     result = commands.run(pytest_command(limit, device), limit, {"MSVIT_CHECK": "1"}, log)
     return result, parse_outcomes(result.output)
 
 
 def pytest_command(limit: float, device: str) -> list[str]:
-    """What `run_tests` runs."""
+    """The command of `run_tests`."""
     backends = ("cuda", "triton", "reference") if device == "cuda" else ("cuda", "triton")
     command = ["-m", "pytest", "-v", *(f"tests/kernels/test_{name}.py" for name in GPU_TESTS)]
     command += ["-k", " or ".join(f"{backend}-{device}" for backend in backends), "--durations", "15"]
@@ -80,7 +72,7 @@ def pytest_command(limit: float, device: str) -> list[str]:
 
 
 def workers(cores: int) -> int:
-    """Processes: each has its own copy of torch on the device, and what compiles beside it wants a core, too."""
+    """Number of test processes: each has its own context on the device, and compilers beside it need cores, too."""
     return max(1, min(12, cores - 2))
 
 
@@ -110,48 +102,3 @@ def covered(lines: list[tuple[str, str]], outcomes: dict[str, str]) -> list[tupl
         if "PASSED" in mine and not {"FAILED", "ERROR"} & set(mine):
             done.append((file, kernel))
     return done
-
-
-# ---- sanitizers
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What one tool said."""
-
-    tool: str
-    ok: bool
-    text: str
-    result: commands.Result
-
-
-def run_sanitizers(limit: float, tools: Sequence[str] = SANITIZERS, backend: str | None = None) -> list[Finding]:
-    """compute-sanitizer with its tools over small shapes, of one backend or all; nothing if it is not installed."""
-    program = commands.find("compute-sanitizer")
-    if program is None:
-        return []
-    # Without torch's cache of freed memory every tensor is an allocation of its own, whose bounds are known.
-    env = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    script = commands.python(common.ROOT / "bench" / "gpu" / "small_shapes.py", "--device", "cuda")
-    script += ["--backend", backend] if backend else []
-
-    def run(tool: str) -> Finding:
-        result = commands.run([program, "--tool", tool, "--error-exitcode", "86", *script], limit, env)
-        return Finding(tool, result.ok, verdict(result, limit), result)
-
-    # Nothing is timed, so that they may run at once.
-    with ThreadPoolExecutor(len(tools)) as pool:
-        return list(pool.map(run, tools))
-
-
-def verdict(result: commands.Result, limit: float) -> str:
-    """The summary line of compute-sanitizer, and what went wrong otherwise."""
-    summaries = re.findall(r"={3,} (.*SUMMARY.*)", result.output)
-    summary = summaries[-1] if summaries else "no summary"
-    failed = re.findall(r"^FAILED .*", result.output, re.MULTILINE)
-    errors = re.findall(r"^={3,} ((?!.*SUMMARY)(?:Invalid|Error|Uninitialized|Race|Barrier|Program hit).*)",
-                        result.output, re.MULTILINE)  # fmt: skip
-    details = [*failed[:3], *dict.fromkeys(errors[:3])]
-    if not result.ok and not details:
-        details.append(result.failure(limit))
-    return "; ".join([summary, *details])

@@ -12,14 +12,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import common
+from bench import ROOT
 
-LOST_DEVICE = 3  # exit code of attention.py
+LOST_DEVICE = 3  # exit code of bench.gpu_report.attention
 
 
 @dataclass(frozen=True)
 class Result:
-    """Of a command: `code` is None where it was stopped at its limit."""
+    """The end of a command.
+
+    Attributes:
+        code: exit code; None if the command was stopped at its limit.
+        output: stdout and stderr together.
+        seconds: wall time.
+    """
 
     code: int | None
     output: str
@@ -36,32 +42,34 @@ class Result:
 
     @property
     def lost_by(self) -> str | None:
-        """The backend or peer that was being prepared when attention.py lost the device or waited in vain for it."""
+        """The backend or peer that was being prepared when the device was lost or did not answer; None if neither."""
         if self.code != LOST_DEVICE and "Timeout (" not in self.output:
             return None
         prepared = re.findall(r"^preparing: (.+)$", self.output, re.MULTILINE)
         return prepared[-1] if prepared else None
 
     def failure(self, limit: float) -> str:
-        """Why it is not ok."""
+        """Why the command failed, or that it was stopped after `limit` seconds."""
         return f"stopped after {limit:.0f} s" if self.code is None else f"exit code {self.code}: {self.last_line}"
 
 
 def run(
     command: Sequence[str], limit: float, extra_env: Mapping[str, str] | None = None, log_path: Path | None = None
 ) -> Result:
-    """Runs in the root of the repository; at the limit the command and all its children are stopped.
+    """Runs a command in the root of the repository.
 
-    With `log_path` the output goes to this file as it comes, so that it outlives whoever runs the command.
+    Args:
+        command: program and arguments.
+        limit: seconds, after which the command and all its children are stopped.
+        extra_env: variables beyond those of this process.
+        log_path: file that gets the output as it comes, so that it outlives this process.
     """
-    paths = [str(common.ROOT), str(common.ROOT / "bench"), os.environ.get("PYTHONPATH", "")]
-    env = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    env |= dict(extra_env or {})
+    env = os.environ | {"PYTHONUNBUFFERED": "1"} | dict(extra_env or {})
     start = time.perf_counter()
     with log_path.open("w+", errors="replace") if log_path else tempfile.TemporaryFile("w+", errors="replace") as log:
         try:
             process = subprocess.Popen(
-                command, cwd=common.ROOT, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
         except OSError as error:
             return Result(127, str(error), 0)
@@ -79,19 +87,24 @@ def run(
 
 
 def find(program: str) -> str | None:
-    """Path of a tool that comes with CUDA, which need not be on the PATH; None where there is none."""
+    """Path of a tool that comes with CUDA, on the PATH or not; None if it is not installed."""
     home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
     return shutil.which(program) or shutil.which(program, path=f"{home}/bin:{home}/compute-sanitizer")
 
 
 def install() -> list[str]:
-    """An editable install with the packages that are there: nothing is downloaded."""
+    """The command of an editable install that downloads nothing."""
     return python("-m", "pip", "install", "--no-build-isolation", "--no-deps", "-e", ".")
 
 
 def python(*arguments: str | Path) -> list[str]:
     """A command of this interpreter."""
     return [sys.executable, *map(str, arguments)]
+
+
+def module(name: str, *arguments: str | Path) -> list[str]:
+    """The command of a module of `bench`, such as "gpu_report.attention"."""
+    return python("-m", f"bench.{name}", *arguments)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

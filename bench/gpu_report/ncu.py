@@ -1,27 +1,23 @@
-"""Hardware counters of our attention kernels at the headline shape, by Nsight Compute; as a script, what it runs.
+"""Hardware counters of our attention kernels at the headline shape, by Nsight Compute.
 
-ncu ... python bench/gpu/ncu.py
+ncu ... python -m bench.gpu_report.ncu    launches the kernels that are profiled
 """
 
 import csv
 import re
-import sys
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import common
 import torch
-from gpu import commands
-from gpu.workloads import Buffers, gpu_workloads
 
+from bench.attention.workloads import Buffers, gpu_workloads
+from bench.gpu_report import commands
+from bench.machine import facts, find_device
 from msvit_kernels import testing, varlen_attention
 
 SECTIONS = ("SpeedOfLight", "Occupancy", "WarpStateStats", "ComputeWorkloadAnalysis", "MemoryWorkloadAnalysis",
             "LaunchStats")  # fmt: skip
 METRICS = "dram__bytes_read.sum,dram__bytes_write.sum"  # in none of the sections
-# Of the columns that ncu writes: name in our table, pattern.
+# Name in our table, and pattern of ncu's columns.
 COLUMNS = {
     "time_us": r"gpu__time_duration\.sum",
     "dram_read_mb": r"dram__bytes_read\.sum",
@@ -37,17 +33,17 @@ _TIME = {"ns": 1e-3, "nsecond": 1e-3, "us": 1.0, "usecond": 1.0, "ms": 1e3, "mse
 
 
 def collect(limit: float) -> tuple[commands.Result, list[dict[str, Any]]] | None:
-    """Rows of counters, one for each kernel launch; None where ncu is not installed."""
+    """Rows of counters, one for each kernel launch; None if ncu is not installed."""
     program = commands.find("ncu")
     if program is None:
         return None
     sections = [word for section in SECTIONS for word in ("--section", section)]
     # The card's clocks are left as they are.
     command = [program, "--clock-control", "none", "--target-processes", "all", "--profile-from-start", "off"]
-    command += [*sections, "--metrics", METRICS, "--page", "raw", "--csv", *commands.python(Path(__file__))]
+    command += [*sections, "--metrics", METRICS, "--page", "raw", "--csv", *commands.module("gpu_report.ncu")]
     result = commands.run(command, limit)
-    facts = common.facts(common.find_device(None))
-    return result, [row | facts for row in parse(result.output)]
+    known = facts(find_device(None))
+    return result, [row | known for row in parse(result.output)]
 
 
 def parse(output: str) -> list[dict[str, Any]]:
@@ -92,7 +88,7 @@ def _number(text: str, unit: str) -> float | None:
 
 def main() -> None:
     """Each of our GPU backends forward and backward at the headline shape, once between marks for the profiler."""
-    device = common.find_device("cuda")
+    device = find_device("cuda")
     x = Buffers(gpu_workloads()[0], torch.bfloat16, device)
     for backend in testing.backends_for("varlen_attention", "cuda", x.dtype, head_dim=x.workload.head_dim):
         if backend == "reference":

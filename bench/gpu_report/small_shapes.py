@@ -1,7 +1,7 @@
-"""Runs every operator of every backend once, forward and backward, on small shapes, and holds each result to fp64.
+"""Runs every operator of every backend once, forward and backward, on small shapes, and holds its results to fp64.
 
-    python bench/gpu/small_shapes.py --device cuda --jobs cuda-attention-64 --json kernels.jsonl
-    compute-sanitizer --tool memcheck python bench/gpu/small_shapes.py --device cuda
+    python -m bench.gpu_report.small_shapes --device cuda --jobs cuda-attention-64 --json kernels.jsonl
+    compute-sanitizer --tool memcheck python -m bench.gpu_report.small_shapes --device cuda
 
 A job is one operator of one backend on shapes that reach certain kernels (`--list`). Results are compared with the
 reference on the CPU, which launches nothing on a GPU, and named by the kernel that computed them: with --json each gets
@@ -12,151 +12,20 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import common
 import torch
-from gpu import timing
-from torch import Tensor
 
-from msvit_kernels import mixed_scale_embed, mixed_scale_layout, testing, unpack_to_grid, varlen_attention
-
-# Partial tiles, tiles of one row, an empty sequence; "long": keys that do not stay on the chip, two passes backward.
-LENGTHS = {"32": (0, 1, 17, 49), "64": (49, 0, 130, 196, 1), "128": (70, 520), "long": (600, 3, 130)}
-HEAD_DIMS = {"32": 32, "64": 64, "128": 128, "long": 64}
-PATCH, SCALE, PREFIX, DIM = 8, 2, 1, 32
-MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
-ONE_PASS, TWO_PASS = "varlen_attention_bwd_one_pass.cu one_pass_kernel", "varlen_attention_bwd_two_pass.cu "
-CUDA_GRADIENTS = {"32": [ONE_PASS] * 3, "64": [ONE_PASS] * 3}  # else in two passes
-TRITON_ATTENTION = ("_fwd_kernel", "_bwd_dq_kernel", "_bwd_dkv_kernel")
-Results = Iterator[tuple[str, Tensor]]
-
-
-@dataclass(frozen=True)
-class Job:
-    """Attributes:
-    name: of the command line.
-    backend: that is tried.
-    operator: of the table of backends, whose refusal skips the job; `details` as its `unsupported_reason` takes them.
-    results: (backend, dtype, device) -> names and tensors, one after the other, so that a kernel that fails leaves
-        what came before.
-    kernels: that compute each result, by its name; for a message, and for UNVERIFIED.md.
-    """
-
-    name: str
-    backend: str
-    operator: str
-    results: Callable[[str, torch.dtype, torch.device], Results]
-    kernels: Mapping[str, str] = field(default_factory=dict)
-    details: Mapping[str, object] = field(default_factory=dict)
-
-
-def attention(name: str, backend: str, dtype: torch.dtype, place: torch.device) -> Results:
-    """Forward, with key weights and lse, and backward from both outputs."""
-    lengths, head_dim = LENGTHS[name], HEAD_DIMS[name]
-    torch.manual_seed(0)
-    qkv = testing.qkv_views(sum(lengths), 2, head_dim, torch.bfloat16)
-    weight = testing.key_weights("fractional", sum(lengths))
-    dout = torch.randn(sum(lengths), 2, head_dim).to(torch.bfloat16)
-    dlse = torch.randn(2, sum(lengths))
-    leaves = [x.to(place, dtype).requires_grad_() for x in qkv]
-    statistics = torch.promote_types(dtype, torch.float32)
-    leaves.append(weight.to(place, statistics).requires_grad_())
-    offsets = testing.offsets(lengths).to(place)
-    out, lse = varlen_attention(
-        *leaves[:3], offsets, max(lengths), key_weight=leaves[3], return_lse=True, backend=backend
-    )
-    yield "out", out
-    yield "lse", lse
-    upstream = dout.to(place, dtype), dlse.to(place, statistics).masked_fill(lse == -torch.inf, 0)
-    yield from zip(("dq", "dk", "dv", "dweight"), torch.autograd.grad((out, lse), leaves, upstream), strict=True)
-
-
-def _mask() -> Tensor:
-    return torch.tensor([[[1, 0], [0, 1]], [[0, 0], [0, 0]], [[1, 1], [1, 1]]], dtype=torch.bool)
-
-
-def layout(backend: str, dtype: torch.dtype, place: torch.device) -> Results:
-    """Every field of the layout, exact."""
-    made = mixed_scale_layout(_mask().to(place), scale_factor=SCALE, num_prefix=PREFIX, backend=backend)
-    for name in ("num_tokens", "cu_seqlens", "region_start", "batch_index", "token_index"):
-        yield name, getattr(made, name).double()
-
-
-def embed(images_dtype: torch.dtype, backend: str, dtype: torch.dtype, place: torch.device) -> Results:
-    """Rows, and gradients of weight, bias, table and, where they are float, images."""
-    torch.manual_seed(0)
-    made = mixed_scale_layout(_mask().to(place), scale_factor=SCALE, num_prefix=PREFIX, backend="reference")
-    pixels = torch.randint(0, 256, (3, 3, 2 * PATCH * SCALE, 2 * PATCH * SCALE), dtype=torch.uint8)
-    shapes = [(DIM, 3, PATCH, PATCH), (DIM,), (PREFIX + 4 * (1 + SCALE**2), DIM)]
-    leaves = [(torch.randn(shape) * 0.1).to(place, dtype).requires_grad_() for shape in shapes]
-    names = ["dweight", "dbias", "dtable"]
-    images = pixels.to(place)
-    if images_dtype != torch.uint8:
-        images = (pixels / 255).to(place, torch.promote_types(dtype, torch.float32)).requires_grad_()
-    rows = mixed_scale_embed(images, made, *leaves, patch_size=PATCH, mean=MEAN, std=STD, backend=backend)
-    yield "rows", rows
-    dout = torch.randn(rows.shape).to(place, dtype)
-    if images.requires_grad:
-        names, leaves = [*names, "dimages"], [*leaves, images]
-    yield from zip(names, torch.autograd.grad(rows, leaves, dout), strict=True)
-
-
-def unpack(backend: str, dtype: torch.dtype, place: torch.device) -> Results:
-    """Grid, and the gradient of the tokens."""
-    torch.manual_seed(0)
-    made = mixed_scale_layout(_mask().to(place), scale_factor=SCALE, num_prefix=PREFIX, backend="reference")
-    tokens = torch.randn(made.total_tokens, DIM).to(place, dtype).requires_grad_()
-    grid = unpack_to_grid(tokens, made, backend=backend)
-    yield "grid", grid
-    yield "dtokens", torch.autograd.grad(grid, tokens, torch.randn(grid.shape).to(place, dtype))[0]
-
-
-def attention_kernels(backend: str, name: str) -> dict[str, str]:
-    """Kernel by result."""
-    if backend == "cuda":
-        gradients = CUDA_GRADIENTS.get(name, [TWO_PASS + "dq_kernel", TWO_PASS + "dkv_kernel", TWO_PASS + "dkv_kernel"])
-        forward = "varlen_attention_fwd.cu forward_kernel"
-    else:
-        forward, dq, dkv = (f"varlen_attention.py {kernel}" for kernel in TRITON_ATTENTION)
-        gradients = [dq, dkv, dkv]
-    dq, dkv, dweight = gradients
-    return {"out": forward, "lse": forward, "dq": dq, "dk": dkv, "dv": dkv, "dweight": dweight}
-
-
-def jobs() -> list[Job]:
-    """All of them, attention first."""
-    made = []
-    for backend in ("cuda", "triton", "cpu"):
-        for name in LENGTHS:
-            details = {"head_dim": HEAD_DIMS[name]}
-            kernels = attention_kernels(backend, name) if backend != "cpu" else {}
-            results = partial(attention, name)
-            made.append(Job(f"{backend}-attention-{name}", backend, "varlen_attention", results, kernels, details))
-        file = "mixed_scale_layout.py "
-        kernels = dict.fromkeys(("num_tokens", "cu_seqlens", "region_start"), file + "_scan_kernel")
-        kernels |= dict.fromkeys(("batch_index", "token_index"), file + "_fill_kernel")
-        made.append(Job(f"{backend}-layout", backend, "mixed_scale_layout", layout, kernels))
-        file = "mixed_scale_embed.py "
-        kernels = {"rows": file + "_fwd_kernel", "dweight": file + "_gather_kernel"}
-        kernels |= {"dtable": file + "_dtable_kernel", "dimages": file + "_dimages_kernel"}
-        for dtype in (torch.uint8, torch.float32):
-            name = f"{backend}-embed-{str(dtype).removeprefix('torch.')}"
-            details = {"images_dtype": dtype}
-            made.append(Job(name, backend, "mixed_scale_embed", partial(embed, dtype), kernels, details))
-        file = "unpack_to_grid.py "
-        kernels = {"grid": file + "_fwd_kernel", "dtokens": file + "_bwd_kernel"}
-        made.append(Job(f"{backend}-unpack", backend, "unpack_to_grid", unpack, kernels))
-    return made
+from bench.command_line import DTYPES, add_device, make_parser, short_name
+from bench.failures import reason
+from bench.gpu_report.small_jobs import Job, jobs, supported
+from bench.machine import find_device
+from msvit_kernels import testing
 
 
 def run(job: Job, dtype: torch.dtype, device: torch.device, lines: Path | None) -> tuple[int, list[str]]:
-    """How many results were right, and what is wrong with the others."""
+    """Number of right results, and the errors of the others; with `lines` each result adds a line to that file."""
     cpu = torch.device("cpu")
     oracle = dict(job.results("reference", torch.float64, cpu))
     eager = dict(job.results("reference", dtype, cpu))
@@ -175,9 +44,9 @@ def run(job: Job, dtype: torch.dtype, device: torch.device, lines: Path | None) 
             wrong.append(error)
         if lines is not None:
             seconds = time.perf_counter() - begin
-            row = {"job": job.name, "kernel": f"{job.backend} {job.kernels.get(name, '')}".strip(), "result": name,
-                   "dtype": _name(dtype), "ok": not error, "error": error, "seconds": round(seconds, 3)}  # fmt: skip
-            append(lines, row)
+            kernel = f"{job.backend} {job.kernels.get(name, '')}".strip()
+            row = {"job": job.name, "kernel": kernel, "result": name, "dtype": short_name(dtype), "ok": not error}
+            append(lines, row | {"error": error, "seconds": round(seconds, 3)})
     return right, wrong
 
 
@@ -187,29 +56,23 @@ def append(lines: Path, row: Mapping[str, object]) -> None:
         file.write(json.dumps(row) + "\n")
 
 
-def supported(job: Job, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the job's backend takes it on this machine."""
-    kind = torch.bool if job.operator == "mixed_scale_layout" else dtype
-    return job.backend in testing.backends_for(job.operator, device.type, kind, **job.details)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Number of failures."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--device", help="cpu or cuda; found by itself where not given")
-    parser.add_argument("--backend", help="one of the table; all that run here where not given")
-    parser.add_argument("--jobs", help="names with commas between; all where not given")
-    parser.add_argument("--dtypes", help="bf16, fp16, fp32 with commas between (default: bf16 on a GPU, else fp32)")
-    parser.add_argument("--json", type=Path, help="a line for each result is added to this file")
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = make_parser(__doc__)
+    add_device(parser)
+    parser.add_argument("--backend", help="backend of the table (default: all that run here)")
+    parser.add_argument("--jobs", help="names of jobs, separated by commas (default: all)")
+    parser.add_argument("--dtypes", help="bf16, fp16, fp32, separated by commas (default: bf16 on a GPU, else fp32)")
+    parser.add_argument("--json", type=Path, help="file that gets a line for each result")
     parser.add_argument("--list", action="store_true", help="only print the names of the jobs that run here")
-    arguments = parser.parse_args(argv)
-    device = common.find_device(arguments.device)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the chosen jobs; the number of results that are wrong."""
+    arguments = _parse(argv)
+    device = find_device(arguments.device)
     default = "bf16" if device.type == "cuda" else "fp32"
-    dtypes = [common.DTYPES[name] for name in (arguments.dtypes or default).split(",")]
+    dtypes = [DTYPES[name] for name in (arguments.dtypes or default).split(",")]
     chosen = [job for job in jobs() if arguments.backend in (None, job.backend)]
     if arguments.jobs:
         wanted = arguments.jobs.split(",")
@@ -224,13 +87,13 @@ def main(argv: list[str] | None = None) -> int:
             if arguments.list:
                 print(job.name)
                 break
-            label = f"{job.name} {_name(dtype)}"
+            label = f"{job.name} {short_name(dtype)}"
             try:
                 right, wrong = run(job, dtype, device, arguments.json)
             except Exception as error:  # the next job may still say something
-                right, wrong = 0, [timing.reason(error)]
+                right, wrong = 0, [reason(error)]
                 if arguments.json is not None:
-                    append(arguments.json, {"job": job.name, "kernel": "", "result": "", "dtype": _name(dtype),
+                    append(arguments.json, {"job": job.name, "kernel": "", "result": "", "dtype": short_name(dtype),
                                             "ok": False, "error": wrong[0], "seconds": None})  # fmt: skip
             if not wrong:
                 print(f"ok {label}: {right} results", flush=True)

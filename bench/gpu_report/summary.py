@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from gpu.targets import Row, Target, all_targets, commits, latency_rows, read
+from bench.gpu_report.targets import Target, all_targets
+from bench.rows import Row, commits, latency_rows, read_rows
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], numbers_from: int = 1) -> list[str]:
@@ -40,7 +41,7 @@ def _attention_cells(row: Row) -> list[str]:
 
 
 def operator_lines(rows: Sequence[Row]) -> list[str]:
-    """All other operators in one table."""
+    """All operators but attention in one table."""
     heads = ("operator", "method", "graph µs", "eager µs", "GB/s", "of floor", "× best torch")
     cells = [
         [
@@ -122,14 +123,14 @@ def target_lines(targets: Sequence[Target]) -> list[str]:
 
 
 def report_lines(folder: Path, with_targets: bool) -> list[str]:
-    """All tables that the CSV files of a folder allow; the targets are those of a GPU."""
+    """All tables of a folder that has their CSV files; `with_targets`: those of a GPU, too."""
     parts = (
-        ("Attention", read(folder / "attention.csv"), attention_lines),
-        ("Other operators", read(folder / "token_operators.csv"), operator_lines),
+        ("Attention", read_rows(folder / "attention.csv"), attention_lines),
+        ("Other operators", read_rows(folder / "token_operators.csv"), operator_lines),
         ("Latency of ViT-S", latency_rows(folder), latency_lines),
-        ("Training step", read(folder / "train_step.csv"), step_lines),
-        ("Hardware counters, attention at the headline shape", read(folder / "profile.csv"), profile_lines),
-        ("Configurations of the Triton attention", read(folder / "tune.csv"), tune_lines),
+        ("Training step", read_rows(folder / "train_step.csv"), step_lines),
+        ("Hardware counters, attention at the headline shape", read_rows(folder / "profile.csv"), profile_lines),
+        ("Configurations of the Triton attention", read_rows(folder / "tune.csv"), tune_lines),
     )
     lines = ["## Targets", "", *target_lines(all_targets(folder)), ""] if with_targets else []
     lines += ["## Files", "", *file_lines(folder)]
@@ -140,8 +141,8 @@ def report_lines(folder: Path, with_targets: bool) -> list[str]:
 
 
 def file_lines(folder: Path) -> list[str]:
-    """Of which commit and from when the rows of each CSV file are."""
-    files = [(path.name, read(path)) for path in sorted(folder.glob("*.csv"))]
+    """Commit, newest date and number of rows of each CSV file."""
+    files = [(path.name, read_rows(path)) for path in sorted(folder.glob("*.csv"))]
     cells = ([name, commits(rows), max(row["date"] for row in rows), str(len(rows))] for name, rows in files if rows)
     return markdown_table(("file", "commit", "date", "rows"), cells, 3)
 

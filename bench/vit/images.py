@@ -15,7 +15,7 @@ from msvit.data import load_images
 
 
 def image_source(folder: Path | None, count: int, device: torch.device, console: Console) -> Callable[[int], Tensor]:
-    """A function from a size in pixels to uint8 images [count, 3, size, size]; files are read for the sizes of MSViT."""
+    """A function from a size in pixels to uint8 images [count, 3, size, size]; files are read for MSViT's two sizes."""
 
     @cache
     def images(size: int) -> Tensor:

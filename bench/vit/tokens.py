@@ -47,7 +47,7 @@ def parse_tokens(text: str) -> list[int]:
 
 
 def reference_tokens(wanted: int) -> int:
-    """Tokens of the dense model that the speed-up of `wanted` tokens refers to: all fine, at the image size of MSViT."""
+    """Tokens of the dense model that speed-ups with `wanted` tokens refer to: all fine, at MSViT's image size."""
     try:
         return IMAGE_SIZES[image_size(wanted)]
     except ValueError:
