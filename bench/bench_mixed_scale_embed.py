@@ -67,8 +67,12 @@ class Inputs:
         """Rows and leaves of a call, in `dtype` or in the dtype of the parameters."""
         leaves = self.leaves if dtype is None else [x.detach().to(dtype).requires_grad_() for x in self.leaves]
         images = self.images if dtype is None or self.raw else self.images.to(dtype)
-        norm = {"mean": MEAN, "std": STD} if self.raw else {}
-        return mixed_scale_embed(images, self.layout, *leaves, patch_size=PATCH, backend=backend, **norm), leaves
+        weight, bias, table = leaves
+        mean, std = (MEAN, STD) if self.raw else (None, None)
+        rows = mixed_scale_embed(
+            images, self.layout, weight, bias, table, patch_size=PATCH, mean=mean, std=std, backend=backend
+        )
+        return rows, leaves
 
     def rows(self, backend: str) -> Tensor:
         """Packed rows [total_tokens, dim] of a backend."""
@@ -136,8 +140,9 @@ def make_case(
         eager = results(x, "reference", backward)
         for backend in (name for name in backends if name != "reference"):
             actual = results(x, backend, backward)
-            for name, *values in zip(("dweight", "dbias", "dtable"), actual, eager, oracle, strict=False):
-                testing.assert_accurate(f"{backend} {name if backward else 'out'}", *values)
+            names = ("dweight", "dbias", "dtable") if backward else ("out",)
+            for name, mine, same_dtype, exact in zip(names, actual, eager, oracle, strict=True):
+                testing.assert_accurate(f"{backend} {name}", mine, same_dtype, exact)
         rows = x.ours("reference", torch.float64)[0].detach()
         for name in ("torch conv", "torch gather"):
             check_baseline(name, calls[name](), rows)

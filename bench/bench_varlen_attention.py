@@ -84,12 +84,12 @@ def host_case(dtype_name: str, device: torch.device) -> Case:
     dtype = DTYPES[dtype_name]
     q, k, v = testing.qkv_views(1, 1, 16, dtype, device)
     offsets = testing.offsets([1], device)
-    heads_first = [x.transpose(0, 1)[None] for x in (q, k, v)]
+    q4, k4, v4 = (x.transpose(0, 1)[None] for x in (q, k, v))  # [1, heads, 1, head_dim]
     methods: dict[str, Callable[[], Any]] = {
         backend: partial(varlen_attention, q, k, v, offsets, 1, backend=backend)
         for backend in backends_to_time("varlen_attention", device, dtype, head_dim=16)
     }
-    methods["torch sdpa"] = partial(F.scaled_dot_product_attention, *heads_first)
+    methods["torch sdpa"] = partial(F.scaled_dot_product_attention, q4, k4, v4)
     fields = {"shape": "1 token (host cost)", "direction": "fwd", "dtype": dtype_name}
 
     def check() -> None:

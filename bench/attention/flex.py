@@ -24,11 +24,13 @@ def document(x: Buffers) -> Prepared:
         _masks.clear()  # they are large
         _masks[lengths] = document_mask(x)
     mask = _masks[lengths]
-    attend = _compiled_flex() if x.device.type == "cuda" else flex_attention
+    attend: Callable[..., Any] = _compiled_flex() if x.device.type == "cuda" else flex_attention
 
     def forward() -> Tensor:
         # [total, heads, head_dim] -> [1, heads, total, head_dim]
-        return attend(*(leaf.transpose(0, 1)[None] for leaf in x.leaves), block_mask=mask)[0].transpose(0, 1)
+        q, k, v = (leaf.transpose(0, 1)[None] for leaf in x.leaves)
+        out: Tensor = attend(q, k, v, block_mask=mask)[0]
+        return out.transpose(0, 1)
 
     return Prepared(forward, backward_alone(forward, x.leaves, x.dout))
 

@@ -28,12 +28,13 @@ def prepare_ours(x: Buffers, backend: str, weighted: bool) -> Prepared:
 
 def reference(x: Buffers, dtype: torch.dtype, weighted: bool) -> list[Tensor]:
     """out, dq, dk, dv and, with weights, dweight of the reference backend in a dtype."""
-    leaves = [leaf.detach().to(dtype).requires_grad_() for leaf in x.leaves]
+    q, k, v = (leaf.detach().to(dtype).requires_grad_() for leaf in x.leaves)
     weight = None
     if weighted:
         weight = x.weight.detach().to(torch.promote_types(dtype, torch.float32)).requires_grad_()
-    out = varlen_attention(*leaves, x.offsets, x.workload.longest, key_weight=weight, backend="reference")
-    gradients = torch.autograd.grad(out, leaves if weight is None else [*leaves, weight], x.dout.to(dtype))
+    out = varlen_attention(q, k, v, x.offsets, x.workload.longest, key_weight=weight, backend="reference")
+    leaves = [q, k, v] if weight is None else [q, k, v, weight]
+    gradients = torch.autograd.grad(out, leaves, x.dout.to(dtype))
     return [out.detach(), *gradients]
 
 
@@ -53,8 +54,8 @@ class Oracle:
     def judge_ours(self, prepared: Prepared, weighted: bool) -> None:
         """Raises AssertionError if a backend of ours is less accurate than `testing.assert_accurate` demands."""
         eager, oracle = self.results(self.dtype, weighted), self.results(torch.float64, weighted)
-        for name, *values in zip(RESULTS, _run(prepared), eager, oracle, strict=False):
-            testing.assert_accurate(name, *values)
+        for name, actual, same_dtype, exact in zip(RESULTS, _run(prepared), eager, oracle, strict=False):
+            testing.assert_accurate(name, actual, same_dtype, exact)
 
     def judge_other(self, prepared: Prepared) -> None:
         """Raises AssertionError if a result of another implementation has a relative error above `MAX_ERROR`."""

@@ -3,8 +3,8 @@
     python -m bench.gpu_report
 
 Parts share the time of --seconds; the next ones have the time that one leaves. A part that fails stops no other; the
-exit code is the number of failed parts. CSV rows, pictures and report.md go to bench/results/<device>. On a machine without
-a GPU it tries the same paths on small shapes, says what it skipped, and writes only into the folder of --output.
+exit code is the number of failed parts. CSV rows, pictures and report.md go to bench/results/<device>. On a machine
+without a GPU it tries the same paths on small shapes, says what it skipped, and writes only into --output.
 
     python -m bench.gpu_report --tables DIR
 

@@ -1,7 +1,8 @@
 """The operators beside attention as cases of the report: every backend against eager and compiled torch.
 
-The inputs and the methods in torch are those of bench/bench_<operator>.py. Least bytes: images, tokens or masks are read
-once and the result is written once; gradients count the bytes that they read and write. Weights are small beside them.
+The inputs and the methods in torch are those of bench/bench_<operator>.py. Least bytes: images, tokens or masks are
+read once and the result is written once; gradients count the bytes that they read and write. Weights are small beside
+them.
 """
 
 from collections.abc import Callable, Sequence
@@ -114,14 +115,14 @@ def layout_case(batch: int, coarse: int, device: torch.device) -> Case:
     # One set of buffers: the mask is small, and the model has just put it into the cache.
     x = layout.Inputs(batch, coarse, device)
 
-    def made(call: Call) -> Call:
-        return call
+    def maker(call: Call) -> Callable[[], Call]:
+        return lambda: call
 
     def check(name: str, call: Call) -> None:
         layout.check(name, call(), x)
 
     fields = {"operator": "mixed_scale_layout", "shape": f"{batch} x {coarse} x {coarse}", "images": ""}
-    methods = {name: [partial(made, call)] for name, call in layout.methods(x).items()}
+    methods = {name: [maker(call)] for name, call in layout.methods(x).items()}
     return Case(fields | {"direction": "fwd", "dtype": "bool"}, methods, check, float(x.bytes))
 
 
@@ -158,11 +159,11 @@ def _references(make: Callable[[torch.dtype], list[Tensor]], dtype: torch.dtype)
 def _check(names: Sequence[str], results: Callable[[], Results], method: str, call: Call) -> None:
     returned = call()
     actual = [returned] if isinstance(returned, Tensor) else list(returned)
-    for what, *values in zip(names, actual, *results(), strict=True):
+    for name, mine, eager, oracle in zip(names, actual, *results(), strict=True):
         if method.startswith("torch"):
-            check_baseline(f"{method} {what}", values[0], values[2])
+            check_baseline(f"{method} {name}", mine, oracle)
         else:
-            testing.assert_accurate(f"{method} {what}", *values)
+            testing.assert_accurate(f"{method} {name}", mine, eager, oracle)
 
 
 def _dtype(device: torch.device) -> torch.dtype:

@@ -1,7 +1,7 @@
 """Times the launch configurations of the Triton attention kernels on the GPU at hand, for `launch_config`.
 
     python -m bench.gpu_report.tune --output DIR
-    python -m bench.gpu_report.tune --compile-only 90    # without a GPU: fills Triton's cache for one of that capability
+    python -m bench.gpu_report.tune --compile-only 90    # without a GPU: fills Triton's cache for it
 
 Every kernel is timed alone, in a CUDA graph over rotated buffers, in every combination of tile sizes, warps and stages.
 A configuration is timed after its results have matched those of the configuration in use.
@@ -30,9 +30,9 @@ from msvit_kernels.triton import varlen_attention as kernels
 WORKLOADS = ("256 x 64..196", "512 x 49", "256 x 196", "64 x 144..576", "57 x 576", "32 x 1024")
 
 
-def calls_of(kernel: str, weighted: bool, buffers: Sequence[Buffers]) -> list[Callable[[], Sequence[Tensor]]]:
+def calls_of(kernel: str, weighted: bool, buffers: Sequence[Buffers]) -> list[Callable[[], Any]]:
     """The launcher of one kernel on each set of buffers; the backward ones get the results of the forward pass."""
-    calls: list[Callable[[], Sequence[Tensor]]] = []
+    calls: list[Callable[[], Any]] = []
     for x in buffers:
         q, k, v = (leaf.detach() for leaf in x.leaves)
         longest = x.workload.longest
@@ -47,9 +47,10 @@ def calls_of(kernel: str, weighted: bool, buffers: Sequence[Buffers]) -> list[Ca
     return calls
 
 
-def results_of(kernel: str, returned: Sequence[Tensor]) -> Sequence[Tensor]:
+def results_of(kernel: str, returned: Any) -> Sequence[Tensor]:
     """Those of a launcher's results that this kernel writes."""
-    return {"fwd": returned, "dq": returned[:1], "dkv": returned[1:]}[kernel]
+    found: dict[str, Sequence[Tensor]] = {"fwd": returned, "dq": returned[:1], "dkv": returned[1:]}
+    return found[kernel]
 
 
 def time_one(kernel: str, config: Config, calls: Sequence[Callable[[], Any]], seconds: float) -> list[float]:
@@ -72,7 +73,7 @@ def measure(workload: Workload, deadline: float, known: dict[str, Any]) -> list[
     buffers = [Buffers(workload, DTYPE, device, seed) for seed in range(sets)]
     rows: list[dict[str, Any]] = []
     expected: dict[tuple[str, bool], list[Tensor]] = {}
-    calls: dict[tuple[str, bool], list[Callable[[], Sequence[Tensor]]]] = {}
+    calls: dict[tuple[str, bool], list[Callable[[], Any]]] = {}
     for kernel, weighted, config in jobs():
         if time.perf_counter() > deadline:
             print(f"left out: the time was over on {workload.name}", flush=True)
@@ -95,8 +96,8 @@ def measure(workload: Workload, deadline: float, known: dict[str, Any]) -> list[
                 raise
             print(f"left out: {workload.name} {kernel} {config}: {reason(error)}", flush=True)
             continue
-        row = {"bench": "gpu_tune", "workload": workload.name, "kernel": kernel, "weighted": weighted}
-        row |= {"maxnreg": None} | config
+        row: dict[str, Any] = {"bench": "gpu_tune", "workload": workload.name, "kernel": kernel, "weighted": weighted}
+        row |= {"maxnreg": None, **config}
         row |= {"usual": config == usual, "p50_us": median(samples) * 1e6, "samples": len(samples)}
         rows.append(row | known)
     return rows

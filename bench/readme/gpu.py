@@ -1,10 +1,11 @@
-"""The README's section on GPUs, from the CSV rows that bench/gpu_report.py left under bench/results/cuda-*."""
+"""The README's section on GPUs, from the CSV rows of the GPU report under bench/results/cuda-*."""
 
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpu.targets import Row, commits, latency_rows, read
+from bench.readme.steps import step_lines
+from bench.rows import Row, commits, latency_rows, read_rows
 
 # Table 3 and fig. 10 of the paper: on an RTX 2080 Ti every ViT-S takes this long per image, from 64 to 576 tokens.
 PAPER_MS = "6.0"
@@ -14,13 +15,17 @@ LATENCY = (("dense", "1"), ("packed", "1"), ("dense", "256"), ("masked", "256"),
 
 
 def section(results: Path) -> list[str]:
-    """Lines of the section; the present state in words where no GPU has been measured."""
+    """Lines of the section; or the present state in words if no GPU has been measured."""
     files = ("attention.csv", "latency_bf16*.csv")
     folders = {path.parent for name in files for path in results.glob(f"cuda-*/{name}")}
     if not folders:
         return _nothing(results / "UNVERIFIED.md")
     folder = max(folders, key=lambda each: max(row["date"] for row in _rows(each)))
-    latency, attention, steps = latency_rows(folder), read(folder / "attention.csv"), read(folder / "train_step.csv")
+    latency, attention, steps = (
+        latency_rows(folder),
+        read_rows(folder / "attention.csv"),
+        read_rows(folder / "train_step.csv"),
+    )
     pairs = fastest_pairs(attention)
     quoted = [*steps, *(row for _, _, *pair in pairs for row in pair)]
     quoted += [row for cells in fastest_forms(latency).values() for row in cells if row]
@@ -30,7 +35,7 @@ def section(results: Path) -> list[str]:
     lines = _paragraph(
         f"On one {fact['machine']} (torch {fact['torch']}, triton {fact['triton']}, "
         f"commit{'s' * (',' in named)} {named}), bf16. All tables are in [report.md]({place}/report.md), beside their "
-        "CSV rows; [docs/gpu.md](docs/gpu.md) says how they are measured, and `python bench/gpu_report.py` measures "
+        "CSV rows; [docs/gpu.md](docs/gpu.md) says how they are measured, and `python -m bench.gpu_report` measures "
         "them again."
     )
     if latency:
@@ -140,24 +145,12 @@ def fastest_pairs(rows: Sequence[Row]) -> list[tuple[str, str, Row, Row]]:
     return pairs
 
 
-def step_lines(rows: Sequence[Row]) -> list[str]:
-    """A sentence on the training step."""
-    found = {row["method"]: row for row in rows}
-    packed = found["packed"]
-    return [
-        f"A training step at a target of {packed['target']} (batch {packed['batch']}, gate and its gradient included) "
-        f"takes {float(packed['step_p50_ms']):.0f} ms packed,",
-        f"{float(found['trimmed']['step_p50_ms']):.0f} ms trimmed, {float(found['masked']['step_p50_ms']):.0f} ms "
-        f"masked, and {float(found['plain']['step_p50_ms']):.0f} ms for the plain ViT.",
-    ]
-
-
 def _paragraph(text: str) -> list[str]:
     return textwrap.wrap(text, 118, break_long_words=False, break_on_hyphens=False)
 
 
 def _rows(folder: Path) -> list[Row]:
-    return [*read(folder / "attention.csv"), *latency_rows(folder)]
+    return [*read_rows(folder / "attention.csv"), *latency_rows(folder)]
 
 
 def _nothing(unverified: Path) -> list[str]:
@@ -168,5 +161,5 @@ def _nothing(unverified: Path) -> list[str]:
         f"The paper's GPU column stays at {milliseconds} ms from 64 to 576 tokens. The {kernels} kernels of this "
         "version compile for sm_80, sm_90",
         f"and sm_100 and pass their tests {where}; they have [not yet run on a GPU](bench/results/UNVERIFIED.md), so",
-        "there is no GPU table yet: `python bench/gpu_report.py` makes one ([what it measures](docs/gpu.md)).",
+        "there is no GPU table yet: `python -m bench.gpu_report` makes one ([what it measures](docs/gpu.md)).",
     ]

@@ -12,6 +12,7 @@ MAX_SAMPLES = 50  # of a method
 MAX_JOIN_SAMPLES, JOIN_SECONDS = 5, 0.5  # of a method that joins later
 WRITE_SECONDS = 5  # between two versions of the CSV
 Key = tuple[str, int, int]  # method, tokens asked for, batch
+Sample = tuple[float | None, float]  # seconds per image of the blocks, if they are known, and of the call
 
 
 class Sweep:
@@ -33,7 +34,7 @@ class Sweep:
         self.others = [method for row in rows for method in row if method.name != "masked"]
         masked = [method for row in rows for method in row if method.name == "masked"]
         self.masked = [[m for m in masked if m.image_size == size] for size in sorted({m.image_size for m in masked})]
-        self.samples: dict[Key, list[tuple[float | None, float]]] = {}
+        self.samples: dict[Key, list[Sample]] = {}
         self.rounds, self.seconds = 0, 0.0
 
     @property
@@ -43,6 +44,10 @@ class Sweep:
     @property
     def num_methods(self) -> int:
         return len(self.others) + sum(map(len, self.masked))
+
+    def key(self, method: Method) -> Key:
+        """Key of a method's samples."""
+        return method.name, method.wanted, self.batch
 
     def join(self, methods: list[Method]) -> None:
         """Adds methods and takes their first samples, in case there is no time for another round."""
@@ -75,8 +80,7 @@ class Sweep:
             images = images[index : index + 1]
         blocks, whole = self.zoo.stopwatch.time(method.call, images[: self.batch])
         for credit in credited:
-            key = (credit.name, credit.wanted, self.batch)
-            self.samples.setdefault(key, []).append((blocks and blocks / self.batch, whole / self.batch))
+            self.samples.setdefault(self.key(credit), []).append((blocks and blocks / self.batch, whole / self.batch))
 
 
 def first_rounds(sweeps: list[Sweep], deadline: float, progress: Progress) -> None:

@@ -94,9 +94,10 @@ def make_trainers(model_name: str, batch: int, target: float, optimizer: str, de
     """One trainer for each method, all with the same weights."""
     torch.manual_seed(0)
     mixed = msvit.create_model(model_name, num_classes=NUM_CLASSES)
+    gate: Any = mixed.gate
     with torch.no_grad():  # noise makes P(fine) the sigmoid of the bias
-        mixed.gate.fc4.weight.mul_(0.01)
-        mixed.gate.fc4.bias.fill_(math.log(target) - math.log1p(-target))
+        gate.fc4.weight.mul_(0.01)
+        gate.fc4.bias.fill_(math.log(target) - math.log1p(-target))
     images = torch.randn(batch, 3, *mixed.image_size).to(device)
     labels = torch.randint(NUM_CLASSES, (batch,)).to(device)
     trainers = []

@@ -59,7 +59,7 @@ class Zoo:
         self, images: Callable[[int], Tensor], device: torch.device, dtype: torch.dtype, stopwatch: Stopwatch
     ) -> None:
         self.images, self.device, self.dtype, self.stopwatch = images, device, dtype, stopwatch
-        self.base = timm.create_model(_TIMM_NAME).to(device, dtype).eval()
+        self.base: Any = timm.create_model(_TIMM_NAME).to(device, dtype).eval()
         self._dense: dict[int, nn.Module] = {}
         self._mixed: dict[int, msvit.MixedScaleVisionTransformer] = {}
 
@@ -133,12 +133,13 @@ class Zoo:
     def plain(self, size: int) -> nn.Module:
         """A model for images of `size` pixels that shares all weights but the position encodings."""
         with torch.device("meta"):
-            model = timm.create_model(_TIMM_NAME, img_size=size)
+            model: Any = timm.create_model(_TIMM_NAME, img_size=size)
         state = self.base.state_dict()
         shape = model.pos_embed.shape
         state["pos_embed"] = torch.randn(shape, device=self.device).mul_(0.02).to(self.dtype)
         model.load_state_dict(state, assign=True)
-        return model.eval()
+        model.eval()
+        return model
 
 
 @torch.inference_mode()
