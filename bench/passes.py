@@ -7,7 +7,7 @@ import torch._functorch.config
 from torch import Tensor
 
 # A kept graph is used again and again, which compiled backward passes refuse by default.
-torch._functorch.config.donated_buffer = False  # type: ignore[attr-defined]
+torch._functorch.config.donated_buffer = False
 
 
 def backward_alone(

@@ -24,7 +24,7 @@ def document(x: Buffers) -> Prepared:
         _masks.clear()  # they are large
         _masks[lengths] = document_mask(x)
     mask = _masks[lengths]
-    attend: Callable[..., Any] = _compiled_flex() if x.device.type == "cuda" else flex_attention
+    attend: Any = _compiled_flex() if x.device.type == "cuda" else flex_attention
 
     def forward() -> Tensor:
         # [total, heads, head_dim] -> [1, heads, total, head_dim]

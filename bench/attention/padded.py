@@ -6,6 +6,7 @@ from contextlib import nullcontext
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nested import nested_tensor_from_jagged
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench.attention.prepared import Prepared
@@ -14,7 +15,7 @@ from bench.passes import backward_alone
 
 
 def _padded(x: Buffers, backend: SDPBackend | None, masked: bool) -> Prepared:
-    leaves = x.padded_leaves()
+    q, k, v = leaves = x.padded_leaves()
     full = bool(x.present.all())
     mask = None
     if masked and not full:
@@ -26,7 +27,7 @@ def _padded(x: Buffers, backend: SDPBackend | None, masked: bool) -> Prepared:
 
     def forward() -> Tensor:
         with sdpa_kernel(backend) if backend else nullcontext():
-            return F.scaled_dot_product_attention(*leaves, attn_mask=mask)
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
     rows = None if masked or full else rows_of_full_sequences(x.workload.lengths).to(x.device)
     return Prepared(forward, backward_alone(forward, leaves, dout), x.unpad, rows)
@@ -70,14 +71,17 @@ def loop(x: Buffers) -> Prepared:
 def nested(x: Buffers) -> Prepared:
     """Nested tensors of layout jagged, of contiguous q, k, v, with both bounds of the lengths."""
     offsets = x.offsets.long()  # jagged tensors want int64
-    lengths = {"min_seqlen": min(x.workload.lengths), "max_seqlen": x.workload.longest}
+    shortest, longest = min(x.workload.lengths), x.workload.longest
     # Not cuDNN, which may build a plan at every call.
     backend = SDPBackend.FLASH_ATTENTION if x.device.type == "cuda" else SDPBackend.MATH
     leaves = [leaf.detach().contiguous().requires_grad_() for leaf in x.leaves]
 
     def forward() -> Tensor:
         # values [total, heads, head_dim] -> [batch, heads, any, head_dim]
-        q, k, v = (torch.nested.nested_tensor_from_jagged(leaf, offsets, **lengths).transpose(1, 2) for leaf in leaves)
+        q, k, v = (
+            nested_tensor_from_jagged(leaf, offsets, min_seqlen=shortest, max_seqlen=longest).transpose(1, 2)
+            for leaf in leaves
+        )
         with sdpa_kernel(backend):
             return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).values()
 

@@ -5,6 +5,7 @@ import subprocess
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from bench import ROOT
 from bench.experiments.jobs import Job
@@ -39,7 +40,8 @@ def train(waves: Sequence[Sequence[Job]], jobs: int) -> list[str]:
 def _train_one(job: Job, jobs: int) -> str | None:
     """The error, or None."""
     if job.gate_run is not None:
-        save_gate(load_run(job.gate_run).model().gate, job.values["gate_file"])
+        gate: Any = load_run(job.gate_run).model().gate
+        save_gate(gate, job.values["gate_file"])
     environment = dict(os.environ)
     if jobs > 1:
         environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))

@@ -11,18 +11,15 @@ stops no other. The last lines say how each step ended. With --device cpu the sa
 emulator and the interpreter, if their variables are set (docs/cuda.md): a rehearsal.
 """
 
-import argparse
 import json
 import shutil
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench.command_line import make_parser
-from bench.gpu_report import checks, commands, sanitizers
+from bench.gpu_report import commands
 from bench.gpu_report.ladder import FEW_THREADS, Ladder, Step
-from bench.rows import write_rows
 
 FACTS = """
 import importlib, shutil, time, torch
@@ -60,11 +57,12 @@ def first(ladder: Ladder) -> None:
     show_facts(ladder)
     lines = ladder.output / "kernels.jsonl"
     script = commands.module("gpu_report.small_shapes", "--device", ladder.device, "--json", str(lines))
-    checks = KERNEL_CHECKS
-    if ladder.device == "cpu":  # the emulator takes a second for what a GPU does in no time
-        checks = (("cuda-attention-32", "bf16"), ("triton-layout,triton-unpack,triton-embed-float32", "fp32"))
+    jobs_and_dtypes: tuple[tuple[str, str], ...] = KERNEL_CHECKS
+    if ladder.device == "cpu":  # the emulator takes seconds for them
+        jobs_and_dtypes = (("cuda-attention-32", "bf16"), ("triton-layout,triton-unpack,triton-embed-float32", "fp32"))
     steps = [
-        Step(f"{dtype} {jobs}", [*script, "--jobs", jobs, "--dtypes", dtype], 30, FEW_THREADS) for jobs, dtype in checks
+        Step(f"{dtype} {jobs}", [*script, "--jobs", jobs, "--dtypes", dtype], 30, FEW_THREADS)
+        for jobs, dtype in jobs_and_dtypes
     ]
     ladder.at_once(steps)
     for line in kernel_lines(lines):
@@ -97,7 +95,7 @@ def third(ladder: Ladder) -> None:
     quick = ("--quick",) if ladder.device == "cpu" else ()
     whole = ladder.left
     attention(ladder, 0.3 * whole, *quick)
-    tokens = ("--tokens", "64", "--batch", "1")
+    tokens: tuple[str, ...] = ("--tokens", "64", "--batch", "1")
     if ladder.device == "cuda":
         tokens = ("--tokens", "64..576,98", "--batch", "1,256", "--cuda-graph", "--dtype", "bf16")
     steps = (
@@ -109,38 +107,6 @@ def third(ladder: Ladder) -> None:
         ladder.show(ladder.run(ladder.module(name, most * whole, module, "--seconds", share * whole, *options)))
 
 
-def tests(arguments: argparse.Namespace) -> None:
-    """The operators' tests on the device."""
-    log = arguments.output / "tests.log"
-    _, outcomes = checks.run_tests(arguments.seconds, device=arguments.device, log=log)
-    print(checks.count(outcomes))
-    print(*[test for test, outcome in outcomes.items() if outcome in ("FAILED", "ERROR")][:40], sep="\n")
-
-
-def sanitizer(arguments: argparse.Namespace) -> None:
-    """compute-sanitizer on the CUDA kernels."""
-    findings = sanitizers.run_sanitizers(arguments.seconds, ("memcheck", "racecheck"), "cuda")
-    print(*[f"{finding.tool}: {finding.text}" for finding in findings] or ["not installed"], sep="\n")
-    sys.exit(sum(not finding.ok for finding in findings))
-
-
-def counters(arguments: argparse.Namespace) -> None:
-    """Hardware counters of the attention kernels."""
-    from gpu import ncu
-
-    collected = ncu.collect(arguments.seconds)
-    if collected is None:
-        sys.exit("ncu is not installed")
-    result, rows = collected
-    if not rows:
-        sys.exit(result.output[-1500:])
-    write_rows(arguments.output / "profile.csv", rows)
-    print(*rows, sep="\n")
-
-
-OWN: dict[str, Callable[[argparse.Namespace], None]] = {
-    function.__name__: function for function in (tests, sanitizer, counters)
-}
 CALLS: dict[int, Callable[[Ladder], None]] = {1: first, 2: second, 3: third}
 
 
@@ -188,18 +154,12 @@ def kernel_lines(path: Path) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs one call."""
     parser = make_parser(__doc__)
-    parser.add_argument("--call", type=int, choices=sorted(CALLS), help="which of the three")
-    parser.add_argument("--only", choices=sorted(OWN), help="one step instead")
+    parser.add_argument("--call", type=int, choices=sorted(CALLS), required=True, help="which of the three")
     parser.add_argument("--seconds", type=float, default=150, help="time limit of the call (default: %(default)s)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default: %(default)s")
     parser.add_argument("--output", type=Path, required=True, help="folder of the results")
     arguments = parser.parse_args(argv)
-    if (arguments.call is None) == (arguments.only is None):
-        parser.error("expected either --call or --only")
     arguments.output.mkdir(parents=True, exist_ok=True)
-    if arguments.only:
-        OWN[arguments.only](arguments)
-        return
     ladder = Ladder(arguments.output.resolve(), arguments.device, time.monotonic() + arguments.seconds)
     try:
         CALLS[arguments.call](ladder)

@@ -89,6 +89,6 @@ class Ladder:
         return Step(name, commands.module(module, *words), limit)
 
     def own(self, name: str, seconds: float) -> Step:
-        """A step that is one of `first.OWN`, in a process of its own, which has ten seconds more than the step."""
-        step = self.module(name, seconds + 10, "gpu_report.first", "--only", name, "--seconds", seconds)
+        """A step of steps.py, in a process of its own, which has ten seconds more than the step."""
+        step = self.module(name, seconds + 10, "gpu_report.steps", name, "--seconds", seconds)
         return replace(step, environment=FEW_THREADS)

@@ -96,7 +96,7 @@ def main() -> None:
         for profiled in (False, True):
             if profiled:
                 torch.cuda.profiler.start()
-            out = varlen_attention(*x.leaves, x.offsets, x.workload.longest, key_weight=x.weight, backend=backend)
+            out = varlen_attention(x.q, x.k, x.v, x.offsets, x.workload.longest, key_weight=x.weight, backend=backend)
             torch.autograd.grad(out, [*x.leaves, x.weight], x.dout)
             torch.cuda.synchronize()
             if profiled:

@@ -49,19 +49,19 @@ def attention(name: str, backend: str, dtype: torch.dtype, place: torch.device) 
     torch.manual_seed(0)
     qkv = testing.qkv_views(sum(lengths), 2, head_dim, torch.bfloat16)
     weight = testing.key_weights("fractional", sum(lengths))
+    assert weight is not None
     dout = torch.randn(sum(lengths), 2, head_dim).to(torch.bfloat16)
     dlse = torch.randn(2, sum(lengths))
-    leaves = [x.to(place, dtype).requires_grad_() for x in qkv]
+    q, k, v = (x.to(place, dtype).requires_grad_() for x in qkv)
     statistics = torch.promote_types(dtype, torch.float32)
-    leaves.append(weight.to(place, statistics).requires_grad_())
+    weight = weight.to(place, statistics).requires_grad_()
     offsets = testing.offsets(lengths).to(place)
-    out, lse = varlen_attention(
-        *leaves[:3], offsets, max(lengths), key_weight=leaves[3], return_lse=True, backend=backend
-    )
+    out, lse = varlen_attention(q, k, v, offsets, max(lengths), key_weight=weight, return_lse=True, backend=backend)
     yield "out", out
     yield "lse", lse
     upstream = dout.to(place, dtype), dlse.to(place, statistics).masked_fill(lse == -torch.inf, 0)
-    yield from zip(("dq", "dk", "dv", "dweight"), torch.autograd.grad((out, lse), leaves, upstream), strict=True)
+    gradients = torch.autograd.grad((out, lse), (q, k, v, weight), upstream)
+    yield from zip(("dq", "dk", "dv", "dweight"), gradients, strict=True)
 
 
 def small_mask() -> Tensor:
@@ -122,9 +122,8 @@ def jobs() -> list[Job]:
     made = []
     for backend in ("cuda", "triton", "cpu"):
         for name in LENGTHS:
-            details = {"head_dim": HEAD_DIMS[name]}
             kernels = attention_kernels(backend, name) if backend != "cpu" else {}
-            results = partial(attention, name)
+            results, details = partial(attention, name), {"head_dim": HEAD_DIMS[name]}
             made.append(Job(f"{backend}-attention-{name}", backend, "varlen_attention", results, kernels, details))
         file = "mixed_scale_layout.py "
         kernels = dict.fromkeys(("num_tokens", "cu_seqlens", "region_start"), file + "_scan_kernel")
@@ -135,8 +134,9 @@ def jobs() -> list[Job]:
         kernels |= {"dtable": file + "_dtable_kernel", "dimages": file + "_dimages_kernel"}
         for dtype in (torch.uint8, torch.float32):
             name = f"{backend}-embed-{short_name(dtype)}"
-            details = {"images_dtype": dtype}
-            made.append(Job(name, backend, "mixed_scale_embed", partial(embed, dtype), kernels, details))
+            made.append(
+                Job(name, backend, "mixed_scale_embed", partial(embed, dtype), kernels, {"images_dtype": dtype})
+            )
         file = "unpack_to_grid.py "
         kernels = {"grid": file + "_fwd_kernel", "dtokens": file + "_bwd_kernel"}
         made.append(Job(f"{backend}-unpack", backend, "unpack_to_grid", unpack, kernels))

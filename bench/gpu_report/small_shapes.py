@@ -93,13 +93,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             except Exception as error:  # the next job may still say something
                 right, wrong = 0, [reason(error)]
                 if arguments.json is not None:
-                    append(arguments.json, {"job": job.name, "kernel": "", "result": "", "dtype": short_name(dtype),
-                                            "ok": False, "error": wrong[0], "seconds": None})  # fmt: skip
+                    row = {"job": job.name, "kernel": "", "result": "", "dtype": short_name(dtype), "ok": False}
+                    append(arguments.json, row | {"error": wrong[0], "seconds": None})
             if not wrong:
                 print(f"ok {label}: {right} results", flush=True)
-            for error in wrong:
-                failures += 1
-                print(f"FAILED {label}: {error}", flush=True)
+            failures += len(wrong)
+            for text in wrong:
+                print(f"FAILED {label}: {text}", flush=True)
     return failures
 
 

@@ -48,20 +48,22 @@ def jobs() -> list[tuple[str, bool, Config]]:
 @contextmanager
 def forced(kernel: str, config: Config, alone: bool = True) -> Iterator[None]:
     """Makes `launch_config` give `config` for one kernel; if `alone`, the launchers launch no other."""
-    usual_config, usual_launch = kernels.launch_config, kernels.launch
+    module: Any = kernels
+    usual_config, usual_launch = module.launch_config, module.launch
 
     def launch_config(name: str, *arguments: Any) -> Config:
-        return config if name == kernel else usual_config(name, *arguments)
+        usual: Config = usual_config(name, *arguments)
+        return config if name == kernel else usual
 
     def launch(function: Any, *arguments: Any, **options: Any) -> None:
         if function is KERNELS[kernel] or not alone:
             usual_launch(function, *arguments, **options)
 
-    kernels.launch_config, kernels.launch = launch_config, launch
+    module.launch_config, module.launch = launch_config, launch
     try:
         yield
     finally:
-        kernels.launch_config, kernels.launch = usual_config, usual_launch
+        module.launch_config, module.launch = usual_config, usual_launch
 
 
 def compile_one(arch: int | None, job: tuple[str, bool, Config]) -> str:
