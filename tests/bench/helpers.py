@@ -1,20 +1,14 @@
-"""What the tests of the GPU report share: a small workload, and rows, read and made up."""
-
-import csv
+"""Small workloads, and rows as the report's CSV files have them."""
 
 import torch
-from gpu.workloads import Workload
 
+from bench.attention.workloads import Workload
 from msvit_kernels import testing
 
 CPU = torch.device("cpu")
 NATIVE = "cpu" in testing.backends_for("varlen_attention", "cpu", torch.float32, head_dim=64)
 SMALL = Workload("3 x 5..12", (12, 5, 12), 16, 32)
-
-
-def read(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+EVEN = Workload("2 x 9", (9, 9), 16, 32)
 
 
 def made(**values):
