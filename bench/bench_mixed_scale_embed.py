@@ -1,26 +1,31 @@
-"""Times `mixed_scale_embed` against what eager torch offers, forward and backward, for ViT-S at 224 pixels.
+"""Times `mixed_scale_embed` against eager torch, forward and backward, for ViT-S at 224 pixels.
 
-Half of the 196 fine tokens on average, at random regions. Methods, all from the same images to the same packed rows:
+    python bench/bench_mixed_scale_embed.py
+
+Random regions are fine, so that an image has half of its 196 fine tokens on average. All methods make the same packed
+rows of the same images:
 
     reference          the eager specification of this project
-    torch conv         both scales by convolution for all candidates, then the active rows are selected
-    torch gather       active patches are gathered, then one matrix product
+    torch conv         convolves all candidates of both scales, then selects the active rows
+    torch gather       gathers the active patches, then multiplies once
 
-uint8 images are normalised inside the time. The backward pass (weight, bias, table) is timed alone, on a graph that is
-kept, and together with the forward pass: torch gather keeps all active patches in its graph, where this operator cuts
+The time includes the normalisation of uint8 images. The backward pass (weight, bias, table) is timed alone, on a graph
+that is kept, and together with the forward pass: torch gather keeps all active patches in its graph, this operator cuts
 them from the images again. Operations: 6 patch_size^2 dim for each active patch token, in each direction.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import DTYPES
-from operators import Case, CaseMaker, Setting, backends_to_time, check_baseline, gradients, main, step
 from torch import Tensor
 
+from bench.command_line import DTYPES
+from bench.operators.cases import Case, CaseMaker, Setting, backends_to_time, check_baseline
+from bench.operators.command import main
+from bench.passes import backward_alone, forward_and_backward
 from msvit_kernels import mixed_scale_embed, mixed_scale_layout, testing
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -28,7 +33,7 @@ PATCH, SCALE, PREFIX = 16, 2, 1
 
 
 class Inputs:
-    """Images, a layout of them, the parameters, and the indices that the alternatives need."""
+    """Images [batch, 3, side, side], a layout of them, the parameters, and the indices that the alternatives need."""
 
     def __init__(self, batch: int, side: int, dim: int, images: str, dtype: torch.dtype, device: torch.device) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -59,14 +64,22 @@ class Inputs:
         return self.layout.total_tokens - PREFIX * self.layout.batch
 
     def ours(self, backend: str, dtype: torch.dtype | None = None) -> tuple[Tensor, list[Tensor]]:
-        """Rows and leaves of a call, in another dtype where one is given."""
+        """Rows and leaves of a call, in `dtype` or in the dtype of the parameters."""
         leaves = self.leaves if dtype is None else [x.detach().to(dtype).requires_grad_() for x in self.leaves]
         images = self.images if dtype is None or self.raw else self.images.to(dtype)
-        norm = {"mean": MEAN, "std": STD} if self.raw else {}
-        return mixed_scale_embed(images, self.layout, *leaves, patch_size=PATCH, backend=backend, **norm), leaves
+        weight, bias, table = leaves
+        mean, std = (MEAN, STD) if self.raw else (None, None)
+        rows = mixed_scale_embed(
+            images, self.layout, weight, bias, table, patch_size=PATCH, mean=mean, std=std, backend=backend
+        )
+        return rows, leaves
+
+    def rows(self, backend: str) -> Tensor:
+        """Packed rows [total_tokens, dim] of a backend."""
+        return self.ours(backend)[0]
 
     def conv(self) -> Tensor:
-        """Every candidate, then the active ones."""
+        """The same by convolution of every candidate."""
         images, batch = self._normalised(), self.layout.batch
         coarse = F.conv2d(F.avg_pool2d(images, SCALE), self.weight, self.bias, stride=PATCH).flatten(2)
         fine = F.conv2d(images, self.weight, self.bias, stride=PATCH).flatten(2)
@@ -75,7 +88,7 @@ class Inputs:
         return torch.cat([prefix, patches], dim=1).flatten(0, 1).index_select(0, self.row)
 
     def gather(self) -> Tensor:
-        """Active patches, then one product."""
+        """The same by one product of the active patches."""
         images = self._normalised()
         coarse = _patches(F.avg_pool2d(images, SCALE))[self.coarse_index]
         rows = torch.cat([coarse, _patches(images)[self.fine_index]]).flatten(1)  # [active patches, 3 * p * p]
@@ -116,21 +129,20 @@ def make_case(
     dtype = DTYPES[dtype_name]
     x = Inputs(batch, side, dim, images, dtype, device)
     backward = direction != "fwd"
-    timed = {"fwd": lambda call, *_: call, "bwd": gradients, "fwd+bwd": step}[direction]
+    timed = {"fwd": _forward_alone, "bwd": backward_alone, "fwd+bwd": forward_and_backward}[direction]
     backends = backends_to_time("mixed_scale_embed", device, dtype, images_dtype=x.images.dtype)
-    calls: dict[str, Callable[[], Tensor]] = {
-        backend: lambda backend=backend: x.ours(backend)[0] for backend in backends
-    }
+    calls: dict[str, Callable[[], Tensor]] = {backend: partial(x.rows, backend) for backend in backends}
     calls |= {"torch conv": x.conv, "torch gather": x.gather}
     methods: dict[str, Callable[[], Any]] = {name: timed(call, x.leaves, x.dout) for name, call in calls.items()}
 
     def check() -> None:
-        oracle = _results(x, "reference", backward, torch.float64)
-        eager = _results(x, "reference", backward)
+        oracle = results(x, "reference", backward, torch.float64)
+        eager = results(x, "reference", backward)
         for backend in (name for name in backends if name != "reference"):
-            results = _results(x, backend, backward)
-            for name, *values in zip(("dweight", "dbias", "dtable"), results, eager, oracle, strict=False):
-                testing.assert_accurate(f"{backend} {name if backward else 'out'}", *values)
+            actual = results(x, backend, backward)
+            names = ("dweight", "dbias", "dtable") if backward else ("out",)
+            for name, mine, same_dtype, exact in zip(names, actual, eager, oracle, strict=True):
+                testing.assert_accurate(f"{backend} {name}", mine, same_dtype, exact)
         rows = x.ours("reference", torch.float64)[0].detach()
         for name in ("torch conv", "torch gather"):
             check_baseline(name, calls[name](), rows)
@@ -146,13 +158,18 @@ def make_case(
     return Case(fields, methods, check, flop=6.0 * PATCH**2 * dim * x.patches * passes)
 
 
-def _results(x: Inputs, backend: str, backward: bool, dtype: torch.dtype | None = None) -> list[Tensor]:
+def _forward_alone(call: Callable[[], Tensor], leaves: Sequence[Tensor], grad: Tensor) -> Callable[[], Tensor]:
+    return call
+
+
+def results(x: Inputs, backend: str, backward: bool, dtype: torch.dtype | None = None) -> list[Tensor]:
+    """The rows, or with `backward` the gradients of weight, bias and table, of a backend in a dtype."""
     out, leaves = x.ours(backend, dtype)
     return list(torch.autograd.grad(out, leaves, x.dout.to(out.dtype))) if backward else [out]
 
 
 def cases(setting: Setting) -> list[CaseMaker]:
-    """uint8 and float images, all directions, every dtype; one image alone too."""
+    """uint8 and float images in all directions and dtypes, of a batch and of one image."""
     shapes = [(16, 224, 384), (1, 224, 384)] if setting.device.type == "cpu" else [(256, 224, 384), (1, 224, 384)]
     if setting.quick:
         shapes = [(2, 64, 48)]

@@ -1,11 +1,14 @@
 """Times `unpack_to_grid` against indexing in torch, forward and backward; the roofline is the copy bandwidth.
 
-Half of the fine tokens on average, at random regions. Alternatives in torch, whose indices are made beforehand:
+    python bench/bench_unpack_to_grid.py
 
-    torch index         tokens[rows of all cells], transposed into a contiguous grid
-    torch gather        the tokens transposed, then columns selected
+Random regions are fine, so that an image has half of its fine tokens on average. The alternatives in torch have their
+indices made beforehand:
 
-Bytes: tokens read once and grid written once, or the other way round in the backward pass, which is timed alone.
+    torch index         takes tokens[rows of all cells], then transposes into a contiguous grid
+    torch gather        transposes the tokens, then selects columns
+
+Bytes: tokens are read once and the grid is written once, or vice versa in the backward pass, which is timed alone.
 """
 
 from collections.abc import Callable
@@ -13,17 +16,19 @@ from functools import partial
 from typing import Any
 
 import torch
-from common import DTYPES
-from operators import Case, CaseMaker, Setting, backends_to_time, check_baseline, gradients, main
 from torch import Tensor
 
+from bench.command_line import DTYPES
+from bench.operators.cases import Case, CaseMaker, Setting, backends_to_time, check_baseline
+from bench.operators.command import main
+from bench.passes import backward_alone
 from msvit_kernels import mixed_scale_layout, testing, unpack_to_grid
 
 SCALE, PREFIX = 2, 1
 
 
 class Inputs:
-    """Packed tokens, their layout, and the row of every cell of the grid."""
+    """Packed tokens [total_tokens, dim], their layout, and the row of every cell of the grid."""
 
     def __init__(self, batch: int, coarse: int, dim: int, dtype: torch.dtype, device: torch.device) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -36,12 +41,16 @@ class Inputs:
         self.dgrid = torch.randn(batch, dim, *self.layout.grid_size, generator=generator).to(device, dtype)
         self.row = self._rows(mask)
 
+    def grid(self, backend: str) -> Tensor:
+        """The grid [batch, dim, Hf, Wf] of a backend."""
+        return unpack_to_grid(self.tokens, self.layout, backend=backend)
+
     def index(self) -> Tensor:
-        """Rows first, then the transposition."""
+        """The same with rows first, then the transposition."""
         return self.tokens[self.row].permute(0, 3, 1, 2).contiguous()
 
     def gather(self) -> Tensor:
-        """The transposition first."""
+        """The same with the transposition first."""
         batch, height, width = self.row.shape
         grid = self.tokens.t().contiguous().index_select(1, self.row.flatten())  # [dim, batch * Hf * Wf]
         return grid.view(-1, batch, height, width).transpose(0, 1).contiguous()
@@ -59,20 +68,18 @@ def make_case(batch: int, coarse: int, dim: int, direction: str, dtype_name: str
     dtype = DTYPES[dtype_name]
     x = Inputs(batch, coarse, dim, dtype, device)
     backends = backends_to_time("unpack_to_grid", device, dtype)
-    calls: dict[str, Callable[[], Tensor]] = {
-        backend: lambda backend=backend: unpack_to_grid(x.tokens, x.layout, backend=backend) for backend in backends
-    }
+    calls: dict[str, Callable[[], Tensor]] = {backend: partial(x.grid, backend) for backend in backends}
     calls |= {"torch index": x.index, "torch gather": x.gather}
     backward = direction == "bwd"
     methods: dict[str, Callable[[], Any]] = {
-        name: gradients(call, [x.tokens], x.dgrid) if backward else call for name, call in calls.items()
+        name: backward_alone(call, [x.tokens], x.dgrid) if backward else call for name, call in calls.items()
     }
 
     def check() -> None:
-        eager, oracle = (_result(x, "reference", backward, kind) for kind in (dtype, torch.float64))
+        eager, oracle = (result(x, "reference", backward, kind) for kind in (dtype, torch.float64))
         for backend in backends:
-            testing.assert_accurate(f"{backend} {direction}", _result(x, backend, backward, dtype), eager, oracle)
-        grid = _result(x, "reference", False, torch.float64)
+            testing.assert_accurate(f"{backend} {direction}", result(x, backend, backward, dtype), eager, oracle)
+        grid = result(x, "reference", False, torch.float64)
         for name in ("torch index", "torch gather"):
             check_baseline(name, calls[name](), grid)
 
@@ -81,14 +88,15 @@ def make_case(batch: int, coarse: int, dim: int, direction: str, dtype_name: str
     return Case(fields, methods, check, bytes=(x.tokens.numel() + x.dgrid.numel()) * x.tokens.element_size())
 
 
-def _result(x: Inputs, backend: str, backward: bool, dtype: torch.dtype) -> Tensor:
+def result(x: Inputs, backend: str, backward: bool, dtype: torch.dtype) -> Tensor:
+    """The grid, or with `backward` the gradient of the tokens, of a backend in a dtype."""
     tokens = x.tokens.detach().to(dtype).requires_grad_()
     out = unpack_to_grid(tokens, x.layout, backend=backend)
     return torch.autograd.grad(out, tokens, x.dgrid.to(dtype))[0] if backward else out.detach()
 
 
 def cases(setting: Setting) -> list[CaseMaker]:
-    """Grids of 224, 384 and 512 pixels, both directions, every dtype."""
+    """Grids of 224, 384 and 512 pixels in both directions and every dtype."""
     shapes = [(16, 7, 384), (16, 12, 384), (4, 16, 384)]
     if setting.device.type == "cuda":
         shapes = [(256, 7, 384), (64, 16, 384)]

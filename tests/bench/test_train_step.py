@@ -1,21 +1,22 @@
 """bench/train_step.py: what a step contains, its rows, and what it refuses."""
 
-import csv
 import dataclasses
 
-import common
 import pytest
 import torch
-import train_step
 
 import msvit
-
-CPU = torch.device("cpu")
+from bench import train_step
+from bench.failures import RefusalError
+from bench.memory import peak_megabytes
+from bench.rows import read_rows
+from bench.vit.trainers import MODES, check, make_trainers
+from tests.bench.helpers import CPU
 
 
 @pytest.fixture(scope="module")
 def trainers():
-    return train_step.make_trainers("msvit_tiny_patch16_32_64", 4, 0.25, "sgd", CPU)
+    return make_trainers("msvit_tiny_patch16_32_64", 4, 0.25, "sgd", CPU)
 
 
 def test_a_step_trains_backbone_and_gate(trainers):
@@ -46,8 +47,7 @@ def test_tokens_follow_the_target(trainers):
 
 def test_rows(tmp_path, capsys):
     train_step.main(["--quick", "--device", "cpu", "--output", str(tmp_path)])
-    with (tmp_path / "train_step.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(tmp_path / "train_step.csv")
     assert [row["method"] for row in rows] == ["plain", "masked", "trimmed", "packed"]
     for row in rows:
         assert 0 < float(row["step_p20_ms"]) <= float(row["step_p50_ms"]) <= float(row["step_p80_ms"])
@@ -58,20 +58,20 @@ def test_rows(tmp_path, capsys):
 
 
 def test_peak_memory_is_that_of_the_call():
-    megabytes = train_step.peak_megabytes(lambda: torch.ones(64, 2**20).sum(), CPU)
+    megabytes = peak_megabytes(lambda: torch.ones(64, 2**20).sum(), CPU)
     assert megabytes is None or 200 < megabytes < 400
 
 
 def test_refuses_modes_that_disagree():
-    trainers = train_step.make_trainers("msvit_tiny_patch16_32_64", 2, 0.25, "sgd", CPU)
+    trainers = make_trainers("msvit_tiny_patch16_32_64", 2, 0.25, "sgd", CPU)
     packed = next(trainer for trainer in trainers if trainer.name == "packed")
     with torch.no_grad():
         packed.model.head.bias += 1
-    with pytest.raises(common.RefusalError, match="packed differs from masked, so it is not timed"):
-        train_step.check(trainers)
+    with pytest.raises(RefusalError, match="packed differs from masked, so it is not timed"):
+        check(trainers)
 
 
-@pytest.mark.parametrize("mode", train_step.MODES)
+@pytest.mark.parametrize("mode", MODES)
 def test_refuses_a_gate_that_the_task_does_not_train(monkeypatch, mode):
     decide = msvit.MixedScaleVisionTransformer.decide
 
@@ -80,9 +80,9 @@ def test_refuses_a_gate_that_the_task_does_not_train(monkeypatch, mode):
         return dataclasses.replace(decision, fine_weight=None) if model.token_mode == mode else decision
 
     monkeypatch.setattr(msvit.MixedScaleVisionTransformer, "decide", without_weight)
-    trainers = train_step.make_trainers("msvit_tiny_patch16_32_64", 2, 0.25, "sgd", CPU)
-    with pytest.raises(common.RefusalError, match=f"{mode}: the gate gets no gradient of the task"):
-        train_step.check(trainers)
+    trainers = make_trainers("msvit_tiny_patch16_32_64", 2, 0.25, "sgd", CPU)
+    with pytest.raises(RefusalError, match=f"{mode}: the gate gets no gradient of the task"):
+        check(trainers)
 
 
 @pytest.mark.parametrize(

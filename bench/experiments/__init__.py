@@ -1,0 +1,1 @@
+"""Experiments on the built-in digits: settings, training jobs, CSV rows, and the page made of them."""

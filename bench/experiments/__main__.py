@@ -1,0 +1,77 @@
+"""Runs the experiments on the built-in digits, three seeds each, and writes the results.
+
+    python -m bench.experiments [--jobs 2] [--only NAME ...] [--seeds 3]    trains what is missing, then collects
+    python -m bench.experiments --collect                                    only collects what is finished
+    python -m bench.experiments --write                                      only docs/experiments.md, from the CSV
+
+As in the paper, models start from a plain ViT: `pretrained` is trained first, for each seed. Finished runs are skipped
+and interrupted ones resumed, so the command can be stopped and repeated. Figures go to
+bench/results/<device>/experiments.csv, and from there into docs/experiments.md. A CSV is never replaced by one that
+lacks some of its runs: to get a smaller one, remove it first.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from bench import ROOT
+from bench.command_line import make_parser
+from bench.experiments.collect import collect
+from bench.experiments.jobs import make_jobs
+from bench.experiments.page import source_of, write_page
+from bench.experiments.train import train
+from bench.machine import results_dir
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line, checked."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="settings (and what they start from)")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each setting (default: 3)")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time, which share the cores (default: 1)")
+    parser.add_argument("--runs", type=Path, help="folder of the runs (default: runs/experiments)")
+    parser.add_argument("--output", type=Path, help="CSV to write (default: bench/results/<device>/experiments.csv)")
+    parser.add_argument("--page", type=Path, help="page to write (default: docs/experiments.md)")
+    parser.add_argument("--collect", action="store_true", help="train nothing")
+    parser.add_argument("--write", action="store_true", help="train and evaluate nothing, only write the page")
+    parser.add_argument("--check", action="store_true", help="only compare the page with the CSV")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="tiny models and few images: a smoke test, with --runs, --output and --page",
+    )
+    arguments = parser.parse_args(argv)
+    if arguments.seeds < 1 or arguments.jobs < 1:
+        parser.error("--seeds and --jobs: expected 1 or more")
+    if arguments.quick and None in (arguments.runs, arguments.output, arguments.page):
+        parser.error("--quick: expected --runs, --output and --page too, so that no real result is replaced")
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Trains, collects and writes."""
+    arguments = parse_arguments(argv)
+    runs = (arguments.runs or ROOT / "runs" / "experiments").resolve()
+    page = arguments.page or ROOT / "docs" / "experiments.md"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    output = arguments.output or results_dir(device) / "experiments.csv"
+    if arguments.output is None and (arguments.write or arguments.check):
+        output = source_of(page) or output  # of the machine that measured, perhaps another one
+    try:
+        if not (arguments.write or arguments.check):
+            waves = make_jobs(runs, arguments.only, arguments.seeds, arguments.quick)
+            if not arguments.collect and (failed := train(waves, arguments.jobs)):
+                sys.exit(f"failed: {', '.join(failed)}")
+            # All finished runs, not only those of --only: the page shows the whole table.
+            collect(make_jobs(runs, [], arguments.seeds, arguments.quick), output, device)
+        write_page(output, page, arguments.check)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(f"{page} {'shows' if arguments.check else 'written from'} {output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Writes the table and the claims of docs/experiments.md from the rows of bench/results/<device>/experiments.csv."""
+
+import math
+import re
+import statistics
+from pathlib import Path
+
+from bench import ROOT
+from bench.experiments.claims import CLAIMS
+from bench.experiments.spread import Rows, values
+from bench.marked import Markers
+from bench.rows import read_rows
+
+MARKERS = Markers("python -m bench.experiments")
+# Column, header, factor, digits after the point.
+COLUMNS = (
+    ("top1", "top-1, %", 100, 1),
+    ("tokens_per_image", "tokens", 1, 1),
+    ("gmacs", "GMACs", 1, 4),
+    ("fine_share", "fine, %", 100, 1),
+    ("dynamics", "dynamics, %", 100, 0),
+    ("fine_on_digit", "fine on digit, %", 100, 1),
+    ("fine_on_digit_by_chance", "by chance, %", 100, 1),
+    ("digit_found", "digit fine, %", 100, 1),
+    ("train_images_per_s", "training images/s", 1, 0),
+)
+
+
+def rows_by_setting(path: Path) -> Rows:
+    """Rows by setting, in the order of the file; those of a setting by seed.
+
+    Raises:
+        ValueError: the file has no row.
+    """
+    rows = read_rows(path)
+    if not rows:
+        raise ValueError(f"{path}: expected rows, got none")
+    by_setting: Rows = {}
+    for row in rows:
+        by_setting.setdefault(row["setting"], []).append(row)
+    return {name: sorted(mine, key=lambda row: int(row["seed"])) for name, mine in by_setting.items()}
+
+
+def table(rows: Rows) -> list[str]:
+    """A line for each setting: means over seeds, and the standard deviation of the accuracy."""
+    header = ["setting", "what", "runs", *(title for _, title, _, _ in COLUMNS)]
+    lines = [f"| {' | '.join(header)} |", f"|---|---|{'--:|' * (len(header) - 2)}"]
+    for name, mine in rows.items():
+        cells = [f"`{name}`", mine[0]["about"], str(len(mine))]
+        for column, _, factor, digits in COLUMNS:
+            found = [factor * value for value in values(mine, column)]
+            mean = statistics.fmean(found)
+            text = "–" if math.isnan(mean) else f"{mean:.{digits}f}"
+            if column == "top1" and len(found) > 1:
+                text += f" ± {statistics.stdev(found):.1f}"
+            cells.append(text)
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def measured(path: Path) -> str:
+    """The text between the two comment lines."""
+    rows = rows_by_setting(path)
+    first = next(iter(rows.values()))[0]
+    where = path.resolve()
+    source = where.relative_to(ROOT).as_posix() if where.is_relative_to(ROOT) else where.name
+    lines = [
+        f"From {source}: evaluated at commit {first['commit']} with torch {first['torch']} on {first['machine']}; "
+        f"{first['test_images']} test images, {first['train_images']} training images.",
+        "Dynamics: share of the variance of the gate's decisions that lies between images; 0 % is a static pattern.",
+        "Fine on digit: share of the fine regions that cover the digit. Digit fine: share of its regions that are",
+        "fine.",
+        "",
+        *table(rows),
+        "",
+        "A claim holds, or does not, where the difference over paired seeds exceeds twice its standard error.",
+    ]
+    for title, judge in CLAIMS:
+        lines += ["", f"### {title}", "", *judge(rows)]
+    return "\n".join(lines)
+
+
+def source_of(page: Path) -> Path | None:
+    """The CSV that the page says it was written from; None if there is no page or no such line."""
+    found = re.search(r"^From (\S+): ", page.read_text(), re.MULTILINE) if page.is_file() else None
+    return None if found is None else ROOT / found[1]
+
+
+def write_page(source: Path, page: Path, check: bool = False) -> None:
+    """Replaces the text between the markers of the page; a page that does not exist is begun.
+
+    Args:
+        source: CSV.
+        page: Markdown.
+        check: write nothing, and raise if the page differs from the rows.
+
+    Raises:
+        FileNotFoundError: there is no CSV yet.
+        ValueError: it has no rows, or the page lacks the markers, or differs.
+    """
+    if not source.is_file():
+        raise FileNotFoundError(f"{source}: no such file; train something first")
+    text = page.read_text() if page.exists() else f"# Experiments on digits\n\n{MARKERS.begin}\n{MARKERS.end}\n"
+    wanted = MARKERS.replace(text, measured(source), str(page))
+    if check and wanted != text:
+        raise ValueError(f"{page} differs from {source}: run `python -m bench.experiments --write`")
+    if not check:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text(wanted)

@@ -1,1 +1,0 @@
-"""The parts of bench/gpu_report.py: workloads, the libraries beside ours, timing, sanitizers, profiler, summary."""

@@ -1,0 +1,35 @@
+"""Peak memory of a call."""
+
+import ctypes
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def peak_megabytes(call: Callable[[], Any], device: torch.device) -> float | None:
+    """Megabytes (2**20 bytes) that a call needs at most, beyond those held before it; None if the system does not say.
+
+    On a CPU they are those of the resident size of the process.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # freed memory of earlier calls would hide the need of this one
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew at the present size
+        before = _status("VmRSS")
+        call()
+        return (_status("VmHWM") - before) / 2**10
+    except (OSError, AttributeError, KeyError):
+        return None
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int({line.split(":")[0]: line.split()[1] for line in lines if line.startswith("Vm")}[name])

@@ -1,0 +1,39 @@
+"""The package as its callers find it: names that shadow nothing, and scripts that run from another folder."""
+
+import importlib.machinery
+import site
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench import ROOT
+
+BENCH = ROOT / "bench"
+
+
+def test_no_file_shadows_a_module():
+    """A script's folder comes first in sys.path."""
+    names = {path.stem for path in BENCH.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert not names & sys.stdlib_module_names
+    for name in names - {"__init__"}:
+        assert importlib.machinery.PathFinder.find_spec(name, site.getsitepackages()) is None, name
+
+
+@pytest.mark.parametrize("name", ["latency", "train_step", "bench_mixed_scale_layout"])
+def test_scripts_run_from_another_folder(tmp_path, name):
+    """With the root in sys.path, as after `pip install -e .`."""
+    script = (
+        f"import runpy, sys; sys.path[0] = {str(BENCH)!r}; sys.path.append({str(ROOT)!r}); sys.argv[1:] = ['--help']; "
+        f"runpy.run_path({str(BENCH / name) + '.py'!r}, run_name='__main__')"
+    )
+    result = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "--device" in result.stdout
+
+
+def test_nothing_alters_the_path_of_modules():
+    for path in [*BENCH.rglob("*.py"), *(ROOT / "tests" / "bench").glob("*.py")]:
+        if path != Path(__file__):
+            assert "sys.path" not in path.read_text(), path
