@@ -1,35 +1,25 @@
-"""CSV rows: one reader and one writer for benches, reports and tests."""
+"""CSV rows of benches: files that may not exist yet, columns that follow from the rows, short numbers."""
 
-import csv
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from msvit_kernels import files
 
 Row = dict[str, str]  # as read: every value is text
 
 
 def read_rows(path: Path) -> list[Row]:
     """Rows of a CSV file by column; none if there is no such file."""
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return files.read_rows(path) if path.exists() else []
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Replaces a CSV file: a header, then one line for each row. A value that a row lacks stays empty.
-
-    A run that is stopped leaves the old file or the new one, never a part of it.
-    """
-    rows = list(rows)
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+    """Replaces a CSV file in one step, in a folder that it makes if necessary. A value that a row lacks stays empty."""
+    shown = [{name: _plain(value) for name, value in row.items()} for row in rows]
+    columns = list(dict.fromkeys(name for row in shown for name in row))
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    with unfinished.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows({name: _plain(value) for name, value in row.items()} for row in rows)
-    unfinished.replace(path)
+    files.write_rows(path, columns, shown)
 
 
 def latency_rows(folder: Path) -> list[Row]:

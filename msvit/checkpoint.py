@@ -14,7 +14,7 @@ from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
-from msvit.files import replacing
+from msvit_kernels.files import replacing
 
 # Where training scripts keep the weights inside a checkpoint, the averaged ones first.
 _NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")

@@ -10,6 +10,7 @@ from bench.experiments.claims import CLAIMS
 from bench.experiments.spread import Rows, values
 from bench.marked import Markers
 from bench.rows import read_rows
+from msvit_kernels.files import write_text
 
 MARKERS = Markers("python -m bench.experiments")
 # Column, header, factor, digits after the point.
@@ -106,4 +107,4 @@ def write_page(source: Path, page: Path, check: bool = False) -> None:
         raise ValueError(f"{page} differs from {source}: run `python -m bench.experiments --write`")
     if not check:
         page.parent.mkdir(parents=True, exist_ok=True)
-        page.write_text(wanted)
+        write_text(page, wanted)

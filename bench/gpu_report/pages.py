@@ -9,6 +9,7 @@ from bench.gpu_report import summary
 from bench.gpu_report.report import Report
 from bench.machine import facts
 from bench.rows import commits, read_rows
+from msvit_kernels.files import write_text
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ def write_report(report: Report, outcomes: Sequence[Outcome], verified: list[tup
     if verified:
         lines += ["", "## Covered by the tests that passed", "", *(f"- `{file}` `{name}`" for file, name in verified)]
     report.output.mkdir(parents=True, exist_ok=True)
-    (report.output / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (report.output / "report.log").write_text("\n".join(report.log), encoding="utf-8")
+    write_text(report.output / "report.md", "\n".join(lines) + "\n")
+    write_text(report.output / "report.log", "\n".join(report.log))
 
 
 def write_tables(folder: Path) -> None:
@@ -56,7 +57,7 @@ def write_tables(folder: Path) -> None:
         raise ValueError(f"--tables: expected a folder with CSV rows, got {str(folder)!r}")
     newest = max(rows, key=lambda row: row["date"])
     lines = [*heading(newest | {"commit": commits(rows)}), "", *summary.report_lines(folder, with_targets=True)]
-    (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(folder / "report.md", "\n".join(lines) + "\n")
 
 
 def heading(known: Mapping[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ from bench import RESULTS, ROOT
 from bench.command_line import make_parser
 from bench.marked import Markers
 from bench.readme import cpu, gpu
+from msvit_kernels.files import write_text
 
 README = ROOT / "README.md"
 MARKERS = Markers("python -m bench.readme")
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif check:
         sys.exit("README.md differs from the CSV rows: run `python -m bench.readme`")
     else:
-        README.write_text(wanted)
+        write_text(README, wanted)
         print("README.md written")
 
 

@@ -55,10 +55,10 @@ def _draw(
     import torch
 
     from msvit.data import read_image
-    from msvit.files import replacing
     from msvit.policies import Budget, Threshold
     from msvit.visualize import draw_tokens, side_by_side
     from msvit_kernels import Scales
+    from msvit_kernels.files import replacing
 
     if size < _COARSE or size % _COARSE:
         raise ValueError(f"--size: expected a multiple of {_COARSE} pixels, got {size}")

@@ -4,10 +4,10 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from msvit.files import write_rows
 from msvit.report.examined import Examined, Group
 from msvit.report.page import Table
 from msvit.report.settings import mean_and_spread
+from msvit_kernels.files import write_rows
 
 # Name, digits after the point, and the value of a run.
 _COLUMNS: tuple[tuple[str, int, Callable[[Examined], float]], ...] = (

@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from msvit.checkpoint import save_checkpoint
-from msvit.files import flush, replacing, write_text
+from msvit_kernels.files import flush, replacing, write_text
 
 MODEL_FILE, LOSS_FILE, TRAINER_FILE, MANIFEST_FILE = (
     "model.safetensors",

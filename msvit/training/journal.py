@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from msvit.extras import require_extra
-from msvit.files import write_rows
 from msvit.training.metrics import COLUMNS, METRICS_FILE, PRIORS_FILE, read_numbers
+from msvit_kernels.files import write_rows
 
 
 class Journal:

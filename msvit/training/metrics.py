@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from msvit.files import read_rows
+from msvit_kernels.files import read_rows
 
 METRICS_FILE, PRIORS_FILE = "metrics.csv", "priors.csv"
 

@@ -32,13 +32,13 @@ import torch
 from torch import Tensor
 
 import msvit
-from msvit.files import write_text
 from msvit.models import MixedScaleVisionTransformer
 from msvit.training.build import build_model
 from msvit.training.checkpoints import MODEL_FILE, Checkpoint, latest_checkpoint
 from msvit.training.config import Config
 from msvit.training.datasets import make_dataset
 from msvit.training.metrics import METRICS_FILE, PRIORS_FILE, read_numbers
+from msvit_kernels.files import write_text
 
 CONFIG_FILE = "config.json"
 _FORMAT = 1

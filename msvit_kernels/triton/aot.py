@@ -9,7 +9,6 @@ is 1 if a value exceeds its bound.
 """
 
 import argparse
-import csv
 import itertools
 import multiprocessing
 import re
@@ -29,6 +28,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from msvit_kernels import calls
+from msvit_kernels.files import write_rows
 from msvit_kernels.triton import common, mixed_scale_embed, mixed_scale_layout, unpack_to_grid, varlen_attention
 
 SHARED_KB = {80: 163, 90: 227, 100: 227}  # shared memory of one program, at most, by compute capability
@@ -254,10 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = list(itertools.chain.from_iterable(pool.map(compile_case, *zip(*work, strict=True))))
     print(report(rows))
     if options.csv:
-        with options.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, [field.name for field in fields(Row)])
-            writer.writeheader()
-            writer.writerows(map(asdict, rows))
+        write_rows(options.csv, [field.name for field in fields(Row)], list(map(asdict, rows)))
     bad = [row for row in rows if row.verdict != "ok"]
     print(f"{len(rows)} kernels compiled with Triton {triton.__version__}, {len(bad)} above a bound")
     return 1 if bad else 0

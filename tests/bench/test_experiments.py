@@ -14,6 +14,7 @@ from msvit.training import load_run
 from msvit.training.checkpoints import TRAINER_FILE, write_checkpoint
 from msvit.training.metrics import COLUMNS, METRICS_FILE
 from msvit.training.runs import create_run
+from msvit_kernels.files import write_rows
 
 
 def test_every_setting_is_a_configuration(tmp_path):

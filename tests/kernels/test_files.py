@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from msvit.files import read_rows, replacing, write_rows, write_text
+from msvit_kernels.files import read_rows, replacing, write_rows, write_text
 
 
 def names(folder: Path) -> list[str]:
