@@ -73,7 +73,9 @@ def launch_config(
 
 
 def _hopper_config(kernel: str, max_seqlen: int, aligned: bool) -> dict[str, int]:
-    """What bench/gpu_report/tune.py found fastest on an H100 in 16 bits (bench/results/cuda-nvidia-h100-80gb-hbm3/tune.csv).
+    """The fastest launch configuration on an H100 in 16 bits, as found by bench/gpu_report/tune.py.
+
+    The rows are in bench/results/cuda-nvidia-h100-80gb-hbm3/tune.csv.
 
     Small tiles and a cap on registers let more programs run side by side and hide each other's latency. That saves more
     time than the dkv kernel loses by spilling 48 bytes. The forward takes tiles of 64 keys above a max_seqlen of 256.
