@@ -42,6 +42,7 @@ def test_tokens_writes_a_picture_and_prints_counts(tmp_path):
         (("--threshold", 1), 49),
         (("--gate", "random", "--tokens", 100), 100),
         (("--gate", "radial", "--tokens", 100), 100),
+        (("--gate", "coarse", "--threshold", 0.5), 49),
         (("--size", 384, "--tokens", 300), 300),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else None,

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from msvit.models.vit import TOKEN_MODES
+from msvit.tokens import sequences as sequences_module
 from msvit.tokens.sequences import PackedSequences, PaddedSequences, Sequences
 from msvit_kernels import Packing
 from tests.model.model_helpers import images_of, mask_of
@@ -59,6 +60,18 @@ def test_rows_that_are_inactive_already_do_not_count() -> None:
     active = torch.tensor([[True, True, True], [True, True, False]])
     _, kept = PaddedSequences(active, None, None, 1).keep(TOKENS, MASK, 3)
     assert kept.active.tolist() == [[True, True, False], [True, False, False]]
+
+
+@torch.no_grad()
+def test_blocks_share_one_key_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Tensor] = []
+    with_some_key = sequences_module._with_some_key
+    monkeypatch.setattr(sequences_module, "_with_some_key", lambda active: made.append(active) or with_some_key(active))
+    model = make_model({}, gate="entropy", class_token=False, global_pool="avg")
+    model.token_mode = "masked"
+    model(images_of(48).double())
+    assert len(model.blocks) > 1
+    assert len(made) == 1
 
 
 class Nothing:
