@@ -66,7 +66,7 @@ def launch_config(
 
 
 def _hopper_config(kernel: str, max_seqlen: int, aligned: bool) -> dict[str, int]:
-    """What bench/gpu_report/tune.py found fastest on an H100 in 16 bits (bench/results/cuda-nvidia-h100-80gb-hbm3/tune.csv).
+    """What gpu_report/tune.py found fastest on an H100 in 16 bits (bench/results/cuda-nvidia-h100-80gb-hbm3/tune.csv).
 
     Small tiles, and fewer registers than ptxas would take, so that more programs hide each other's waits: that is worth
     more than the 48 bytes that the dkv kernel spills. Forward, tiles of 64 keys once there are more than 256 of them.
