@@ -9,7 +9,7 @@
                              sequences get a wrong result
     sdpa nested              nested tensors of layout jagged, of contiguous q, k, v; both bounds of the lengths given
     varlen_attn flash        torch.nn.attention.varlen, kept from cuDNN
-    varlen_attn cudnn        the same if it takes cuDNN by itself: torch 2.14 on sm90 and sm100
+    varlen_attn cudnn        the same if cuDNN is its own choice: torch 2.14 on sm90 and sm100
     flex_attention           compiled, with a document mask
     cudnn thd                packed sequences by nvidia-cudnn-frontend
     flash-attn-4             flash_attn.cute

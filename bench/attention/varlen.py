@@ -21,7 +21,7 @@ def flash(x: Buffers) -> Prepared:
 
 
 def cudnn(x: Buffers) -> Prepared:
-    """`varlen_attn` if it takes cuDNN by itself: torch 2.14 on sm90 and sm100."""
+    """`varlen_attn` if cuDNN is its own choice: torch 2.14 on sm90 and sm100."""
     return _prepare(x, cudnn=True)
 
 
@@ -73,7 +73,7 @@ def _flash_only(varlen: Any) -> Iterator[None]:
 
 
 def _takes_cudnn(varlen: Any, x: Buffers) -> bool:
-    """Whether `varlen_attn` takes cuDNN by itself with these inputs."""
+    """Whether cuDNN is the own choice of `varlen_attn` for these inputs."""
     longest, window = x.workload.longest, [-1, -1]
     if hasattr(varlen, "_select_backend"):
         chosen = varlen._select_backend(x.q, x.k, x.v, x.offsets, x.offsets, longest, window)

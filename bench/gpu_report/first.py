@@ -125,7 +125,7 @@ def attention(ladder: Ladder, seconds: float, *options: object) -> None:
 
 
 def show_facts(ladder: Ladder) -> None:
-    """Says what is installed; builds the native modules if those that came along cannot be imported."""
+    """Logs installed packages; builds the native modules if the present ones cannot be imported."""
     if program := shutil.which("nvidia-smi"):
         query = [program, "--query-gpu=name,driver_version,memory.total,clocks.sm,power.limit", "--format=csv,noheader"]
         ladder.say(commands.run(query, 10).output.strip())

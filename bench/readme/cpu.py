@@ -7,7 +7,7 @@ from bench.rows import Row, read_rows
 
 METHODS = ("dense", "masked", "trimmed", "packed")
 BATCH = "16"
-# What the table of operators shows: the file, what is measured, and the columns that single out a row of it.
+# Lines of the table of operators: file, text, and columns that single out a row.
 OPERATORS = [
     ("varlen_attention", "attention forward, 16 sequences of 64 to 196", {"shape": "16 x 64..196", "direction": "fwd"}),
     ("varlen_attention", "the same backward, with the weight gradient", {"shape": "16 x 64..196", "direction": "bwd"}),

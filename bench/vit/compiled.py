@@ -41,7 +41,7 @@ def _dense(zoo: Zoo, method: Method, images: Tensor) -> Callable[[Tensor], Tenso
 
 
 def _packed(zoo: Zoo, method: Method, images: Tensor) -> Callable[[Tensor], Tensor]:
-    # One model for each budget, or what is compiled for one would be compiled again for the next.
+    # One model for each budget, or the code of one budget would be compiled again for the next.
     model = zoo.bare_mixed(method.image_size)
     model.token_mode, model.policy = "packed", Budget(method.wanted)
 

@@ -42,7 +42,7 @@ def test_rows(tmp_path, capsys, operator):
     assert float(best["times_best_torch"]) == 1
     printed = capsys.readouterr().out
     assert "× best torch" in printed
-    assert "roofline fp32" in printed
+    assert f"roofline {rows[0]['dtype']}" in printed
 
 
 def test_host_cost_is_a_row(tmp_path):
