@@ -10,7 +10,14 @@ from bench.gpu_report import commands
 from msvit_kernels import dispatch
 
 # Files of the tests that run on a GPU, the most important ones first: they are handed out in this order.
-GPU_TESTS = ("varlen_attention", "mixed_scale_embed", "mixed_scale_layout", "unpack_to_grid", "gpu")
+GPU_TESTS = (
+    "varlen_attention",
+    "varlen_attention_edges",
+    "mixed_scale_embed",
+    "mixed_scale_layout",
+    "unpack_to_grid",
+    "gpu",
+)
 UNVERIFIED = RESULTS / "UNVERIFIED.md"
 _OUTCOME = "PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS"
 # "tests/a.py::b[c] PASSED [ 10%]", with pytest-xdist "[gw0] [ 10%] PASSED tests/a.py::b[c]"
@@ -97,7 +104,7 @@ def covered(lines: list[tuple[str, str]], outcomes: dict[str, str]) -> list[tupl
         mine = [
             outcome
             for test, outcome in outcomes.items()
-            if test.startswith(f"tests/kernels/test_{operator}.py") and f"{backend}-cuda" in test
+            if test.startswith(f"tests/kernels/test_{operator}") and f"{backend}-cuda" in test
         ]
         if "PASSED" in mine and not {"FAILED", "ERROR"} & set(mine):
             done.append((file, kernel))

@@ -8,97 +8,22 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from msvit_kernels import dispatch, testing, validation, varlen_attention
+from msvit_kernels import dispatch, testing, varlen_attention
 from msvit_kernels.calls import VarlenAttention, VarlenAttentionBackward
 from msvit_kernels.ops.arguments import flattener
 from msvit_kernels.testing import DEVICES
-
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-TARGETS = [
-    pytest.param((backend, device, dtype), id=f"{backend}-{device}-{str(dtype).removeprefix('torch.')}")
-    for device in DEVICES
-    for dtype in DTYPES
-    for backend in testing.backends_for("varlen_attention", device, dtype, head_dim=64)
-    if backend != "reference"
-]
-# One dtype of each backend for what does not depend on it: the first that it has, or the one that it compiles soonest.
-FIRST_DTYPES = {target.values[0][:2]: target.values[0] for target in reversed(TARGETS)}
-FIRST_DTYPES |= {key: (*key, torch.bfloat16) for key in FIRST_DTYPES if testing.compiles(*key)}
-FIRST_DTYPES |= {("reference", device): ("reference", device, torch.float32) for device in DEVICES}
-PROPERTY_TARGETS = [
-    pytest.param(target, id="-".join(map(str, key))) for key, target in sorted(FIRST_DTYPES.items(), key=lambda x: x[0])
-]
-LENGTHS = {
-    "vit": [64, 196, 98, 127],
-    "empty_sequences": [0, 5, 0, 0, 17, 0],
-    "one_token": [1],
-    "single_image": [197],
-    "partial_tiles": [49, 65, 33, 16, 15],
-}
-
-
-def make_inputs(lengths, num_heads, head_dim, dtype, device="cpu", weights="none", lengths_k=None):
-    """Inputs of one call and an upstream gradient for both outputs."""
-    total, total_k = sum(lengths), sum(lengths_k or lengths)
-    q, k, v = testing.qkv_views(max(total, total_k), num_heads, head_dim, dtype, device)
-    arguments = {"key_weight": testing.key_weights(weights, total_k, device)}
-    if lengths_k is not None:
-        arguments["cu_seqlens_k"] = testing.offsets(lengths_k, device)
-        arguments["max_seqlen_k"] = max(lengths_k)
-    dout = torch.randn(total, num_heads, head_dim, device=device).to(dtype)
-    dlse = torch.randn(num_heads, total, device=device)
-    qkv = q[:total], k[:total_k], v[:total_k]
-    return qkv, testing.offsets(lengths, device), max(lengths, default=0), arguments, dout, dlse
-
-
-def run(inputs, backend, dtype=None):
-    """Outputs and gradients of one call, by name; inputs are cast to `dtype` first, statistics to fp64 with it."""
-    qkv, cu_seqlens, max_seqlen, arguments, dout, dlse = inputs
-    qkv = [leaf(x if dtype is None else x.to(dtype)) for x in qkv]
-    arguments = dict(arguments)
-    weight = arguments["key_weight"]
-    if weight is not None:
-        weight = arguments["key_weight"] = leaf(weight.double() if dtype == torch.float64 else weight)
-    out, lse = varlen_attention(*qkv, cu_seqlens, max_seqlen, **arguments, return_lse=True, backend=backend)
-    dlse = dlse.to(lse.dtype).masked_fill(lse == -torch.inf, 0)
-    torch.autograd.backward([out, lse], [dout.to(out.dtype), dlse])
-    results = {"out": out, "lse": lse, "dq": qkv[0].grad, "dk": qkv[1].grad, "dv": qkv[2].grad}
-    if weight is not None:
-        results["dweight"] = weight.grad
-    return {name: x.detach() for name, x in results.items()}
-
-
-def leaf(x):
-    """`x` as a leaf that keeps its strides."""
-    return x.detach().requires_grad_()
-
-
-def rounding(dtype):
-    """Bounds for two ways to compute the same: two units in the last place, a hundred where sums are of this dtype."""
-    units = (100 if dtype == torch.float32 else 2) * torch.finfo(dtype).eps
-    return {"rtol": units, "atol": units}
-
-
-def few_lengths(target, lengths, weights):
-    """Every size of tile with weights and some without in bf16, that of an image in the other dtypes."""
-    if target[2] == torch.bfloat16:
-        return weights != "none" or max(lengths) > 32
-    return max(lengths) > 128
-
-
-def common_sizes(target, head_dim, max_seqlen):
-    """head_dim and bound of the lengths: where each pair is compiled, those that other tests have."""
-    return (64, 64) if testing.compiles(*target[:2]) else (head_dim, max_seqlen)
-
-
-def check_accuracy(inputs, backend):
-    oracle = run(inputs, "reference", torch.float64)
-    eager = run(inputs, "reference")
-    # Scores and their gradients are dot products of head_dim unit terms; with one key per query they cancel to zero.
-    product = inputs[0][0].shape[2] ** 0.5
-    for name, actual in run(inputs, backend).items():
-        summand = product if name in ("dq", "dk", "dweight") else 1.0
-        testing.assert_accurate(name, actual, eager[name], oracle[name], summand)
+from tests.kernels.attention_helpers import (
+    LENGTHS,
+    PROPERTY_TARGETS,
+    TARGETS,
+    check_accuracy,
+    common_sizes,
+    few_lengths,
+    leaf,
+    make_inputs,
+    rounding,
+    run,
+)
 
 
 @pytest.mark.fewer_cases(keep=few_lengths)
@@ -264,60 +189,6 @@ def test_one_backend_takes_the_gradient_of_the_others_forward_pass(first):
         testing.assert_accurate(name, *values, 8)
 
 
-@pytest.mark.parametrize("target", PROPERTY_TARGETS)
-def test_a_bound_far_above_the_lengths_changes_nothing(target):
-    backend, device, dtype = target
-    inputs = make_inputs([30, 0, 5], 2, 64, dtype, device, "fractional")
-    expected = run(inputs, backend)
-    for name, x in run((*inputs[:2], 2**31, *inputs[3:]), backend).items():
-        assert torch.equal(x, expected[name]), name
-
-
-@pytest.mark.parametrize("target", PROPERTY_TARGETS)
-@pytest.mark.parametrize("scale", [-0.3, 0.0, 5.0])
-def test_any_finite_softmax_scale(target, scale):
-    backend, device, dtype = target
-    (q, k, v), cu_seqlens, max_seqlen, _, dout, _ = make_inputs([70, 300, 5], 1, 64, dtype, device)
-
-    def gradients(dtype, backend):
-        leaves = [leaf(x.to(dtype)) for x in (q, k, v)]
-        out = varlen_attention(*leaves, cu_seqlens, max_seqlen, softmax_scale=scale, backend=backend)
-        return [out.detach(), *torch.autograd.grad(out, leaves, dout.to(dtype))]
-
-    oracle, eager = gradients(torch.float64, "reference"), gradients(dtype, "reference")
-    # Each exponential has the rounding of a score in it, which the gradient of v, a plain sum of them, shows.
-    largest_score = abs(scale) * max(float((a @ b.T).abs().max()) for a, b in zip(*(
-        x[:, 0].float().split([70, 300, 5]) for x in (q, k)), strict=True))  # fmt: skip
-    for name, actual, expected, exact in zip("oqkv", gradients(dtype, backend), eager, oracle, strict=True):
-        # A sharp softmax cancels in dq and dk what is the size of scale times a product of head_dim terms.
-        testing.assert_accurate(name, actual, expected, exact, largest_score if name == "v" else 8 * max(1, abs(scale)))
-
-
-@pytest.mark.parametrize("target", PROPERTY_TARGETS)
-def test_rows_further_apart_than_32_bits_count(target):
-    backend, device, dtype = target
-    if backend == "reference" or (dtype == torch.float32 and device == "cpu"):
-        dtype = torch.bfloat16  # half the address space
-    lengths, num_heads = [12, 7], 2
-    head_dim, max_seqlen = common_sizes(target, 64, 12)
-    shape = (sum(lengths), 3, num_heads, head_dim)
-    strides = (2**27 + 8, num_heads * head_dim, head_dim, 1)
-    try:
-        storage = torch.empty((shape[0] - 1) * strides[0] + 3 * strides[1], dtype=dtype, device=device)
-    except (RuntimeError, torch.OutOfMemoryError) as error:
-        pytest.skip(f"needs {2 * shape[0] // 8} GiB of address space: {error}")
-    far = storage.as_strided(shape, strides)
-    near = torch.randn(shape, device=device).to(dtype)
-    far.copy_(near)
-    results = []
-    for qkv in (far, near):
-        leaves = [leaf(x) for x in qkv.unbind(1)]
-        out = varlen_attention(*leaves, testing.offsets(lengths, device), max_seqlen, backend=backend)
-        results.append([out.detach(), *torch.autograd.grad(out.float().square().sum(), leaves)])
-    for x, y in zip(*results, strict=True):
-        assert torch.equal(x, y)
-
-
 @pytest.mark.skipif("cuda" not in DEVICES, reason="CUDA graphs need a GPU")
 @pytest.mark.parametrize("target", [target for target in PROPERTY_TARGETS if target.values[0][0] in ("cuda", "triton")])
 def test_graph_replay_equals_eager(target, monkeypatch):
@@ -377,106 +248,6 @@ def test_cpu_bits_do_not_depend_on_threads(dtype, set_threads):
     for other in results[1:]:
         for name, x in results[0].items():
             assert torch.equal(x, other[name]), name
-
-
-@pytest.mark.parametrize("target", PROPERTY_TARGETS)
-def test_queries_without_active_keys_return_zero(target):
-    backend, device, dtype = target
-    head_dim, _ = common_sizes(target, 16, 0)
-    inputs = make_inputs([4, 5], 2, head_dim, dtype, device, "ones")
-    inputs[3]["key_weight"][4:] = 0
-    results = run(inputs, backend)
-    assert (results["out"][4:] == 0).all()
-    assert (results["lse"][:, 4:] == -torch.inf).all()
-    for name in ("dq", "dk", "dv", "dweight"):
-        assert (results[name][4:] == 0).all(), name
-
-
-@pytest.mark.parametrize("target", PROPERTY_TARGETS)
-def test_inactive_key_with_a_huge_score_changes_nothing(target):
-    backend, device, dtype = target
-    head_dim, max_seqlen = common_sizes(target, 16, 8)
-    (q, k, v), cu_seqlens, _, _, _, _ = make_inputs([8], 1, head_dim, dtype, device)
-    q, k, v = q.clone(), k.clone(), v.clone()
-    weight = torch.ones(8, device=device)
-    weight[3] = 0
-    expected = varlen_attention(q, k, v, cu_seqlens, max_seqlen, key_weight=weight, backend=backend)
-    k[3] = q[0] * 1e4
-    leaves = [leaf(x) for x in (q, k, v)]
-    out = varlen_attention(*leaves, cu_seqlens, max_seqlen, key_weight=weight, backend=backend)
-    torch.testing.assert_close(out, expected)
-    out.sum().backward()
-    assert all(x.grad.isfinite().all() for x in leaves)
-    assert (leaves[1].grad[3] == 0).all()
-    assert (leaves[2].grad[3] == 0).all()
-
-
-@pytest.mark.parametrize("target", PROPERTY_TARGETS)
-@pytest.mark.parametrize("weights", ["none", "fractional"])
-@pytest.mark.parametrize("length", [40, 450])
-def test_nan_of_a_query_stays_in_its_row(target, length, weights):
-    backend, device, dtype = target
-    lengths = [9, length, 20]
-    inputs = make_inputs(lengths, 1, 64, dtype, device, weights)
-    q, k, v = (x.clone() for x in inputs[0])
-    row, own = 9 + length // 2, slice(9, 9 + length)
-    clean = run(((q, k, v), *inputs[1:]), backend)
-    q[row, 0, 3] = torch.nan
-    results = run(((q, k, v), *inputs[1:]), backend)
-    for name in ("out", "lse", "dq"):
-        actual, expected = (x[name].T if name == "lse" else x[name] for x in (results, clean))
-        others = torch.arange(sum(lengths), device=device) != row
-        assert actual[row].isnan().all(), name
-        assert torch.equal(actual[others], expected[others]), name
-    for name in ("dk", "dv"):
-        assert_nan_in(own, name, results, clean, inputs[3]["key_weight"])
-    if weights != "none":
-        assert_nan_in(own, "dweight", results, clean)
-
-
-@pytest.mark.parametrize("target", PROPERTY_TARGETS)
-@pytest.mark.parametrize("where", ["key", "weight"])
-@pytest.mark.parametrize("length", [40, 450])
-def test_nan_of_a_key_stays_in_its_sequence(target, length, where, monkeypatch):
-    backend, device, dtype = target
-    # Otherwise weights that are not finite are refused on the CPU.
-    monkeypatch.setattr(validation, "checks_contents", lambda _: False)
-    inputs = make_inputs([9, length, 20], 1, 64, dtype, device, "fractional")
-    q, k, v = (x.clone() for x in inputs[0])
-    weight = inputs[3]["key_weight"].clone()
-    row = 9 + length // 2
-    weight[row] = 1
-    clean = run(((q, k, v), *inputs[1:3], {"key_weight": weight}, *inputs[4:]), backend)
-    if where == "key":
-        k[row, 0, 3] = torch.nan
-    else:
-        weight[row] = torch.nan
-    results = run(((q, k, v), *inputs[1:3], {"key_weight": weight}, *inputs[4:]), backend)
-    for name in ("out", "lse", "dq"):
-        assert_nan_in(slice(9, 9 + length), name, results, clean)
-    for name in ("dk", "dv"):
-        assert_nan_in(slice(9, 9 + length), name, results, clean, weight)
-    assert_nan_in(slice(9, 9 + length), "dweight", results, clean)
-
-
-def assert_nan_in(own, name, results, clean, weight=None):
-    """NaN in all rows of one sequence, but for keys of weight 0, where 0 times NaN is left to the backend; the bits of
-    the run without NaN in the other sequences.
-    """
-    actual, expected = (x[name].T if name == "lse" else x[name] for x in (results, clean))
-    inside = actual[own] if weight is None else actual[own][weight[own] != 0]
-    assert inside.isnan().all(), name
-    for others in (slice(0, own.start), slice(own.stop, None)):
-        assert torch.equal(actual[others], expected[others]), name
-
-
-@pytest.mark.parametrize("target", PROPERTY_TARGETS)
-@pytest.mark.parametrize("lengths", [[], [0], [0, 0]], ids=str)
-def test_no_tokens_at_all(target, lengths):
-    backend, device, dtype = target
-    results = run(make_inputs(lengths, 2, 32, dtype, device, "ones"), backend)
-    assert results["out"].shape == (0, 2, 32)
-    assert results["lse"].shape == (2, 0)
 
 
 def test_opcheck():
