@@ -17,6 +17,14 @@ from msvit_kernels.scales import Scales
 
 # An int that may be symbolic while torch.compile traces. A plain int takes the dispatcher less time.
 SymInt = Annotated[int, "SymInt"]
+HEAD_DIMS = range(16, 129, 8)  # of `varlen_attention`, in every backend
+
+
+def head_dim_fault(head_dim: int) -> str | None:
+    """The head_dim that attention takes instead of this one, for an error message; None if it takes this one."""
+    if head_dim in HEAD_DIMS:
+        return None
+    return f"a head_dim that is a multiple of {HEAD_DIMS.step} from {HEAD_DIMS[0]} to {HEAD_DIMS[-1]}, got {head_dim}"
 
 
 class VarlenAttention(NamedTuple):

@@ -5,7 +5,7 @@ import io
 import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         FileNotFoundError: the folder does not exist.
         OSError: `path` is a folder or a device, or the file cannot be written; the old one is still there.
     """
-    path = Path(path)
+    path = Path(path).resolve()  # a link stays a link
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: expected a file in a folder that exists")
     if path.exists() and not path.is_file():
         raise OSError(f"{path}: expected a file, got {'a folder' if path.is_dir() else 'a device'}")
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
     temporary.touch(exist_ok=False)
-    mode = temporary.stat().st_mode
+    mode = (path if path.exists() else temporary).stat().st_mode
     try:
         yield temporary
         temporary.chmod(mode)  # some versions of safetensors make a file that only its owner can read
@@ -40,7 +40,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    flush(path.parent)
+    with suppress(OSError):  # the file is in place, and some network file systems cannot flush a folder
+        flush(path.parent)
 
 
 def flush(path: Path) -> None:

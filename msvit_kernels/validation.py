@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from msvit_kernels.calls import head_dim_fault
 from msvit_kernels.scales import tokens_gained
 
 FLOATING_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -77,8 +78,8 @@ def validate_attention(q: Tensor, k: Tensor, v: Tensor) -> None:
     num_heads, head_dim = q.shape[1:]
     require_shape("k", k, (k.shape[0], num_heads, head_dim))
     require_shape("v", v, k.shape)
-    if head_dim % 8 or not 16 <= head_dim <= 128:
-        raise ValueError(f"q: expected a head_dim that is a multiple of 8 from 16 to 128, got {head_dim}")
+    if fault := head_dim_fault(head_dim):
+        raise ValueError(f"q: expected {fault}")
     if num_heads < 1:
         raise ValueError("q: expected at least one head, got none")
     for name, x in (("q", q), ("k", k), ("v", v)):

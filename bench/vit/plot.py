@@ -9,6 +9,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
+from msvit_kernels.files import replacing
+
 # Okabe and Ito's colours, which the colour-blind can tell apart, and a dark red. A compiled model is drawn once, as a
 # graph if it is one.
 STYLES = {
@@ -57,7 +59,8 @@ def plot_latency(rows: list[dict[str, Any]], path: Path) -> None:
         ha="left",
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, dpi=130)
     plt.close(figure)
 
 

@@ -1,4 +1,4 @@
-// What a parallel region needs: the number of threads, memory for each, the distribution of tasks, and prefetches.
+// Parallel regions: the number of threads, memory for each thread, the distribution of tasks, and prefetches.
 #pragma once
 
 #include <algorithm>

@@ -57,7 +57,7 @@ struct BackwardScratch {
   }
 };
 
-// What one task reads, from its first query row and its first key.
+// Inputs of one task, from its first query row and its first key.
 template <class T>
 struct BackwardOperands {
   Rows<T> q, k, v, dout;

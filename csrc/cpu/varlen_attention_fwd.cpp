@@ -61,7 +61,7 @@ MSVIT_INLINE void store_probabilities(uint32_t* words, int64_t v, VecF p) {
 }
 #endif
 
-// What one task reads and writes: rows of one sequence and head, from its first query row and from the first key.
+// Operands of one task: rows of one sequence and head, from its first query row and from the first key.
 template <class T>
 struct Operands {
   Rows<T> q, k, v;

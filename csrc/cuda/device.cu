@@ -1,3 +1,4 @@
+// Number and properties of the GPUs, from the CUDA runtime.
 #include <cuda_runtime.h>
 
 #include <stdexcept>

@@ -1,4 +1,4 @@
-// Attention backward: choice between the two implementations.
+// Attention backward: choice between the one-pass and the two-pass kernels, whose files give the equations.
 #include "launch.cuh"
 #include "sequences.cuh"
 #include "varlen_attention_bwd.h"

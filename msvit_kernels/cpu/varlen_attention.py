@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from msvit_kernels import _C
-from msvit_kernels.calls import VarlenAttention, VarlenAttentionBackward, VarlenAttentionGradients
+from msvit_kernels.calls import VarlenAttention, VarlenAttentionBackward, VarlenAttentionGradients, head_dim_fault
 from msvit_kernels.native_fields import attention_fields, empty_rows
 
 OPTIONS = frozenset({"key_weight"})
@@ -58,6 +58,5 @@ def unsupported_reason(device_type: str, dtype: torch.dtype, head_dim: int) -> s
         return f"runs on the CPU, got a {device_type} tensor"
     if dtype not in (torch.float32, torch.bfloat16):
         return f"takes float32 and bfloat16, got {str(dtype).removeprefix('torch.')}"
-    if not 16 <= head_dim <= 128 or head_dim % 8:
-        return f"takes a head_dim that is a multiple of 8 from 16 to 128, got {head_dim}"
-    return None
+    fault = head_dim_fault(head_dim)
+    return f"takes {fault}" if fault else None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from msvit_kernels.calls import VarlenAttention, VarlenAttentionBackward, VarlenAttentionGradients
+from msvit_kernels.calls import VarlenAttention, VarlenAttentionBackward, VarlenAttentionGradients, head_dim_fault
 from msvit_kernels.cuda.native import device_index, device_unsupported, kernels, stream_of
 from msvit_kernels.native_fields import attention_fields, empty_rows
 
@@ -87,6 +87,5 @@ def unsupported_reason(device_type: str, dtype: torch.dtype, head_dim: int) -> s
         return f"takes bfloat16 and float16, got {str(dtype).removeprefix('torch.')}"
     if reason is None and dtype == torch.float16 and not kernels.build_info()["fp16"]:
         return "is built without fp16 kernels (MSVIT_CUDA_FP16=OFF)"
-    if reason is None and not (16 <= head_dim <= 128 and head_dim % 8 == 0):
-        return f"takes a head_dim that is a multiple of 8 from 16 to 128, got {head_dim}"
-    return reason
+    fault = head_dim_fault(head_dim)
+    return reason or (f"takes {fault}" if fault else None)

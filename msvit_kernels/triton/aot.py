@@ -2,10 +2,10 @@
 
     python -m msvit_kernels.triton.aot --archs 80,90,100 [--quick] [--csv PATH] [--jobs 2]
 
-sm_90 gets all configurations; the other architectures get those of bf16 and a few of fp32. The launchers run on meta
-tensors, and a hook compiles each kernel for the named architecture instead of launching it. The table shows registers
-and spilled bytes per thread (from the cuobjdump that comes with Triton) and shared memory per program. The exit status
-is 1 if a value exceeds its bound.
+sm_90 gets all configurations of bf16 and fp32 and a few of fp16; the other architectures get those of bf16 and a few of
+fp32. The launchers run on meta tensors, and a hook compiles each kernel for the named architecture instead of launching
+it. The table shows registers and spilled bytes per thread (from the cuobjdump that comes with Triton) and shared memory
+per program. The exit status is 1 if a value exceeds its bound.
 """
 
 import argparse
@@ -32,9 +32,9 @@ from msvit_kernels.files import write_rows
 from msvit_kernels.triton import common, mixed_scale_embed, mixed_scale_layout, unpack_to_grid, varlen_attention
 
 SHARED_KB = {80: 163, 90: 227, 100: 227}  # shared memory of one program, at most, by compute capability
-# This architecture compiles every dtype. The others leave out fp16, whose kernels differ from those of bf16 in the type
-# alone, and most of fp32, whose tiles are the same on every GPU; fp32 has to fit the smallest shared memory everywhere,
-# but its spills are checked here alone.
+# This architecture compiles every dtype, but few configurations of fp16, whose kernels differ from those of bf16 in the
+# type alone. The others leave out fp16 and most of fp32, whose tiles are the same on every GPU; fp32 has to fit the
+# smallest shared memory everywhere, but its spills are checked here alone.
 COMPLETE_ARCH = 90
 MAX_REGISTERS = 255
 MAX_TENSOR_COLUMNS = 512

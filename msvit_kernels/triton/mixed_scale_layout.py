@@ -33,7 +33,8 @@ def _scan_kernel(
 ):  # fmt: skip
     """num_tokens_b, and region_start_br without cu_seqlens_b.
 
-    One program scans all regions of one image, BLOCK_R at a time: one read of fine_mask, one write of region_start.
+    One program scans all regions of one image, BLOCK_R at a time, with int32
+    sums: one read of fine_mask, one write of region_start.
     """
     pid_b = tl.program_id(0)
     fine_mask_ptr += pid_b.to(tl.int64) * num_regions
@@ -58,7 +59,7 @@ def _fill_kernel(
     """batch_index and token_index of each row: row region_start_br + l is token l of region r.
 
     One program writes the rows of BLOCK_R regions of one image; the first program of an image writes its prefix rows
-    too. Each row is written once; rows outside [0, total_tokens), which wrong offsets may name, are not.
+    too, without sums. Each row is written once; rows outside [0, total_tokens), which wrong offsets may name, are not.
     """
     pid = tl.program_id(0)
     pid_b, pid_r = pid // num_blocks, pid % num_blocks

@@ -34,7 +34,8 @@ def _fwd_kernel(
 ):  # fmt: skip
     """grid[b, :, y, x] = tokens[row of the token that covers cell (y, x), :].
 
-    One program writes BLOCK_C cells x BLOCK_D channels of one image; each element of the grid is written once, exactly.
+    One program writes BLOCK_C cells x BLOCK_D channels of one image; each element of the grid is read and
+    written once, without arithmetic.
     """
     pid = tl.program_id(0)
     pid_d, pid = pid % num_dim_blocks, pid // num_dim_blocks

@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from msvit_kernels.calls import VarlenAttention, VarlenAttentionBackward, VarlenAttentionGradients
+from msvit_kernels.calls import VarlenAttention, VarlenAttentionBackward, VarlenAttentionGradients, head_dim_fault
 from msvit_kernels.triton.common import INTERPRETER_ARCH, arch_of, device_unsupported, dtype_unsupported, launch
 from msvit_kernels.triton.numerics import dot, rounded
 
@@ -416,6 +416,5 @@ def _grid(num_blocks: int, num_heads: int, cu_seqlens: Tensor, rows: Tensor) -> 
 def unsupported_reason(device_type: str, dtype: torch.dtype, head_dim: int) -> str | None:
     """Reason why q, k and v of this dtype and head_dim cannot run here, or None."""
     reason = device_unsupported(device_type) or dtype_unsupported(dtype)
-    if reason is None and not (16 <= head_dim <= 128 and head_dim % 8 == 0):
-        return f"takes a head_dim that is a multiple of 8 from 16 to 128, got {head_dim}"
-    return reason
+    fault = head_dim_fault(head_dim)
+    return reason or (f"takes {fault}" if fault else None)

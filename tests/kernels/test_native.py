@@ -6,6 +6,7 @@ import importlib.machinery
 import importlib.util
 import inspect
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -89,6 +90,14 @@ def compiled_levels() -> list[str]:
     except ImportError:
         return []
     return list(native.cpu_info()["isa_compiled"])
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or os.environ.get("CMAKE_ARGS", "") != "", reason="other levels")
+def test_a_plain_build_has_all_levels():
+    native = pytest.importorskip("msvit_kernels._C")
+    if native.cpu_info()["sanitize"]:
+        pytest.skip("sanitized builds have the levels of this CPU")
+    assert native.cpu_info()["isa_compiled"] == ["portable", "avx2", "avx512", "avx512bf16"]
 
 
 @pytest.mark.parametrize("level", compiled_levels())

@@ -17,7 +17,7 @@ Isa choose() {
     if (isa_name(isa) == wanted) return isa;
     names += (names.empty() ? "" : ", ") + isa_name(isa);
   }
-  throw std::invalid_argument("MSVIT_CPU_ISA: expected one of " + names + " (what this CPU and build can run), got '" +
+  throw std::invalid_argument("MSVIT_CPU_ISA: expected one of " + names + " (the levels of this CPU and build), got '" +
                               wanted + "'");
 }
 

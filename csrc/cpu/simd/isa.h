@@ -1,6 +1,6 @@
 // Instruction-set levels of the CPU kernels, and the choice between them at run time.
 //
-// csrc/CMakeLists.txt lists the levels and generates isa_levels.h from that list. It compiles every performance file
+// simd/levels.cmake lists the levels and generates isa_levels.h from that list. CMake compiles every performance file
 // once per level, with -DMSVIT_ISA=<level> and the level's -m flags. Such a file puts everything that it defines,
 // helper headers included, into namespace msvit::MSVIT_ISA, so that the linker can never replace a function by its twin
 // that was compiled for a newer CPU. Its header declares the entry points of all levels:
