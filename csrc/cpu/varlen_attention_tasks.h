@@ -1,4 +1,4 @@
-// Shared by the forward and the backward of attention: rows of a sequence, the order of the work, the keys that take part.
+// Shared by forward and backward of attention: rows of a sequence, the order of the work, the keys that take part.
 #pragma once
 
 #include <algorithm>
