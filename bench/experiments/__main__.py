@@ -5,9 +5,9 @@
     python -m bench.experiments --write                                      only docs/experiments.md, from the CSV
 
 As in the paper, models start from a plain ViT: `pretrained` is trained first, for each seed. Finished runs are skipped
-and interrupted ones resumed, so the command can be stopped and repeated. Figures go to
+and interrupted runs are resumed, so the command can be stopped and started again. Figures go to
 bench/results/<device>/experiments.csv, and from there into docs/experiments.md. A CSV is never replaced by one that
-lacks some of its runs: to get a smaller one, remove it first.
+lacks some of its runs; to write such a CSV, remove the old one first.
 """
 
 import argparse
@@ -27,9 +27,15 @@ from bench.machine import results_dir
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line, checked."""
+    """Parses and checks the command line."""
     parser = make_parser(__doc__)
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="settings (and what they start from)")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="settings to run, with those that they start from (default: all)",
+    )
     parser.add_argument("--seeds", type=int, default=3, help="runs of each setting (default: 3)")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time, which share the cores (default: 1)")
     parser.add_argument("--runs", type=Path, help="folder of the runs (default: runs/experiments)")
@@ -65,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             waves = make_jobs(runs, arguments.only, arguments.seeds, arguments.quick)
             if not arguments.collect and (failed := train(waves, arguments.jobs)):
                 sys.exit(f"failed: {', '.join(failed)}")
-            # All finished runs, not only those of --only: the page shows the whole table.
+            # Collects all finished runs, not only those of --only: the page shows the whole table.
             collect(make_jobs(runs, [], arguments.seeds, arguments.quick), output, device)
         write_page(output, page, arguments.check)
     except (ValueError, OSError) as error:

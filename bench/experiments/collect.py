@@ -18,7 +18,7 @@ def collect(waves: Sequence[Sequence[Job]], output: Path, device: torch.device) 
     """Writes a CSV row for each finished run, in the order of the settings.
 
     Raises:
-        ValueError: no run is finished, or the CSV has rows of others; it stays as it is.
+        ValueError: no run is finished, or the CSV has rows of runs that are not; the CSV stays as it is.
     """
     order = {setting.name: i for i, setting in enumerate(SETTINGS)}
     finished = sorted(
@@ -29,14 +29,14 @@ def collect(waves: Sequence[Sequence[Job]], output: Path, device: torch.device) 
     if lost := _recorded_runs(output) - {job.folder.name for job in finished}:
         names = ", ".join(sorted(lost))
         raise ValueError(
-            f"{output}: not written, as it has rows of {names}, not finished or beyond --seeds; remove it first"
+            f"{output}: not written, because it has rows of {names}, unfinished or beyond --seeds; remove it first"
         )
     known = facts(device)
     write_rows(output, [{**measure(job.setting, load_run(job.folder), device), **known} for job in finished])
 
 
 def _recorded_runs(path: Path) -> set[str]:
-    """Names of the runs that a CSV has rows of; none if there is no CSV."""
+    """Names of the runs in a CSV; none if there is no CSV."""
     return {run_name(row["setting"], row["seed"]) for row in read_rows(path)}
 
 

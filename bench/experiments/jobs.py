@@ -18,7 +18,7 @@ class Job:
         setting: the setting.
         folder: folder of the run.
         values: values of `msvit.training.Config` beyond the preset.
-        gate_run: run whose gate this one takes over, frozen; None: it has its own.
+        gate_run: run whose gate this one takes over, frozen; if None, it has its own.
     """
 
     setting: Setting
@@ -59,11 +59,11 @@ class Job:
 
 
 def make_jobs(runs: Path, names: Sequence[str], seeds: int, quick: bool) -> list[list[Job]]:
-    """Jobs in waves; each starts from runs of the waves before it.
+    """Jobs in waves; a job starts only from runs of earlier waves.
 
     Args:
         runs: folder of all runs.
-        names: wanted settings; those that they start from come along. All settings if empty.
+        names: wanted settings, all if empty; the settings that they start from are added.
         seeds: runs of each setting, with seeds 0, 1, ...
         quick: tiny models and few images.
 

@@ -3,6 +3,7 @@
 import math
 import re
 import statistics
+import textwrap
 from pathlib import Path
 
 from bench import ROOT
@@ -28,7 +29,7 @@ COLUMNS = (
 
 
 def rows_by_setting(path: Path) -> Rows:
-    """Rows by setting, in the order of the file; those of a setting by seed.
+    """Rows by setting, in the order of the file; the rows of a setting are in the order of their seeds.
 
     Raises:
         ValueError: the file has no row.
@@ -43,8 +44,8 @@ def rows_by_setting(path: Path) -> Rows:
 
 
 def table(rows: Rows) -> list[str]:
-    """A line for each setting: means over seeds, and the standard deviation of the accuracy."""
-    header = ["setting", "what", "runs", *(title for _, title, _, _ in COLUMNS)]
+    """A table line for each setting: means over seeds, and the standard deviation of the accuracy."""
+    header = ["setting", "description", "runs", *(title for _, title, _, _ in COLUMNS)]
     lines = [f"| {' | '.join(header)} |", f"|---|---|{'--:|' * (len(header) - 2)}"]
     for name, mine in rows.items():
         cells = [f"`{name}`", mine[0]["about"], str(len(mine))]
@@ -66,38 +67,42 @@ def measured(path: Path) -> str:
     where = path.resolve()
     source = where.relative_to(ROOT).as_posix() if where.is_relative_to(ROOT) else where.name
     lines = [
-        f"From {source}: evaluated at commit {first['commit']} with torch {first['torch']} on {first['machine']}; "
-        f"{first['test_images']} test images, {first['train_images']} training images.",
-        "Dynamics: share of the variance of the gate's decisions that lies between images; 0 % is a static pattern.",
-        "Fine on digit: share of the fine regions that cover the digit. Digit fine: share of its regions that are",
-        "fine.",
+        f"From {source}: evaluated at commit {first['commit']}",
+        f"with torch {first['torch']} on {first['machine']}; {first['test_images']} test images, "
+        f"{first['train_images']} training images.",
+        "Dynamics: share of the variance of the gate's decisions that is between images; 0 % is a static pattern.",
+        "Fine on digit: share of the fine regions that cover the digit. Digit fine: share of the digit's regions that",
+        "are fine.",
         "",
         *table(rows),
         "",
-        "A claim holds, or does not, where the difference over paired seeds exceeds twice its standard error.",
+        "A claim holds or does not hold if the difference over paired seeds exceeds twice its standard error;",
+        "otherwise it is undecided.",
     ]
     for title, judge in CLAIMS:
-        lines += ["", f"### {title}", "", *judge(rows)]
+        lines += ["", f"### {title}", ""]
+        for line in judge(rows):
+            lines += textwrap.wrap(line, 120, subsequent_indent="  ", break_on_hyphens=False)
     return "\n".join(lines)
 
 
 def source_of(page: Path) -> Path | None:
-    """The CSV that the page says it was written from; None if there is no page or no such line."""
+    """The CSV that the page names as its source; None if there is no page or no such line."""
     found = re.search(r"^From (\S+): ", page.read_text(), re.MULTILINE) if page.is_file() else None
     return None if found is None else ROOT / found[1]
 
 
 def write_page(source: Path, page: Path, check: bool = False) -> None:
-    """Replaces the text between the markers of the page; a page that does not exist is begun.
+    """Replaces the text between the markers of the page, and creates the page if it does not exist.
 
     Args:
-        source: CSV.
-        page: Markdown.
-        check: write nothing, and raise if the page differs from the rows.
+        source: CSV file.
+        page: Markdown file.
+        check: write nothing, and raise an error if the page differs from the rows.
 
     Raises:
         FileNotFoundError: there is no CSV yet.
-        ValueError: it has no rows, or the page lacks the markers, or differs.
+        ValueError: the CSV has no rows, or the page lacks the markers or differs.
     """
     if not source.is_file():
         raise FileNotFoundError(f"{source}: no such file; train something first")

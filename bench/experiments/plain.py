@@ -11,7 +11,7 @@ LONG = "-long"  # ends the names of settings that are trained for longer
 
 
 def mixed_scale_beats_plain(rows: Rows) -> list[str]:
-    """Against plain models of the same seed and as many multiply-accumulates, interpolated between image sizes."""
+    """Mixed-scale against plain models of the same seed and the same MACs, interpolated between image sizes."""
     lines = []
     for name, suffix in (
         ("gbas", ""),
@@ -24,7 +24,7 @@ def mixed_scale_beats_plain(rows: Rows) -> list[str]:
         pairs = [(row, _at_cost(curve, float(row["gmacs"]))) for row, curve in curves if len(curve) > 1]
         if outside := [row for row, expected in pairs if expected is None]:
             costs = ", ".join(f"{float(row['gmacs']):.4f} GMACs with seed {row['seed']}" for row in outside)
-            lines.append(f"- `{name}`: {costs} lie outside the range of the plain models; **not decided**.")
+            lines.append(f"- `{name}`: {costs} outside the range of the plain models; **not decided**.")
             continue
         inside = [(float(row["top1"]), expected) for row, expected in pairs if expected is not None]
         change = mean_and_error([top1 - expected for top1, expected in inside])
@@ -34,20 +34,20 @@ def mixed_scale_beats_plain(rows: Rows) -> list[str]:
         cost = statistics.fmean(float(row["gmacs"]) for row, _ in pairs)
         mine, theirs = (100 * statistics.fmean(column) for column in zip(*inside, strict=True))
         lines.append(
-            f"- `{name}` better than plain models of its {cost:.4f} GMACs: **{verdict(change)}** ({points(change)}; "
+            f"- `{name}` is better than plain models of {cost:.4f} GMACs: **{verdict(change)}** ({points(change)}; "
             f"{mine:.1f} % against {theirs:.1f} %, interpolated between two image sizes for each seed)."
         )
     return lines
 
 
 def _plain_curve(rows: Rows, seed: str, suffix: str) -> list[tuple[float, float]]:
-    """(GMACs, top-1) of the plain models of one seed that were trained for as long, by cost."""
+    """(GMACs, top-1) of the plain models of one seed and training length, in the order of their cost."""
     plain = [row for name in PLAIN for row in rows.get(name + suffix, []) if row["seed"] == seed]
     return sorted((float(row["gmacs"]), float(row["top1"])) for row in plain)
 
 
 def _at_cost(curve: Sequence[tuple[float, float]], cost: float) -> float | None:
-    """The curve at a cost, linear between its points; None outside of its range."""
+    """Value of the curve at a cost, linear between its points; None outside its range."""
     for (low, at_low), (high, at_high) in itertools.pairwise(curve):
         if low <= cost <= high:
             return at_low + (at_high - at_low) * (cost - low) / (high - low)

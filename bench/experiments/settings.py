@@ -19,7 +19,7 @@ class Setting:
         name: name of the row and of its runs, NAME-s0, NAME-s1, ...
         about: description in the table.
         options: values of `msvit.training.Config` that differ from the preset.
-        gate_of: setting whose trained gate this one takes over, frozen; None: it has its own.
+        gate_of: setting whose trained gate this one takes over, frozen; if None, it has its own.
         pretrained: whether it starts from the run of `pretrained` with the same seed.
     """
 
@@ -34,7 +34,7 @@ _PLAIN = {"gate": "fine", "loss": "none"}
 _FIXED = {"loss": "none"}
 # Values of all settings that do not follow the preset.
 COMMON = {"epochs": 5, "gate_delay_epochs": 0.0, "gate_warmup_epochs": 0.5, "warmup_epochs": 0.3}
-# Few epochs: with the backbone's learning rate a gate would not have reached its prior by their end.
+# Runs are short: with the backbone's learning rate, a gate would not reach its prior.
 COMMON["gate_lr_scale"] = 3.0
 _LONG = {"epochs": 15}
 _PRESET = {name: getattr(make_config("digits"), name) for name in COMMON}
@@ -53,10 +53,10 @@ SETTINGS = (
     Setting("gbas", "learned gate, generalized batch shaping", {"loss": "gbas"}),
     Setting("gbas-center", "the same with centre initialisation", {"loss": "gbas", "center_init": True}),
     Setting("gbas-25", "generalized batch shaping, g* = 0.25", {"loss": "gbas", "gate_target": 0.25}),
-    # Of 25 regions, the central ones come as 1 or 5: the gate that the learned one is to beat gets the more.
+    # A radial gate has 1 or 5 of the 25 regions fine: the learned gate is compared with the stronger one.
     Setting("radial", "fixed gate, the 5 central regions fine", {"gate": "radial", "gate_target": 0.2, **_FIXED}),
     Setting("random", "random gate", {"gate": "random", **_FIXED}),
-    # The test photographs are smoother: a threshold that 28 % of the training regions exceed lets 11 % of theirs pass.
+    # The test photographs are smoother: 28 % of the training regions exceed its threshold, 11 % of theirs.
     Setting("entropy", "entropy gate, as many test regions fine", {"gate": "entropy", "gate_target": 0.28, **_FIXED}),
     Setting("frozen", "gate of `gbas`, frozen, backbone trained", {"freeze": "gate"}, gate_of="gbas"),
     Setting("gbas-trimmed", "`gbas` trained trimmed", {"loss": "gbas", "token_mode": "trimmed"}),

@@ -14,7 +14,7 @@ from msvit.training import load_run
 
 
 def train(waves: Sequence[Sequence[Job]], jobs: int) -> list[str]:
-    """Trains the unfinished runs, `jobs` processes at a time; the names of the runs that failed."""
+    """Trains the unfinished runs, `jobs` processes at a time, and returns the names of the runs that failed."""
     failed: list[str] = []
     lock = threading.Lock()
 
@@ -38,7 +38,7 @@ def train(waves: Sequence[Sequence[Job]], jobs: int) -> list[str]:
 
 
 def _train_one(job: Job, jobs: int) -> str | None:
-    """The error, or None."""
+    """Trains one run and returns the error, or None."""
     if job.gate_run is not None:
         gate: Any = load_run(job.gate_run).model().gate
         save_gate(gate, job.values["gate_file"])

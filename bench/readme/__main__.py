@@ -1,8 +1,8 @@
-"""Writes the README's measured tables from the CSV rows under bench/results.
+"""Writes the measured tables of README.md from the CSV rows under bench/results.
 
     python -m bench.readme [--check]
 
-The tables stand between two comment lines in README.md and are never edited by hand.
+The tables are between two comment lines in README.md. Do not edit them by hand.
 """
 
 import sys
@@ -24,7 +24,7 @@ def measured() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Writes the tables, or compares them."""
+    """Writes the tables, or compares them with the rows."""
     parser = make_parser(__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; fail if the tables differ from the rows")
     check = parser.parse_args(argv).check
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ValueError as error:
         sys.exit(f"error: {error}")
     if wanted == text:
-        print("README.md shows the CSV rows")
+        print("README.md agrees with the CSV rows")
     elif check:
         sys.exit("README.md differs from the CSV rows: run `python -m bench.readme`")
     else:

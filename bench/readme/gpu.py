@@ -15,7 +15,7 @@ LATENCY = (("dense", "1"), ("packed", "1"), ("dense", "256"), ("masked", "256"),
 
 
 def section(results: Path) -> list[str]:
-    """Lines of the section; or the present state in words if no GPU has been measured."""
+    """Lines of the section; if no GPU has been measured, a paragraph that says so."""
     files = ("attention.csv", "latency_bf16*.csv")
     folders = {path.parent for name in files for path in results.glob(f"cuda-*/{name}")}
     if not folders:
@@ -33,10 +33,10 @@ def section(results: Path) -> list[str]:
     place = folder.relative_to(results.parent.parent)
     named = commits(quoted)
     lines = _paragraph(
-        f"On one {fact['machine']} (torch {fact['torch']}, triton {fact['triton']}, "
-        f"commit{'s' * (',' in named)} {named}), bf16. All tables are in [report.md]({place}/report.md), beside their "
-        "CSV rows; [docs/gpu.md](docs/gpu.md) says how they are measured, and `python -m bench.gpu_report` measures "
-        "them again."
+        f"The following figures are from one {fact['machine']} (torch {fact['torch']}, triton {fact['triton']}, "
+        f"commit{'s' * (',' in named)} {named}), in bf16. [report.md]({place}/report.md) has all tables, next to their "
+        "CSV rows. [docs/gpu.md](docs/gpu.md) describes the method, and `python -m bench.gpu_report` repeats the "
+        "measurements."
     )
     if latency:
         lines += ["", *latency_lines(latency)]
@@ -44,18 +44,19 @@ def section(results: Path) -> list[str]:
             lines += ["", f"![Time against tokens on a GPU]({place}/latency_bf16.png)"]
     if pairs:
         lines += ["", *attention_lines(pairs)]
-    no_steps = ["The training step has not been measured on a GPU yet, so nothing is claimed for it."]
+    no_steps = ["The training step has not been measured on a GPU yet."]
     return [*lines, "", *(step_lines(steps) if steps else no_steps)]
 
 
 def latency_lines(rows: Sequence[Row]) -> list[str]:
-    """Milliseconds per image, of dense and packed in their fastest form, beside the paper's."""
+    """Milliseconds per image, with the fastest form of dense and packed, and the paper's time."""
     heads = [f"{method}, {'one image' if batch == '1' else f'batch {batch}'}" for method, batch in LATENCY]
     lines = [
         *_paragraph(
-            "Milliseconds per image of ViT-S from uint8 images to logits, beside the paper's GPU column (RTX 2080 Ti), "
-            "which is the same from 64 to 576 tokens. Masked and trimmed run eager; dense and packed show their "
-            f"fastest form, eager or as a CUDA graph, compiled or not.{_compiled(rows)}{_host_time(rows)}"
+            "Milliseconds per image of ViT-S, from uint8 images to logits. The last column is the paper's GPU time "
+            "(RTX 2080 Ti), which is the same from 64 to 576 tokens. Masked and trimmed run eagerly. For dense and packed "
+            "the table shows the fastest form: eager or as a CUDA graph, compiled or not."
+            f"{_compiled(rows)}{_host_time(rows)}"
         ),
         "",
         f"| tokens | GMACs | {' | '.join(heads)} | paper |",
@@ -70,52 +71,55 @@ def latency_lines(rows: Sequence[Row]) -> list[str]:
     if best and best["times_compiled"]:
         lines += [
             "",
-            f"At batch 256 packed MSViT-S with 98 tokens ({best['method'].removeprefix('packed ')}) is "
-            f"{float(best['times_compiled']):.2f}x as fast as the compiled ViT-S/16 with 196.",
+            f"At batch 256, packed MSViT-S with 98 tokens ({best['method'].removeprefix('packed ')}) is "
+            f"{float(best['times_compiled']):.2f}x as fast as the compiled ViT-S/16 with 196 tokens.",
         ]
     return lines
 
 
 def fastest_forms(rows: Sequence[Row]) -> dict[str, list[Row | None]]:
-    """For each number of tokens the rows that the columns of `LATENCY` quote."""
+    """For each number of tokens, the rows quoted in the columns of `LATENCY`."""
     counts = sorted({row["wanted_tokens"] for row in rows if row["method"] == "packed"}, key=int)
     return {tokens: [fastest_form(rows, *column, tokens) for column in LATENCY] for tokens in counts}
 
 
 def fastest_form(rows: Sequence[Row], method: str, batch: str, tokens: str) -> Row | None:
-    """Of a method at a batch size and number of tokens: eager, compiled, as a graph or both."""
+    """The fastest row of a method at a batch size and number of tokens: eager, compiled, as a graph, or both."""
     names = {method + form for form in FORMS}
     found = [row for row in rows if row["method"] in names and (row["batch"], row["wanted_tokens"]) == (batch, tokens)]
     return min(found, key=lambda row: float(row["all_p50_ms"]), default=None)
 
 
 def _compiled(rows: Sequence[Row]) -> str:
-    """A sentence on the numbers of tokens that each method was compiled for."""
+    """A sentence that lists the numbers of tokens for which each method was compiled."""
     texts = []
     for method, batch in LATENCY:
         names = {f"{method} compiled", f"{method} compiled graph"}
         counts = {row["wanted_tokens"] for row in rows if row["method"] in names and row["batch"] == batch}
         if counts:
-            texts.append(f"{method} at batch {batch} with {' and '.join(sorted(counts, key=int))}")
-    return f" `torch.compile` was timed only for {', '.join(texts)} tokens." if texts else ""
+            texts.append(f"{method} at batch {batch} with {' and '.join(sorted(counts, key=int))} tokens")
+    return f" `torch.compile` was timed only for {'; '.join(texts)}." if texts else ""
 
 
 def _host_time(rows: Sequence[Row]) -> str:
-    """A sentence on one image without a graph."""
+    """A sentence on the time of one image without a graph."""
     eager = {"dense", "packed"}
     times = [float(row["all_p50_ms"]) for row in rows if row["method"] in eager and row["batch"] == "1"]
     if not times:
         return ""
-    return f" Eager, one image takes {min(times):.1f} to {max(times):.1f} ms at any number of tokens: the host's time."
+    return (
+        f" Without a graph, one image takes {min(times):.1f} to {max(times):.1f} ms at any number of tokens, because "
+        "the host is the limit."
+    )
 
 
 def attention_lines(pairs: Sequence[tuple[str, str, Row, Row]]) -> list[str]:
     """Our fastest backend against the fastest peer, forward and backward."""
     lines = [
-        "Attention alone, 6 heads of 64, as CUDA graphs; 256 x 64..196 means 256 sequences of 64 to 196 tokens. The",
-        "best peer is the fastest exact attention of torch that was timed beside ours ([which](docs/gpu.md#peers));",
-        "ours is faster if the ratio is above 1. Our backward pass includes the gradient of the key weights, which no",
-        "peer computes. Ceilings are a device copy and a matrix product of the same run; the nearer one is shown.",
+        "Attention alone, 6 heads of 64, in CUDA graphs; 256 x 64..196 means 256 sequences of 64 to 196 tokens. The",
+        "best peer is the fastest exact attention in torch ([list of peers](docs/gpu.md#peers)). A ratio above 1 means",
+        "that ours is faster. Our backward pass includes the gradient of the key weights, which no peer computes. The",
+        "ceilings are a device copy and a matrix product timed in the same run; the table shows the nearer one.",
         "",
         "| sequences | pass | ours | µs | of ceiling | best peer | µs | ratio |",
         "|---|---|---|--:|--:|---|--:|--:|",
@@ -131,7 +135,7 @@ def attention_lines(pairs: Sequence[tuple[str, str, Row, Row]]) -> list[str]:
 
 
 def fastest_pairs(rows: Sequence[Row]) -> list[tuple[str, str, Row, Row]]:
-    """Workload, direction, our fastest row and that of the fastest peer."""
+    """Workload, direction, our fastest row and the row of the fastest peer."""
     pairs = []
     for workload in WORKLOADS:
         for direction in ("fwd", "bwd"):
@@ -158,8 +162,8 @@ def _nothing(unverified: Path) -> list[str]:
     kernels, where = ("CUDA and Triton", "on the CPU, emulated") if with_cuda else ("Triton", "in the interpreter")
     milliseconds = PAPER_MS.removesuffix(".0")
     return [
-        f"The paper's GPU column stays at {milliseconds} ms from 64 to 576 tokens. The {kernels} kernels of this "
+        f"The paper's GPU time stays at {milliseconds} ms from 64 to 576 tokens. The {kernels} kernels of this "
         "version compile for sm_80, sm_90",
-        f"and sm_100 and pass their tests {where}; they have [not yet run on a GPU](bench/results/UNVERIFIED.md), so",
-        "there is no GPU table yet: `python -m bench.gpu_report` makes one ([what it measures](docs/gpu.md)).",
+        f"and sm_100 and pass their tests {where}. They have [not yet run on a GPU](bench/results/UNVERIFIED.md), so",
+        "there is no GPU table yet; `python -m bench.gpu_report` makes one ([method](docs/gpu.md)).",
     ]

@@ -1,4 +1,4 @@
-"""Claims of docs/experiments.md follow from the rows."""
+"""The claims of docs/experiments.md follow from the rows."""
 
 import pytest
 
@@ -35,7 +35,7 @@ def test_learned_against_fixed(learned, radial, tokens, word):
         rows(gbas={"top1": learned, "tokens_per_image": tokens}, radial={"top1": radial})
     )
     assert word in lines[0]
-    assert lines[1:] == [f"- Learned gate against the {name} one: not measured." for name in ("random", "entropy")]
+    assert lines[1:] == [f"- Learned gate against the {name} gate: not measured." for name in ("random", "entropy")]
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_dynamic_gate():
     ids=["better", "worse", "within_spread"],
 )
 def test_against_plain_models_of_equal_cost(top1, word):
-    # Seeds differ by more than the gain: only the plain models of the same seed tell.
+    # Seeds differ by more than the gain: only the plain models of the same seed decide the claim.
     plain = rows(
         plain_80={"gmacs": 0.03, "top1": [0.88, 0.90, 0.92]}, plain_48={"gmacs": 0.01, "top1": [0.58, 0.60, 0.62]}
     )
@@ -89,14 +89,14 @@ def test_plain_models_are_interpolated_for_each_seed():
     plain = rows(plain_80={"gmacs": 0.03, "top1": 0.9}, plain_48={"gmacs": 0.01, "top1": 0.6})
     gbas = rows(gbas={"gmacs": [0.01, 0.02, 0.03], "top1": [0.65, 0.80, 0.95]})
     lines = mixed_scale_beats_plain({**plain, **gbas})
-    assert "its 0.0200 GMACs: **holds** (+5.0 ± 0.0 points; 80.0 % against 75.0 %" in lines[0]
+    assert "of 0.0200 GMACs: **holds** (+5.0 ± 0.0 points; 80.0 % against 75.0 %" in lines[0]
 
 
 def test_plain_models_of_another_cost_decide_nothing():
     plain = rows(plain_80={"gmacs": 0.03, "top1": 0.9}, plain_48={"gmacs": 0.01, "top1": 0.6})
     outside = rows(gbas={"gmacs": [0.02, 0.005, 0.02], "top1": 1.0})
     lines = mixed_scale_beats_plain({**plain, **outside})
-    assert lines[0] == "- `gbas`: 0.0050 GMACs with seed 1 lie outside the range of the plain models; **not decided**."
+    assert lines[0] == "- `gbas`: 0.0050 GMACs with seed 1 outside the range of the plain models; **not decided**."
     one_seed = {name: mine[:1] for name, mine in {**plain, **rows(gbas={"top1": 1.0})}.items()}
     assert mixed_scale_beats_plain(one_seed)[0] == "- `gbas` against plain models: not measured."
 
@@ -108,6 +108,6 @@ def test_coverage_that_no_run_has():
         )
     )
     assert lines == [
-        "- `gbas`: 60% of the fine regions cover the digit, by chance 10%; 80% of the digit's regions are fine.",
-        "- `l0`: in some run no region is fine.",
+        "- `gbas`: 60% of the fine regions cover the digit (by chance 10%); 80% of the digit's regions are fine.",
+        "- `l0`: at least one run has no fine region.",
     ]

@@ -26,9 +26,9 @@ def test_readme_shows_what_a_gpu_measured(tmp_path):
     ]
     write_rows(folder / "attention.csv", [rows[0] | {"date": "2031"} | each for each in attention_rows])
     text = " ".join(gpu.section(folder.parent))
-    assert "GPU X (torch 3, triton 4, commits older, abc), bf16" in text
+    assert "GPU X (torch 3, triton 4, commits older, abc), in bf16" in text
     assert "was timed only for packed at batch 1 with 98 tokens." in text
-    assert "Eager, one image takes 1.5 to 1.5 ms" in text
+    assert "Without a graph, one image takes 1.5 to 1.5 ms" in text
     assert "| 98 | 1.96 |  | 1.25 |  | 0.3 |  | 0.04 | 6.0 |" in text
     assert "2.00x as fast as the compiled ViT-S/16" in text
     assert f"| {HEADLINE} | fwd | cuda | 30.0 | 80% copy | varlen_attn | 60.0 | 2.00x |" in text
@@ -49,5 +49,5 @@ def test_the_readme_shows_the_fastest_form():
     rows = [row("packed", 9), row("packed graph", 7, times="2"), row("packed compiled", 8)]
     rows += [row("dense", 20), row("dense graph", 18), row("packed compiled graph", 5, times="3")]
     assert "| 98 | 2.00 |  |  | 18 |  |  | 5 | 6.0 |" in gpu.latency_lines(rows)
-    sentence = "At batch 256 packed MSViT-S with 98 tokens (compiled graph) is 3.00x as fast as the compiled ViT-S/16"
-    assert gpu.latency_lines(rows)[-1] == f"{sentence} with 196."
+    sentence = "At batch 256, packed MSViT-S with 98 tokens (compiled graph) is 3.00x as fast as the compiled ViT-S/16"
+    assert gpu.latency_lines(rows)[-1] == f"{sentence} with 196 tokens."
