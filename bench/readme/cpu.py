@@ -7,11 +7,7 @@ from bench.rows import Row, read_rows
 
 METHODS = ("dense", "masked", "trimmed", "packed")
 BATCH = "16"
-<<<<<<< HEAD
-# Lines of the table of operators: file, text, and columns that single out a row.
-=======
 # Rows of the operator table: the CSV file, the label, and the columns that identify one of its rows.
->>>>>>> english2
 OPERATORS = [
     ("varlen_attention", "attention forward, 16 sequences of 64 to 196", {"shape": "16 x 64..196", "direction": "fwd"}),
     ("varlen_attention", "the same backward, with key-weight gradient", {"shape": "16 x 64..196", "direction": "bwd"}),
