@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors files, and whatever `torch.load(weights_only=True)` reads."""
+"""Saves safetensors checkpoints; loads them and all files that `torch.load(weights_only=True)` can read."""
 
 import json
 import os
@@ -16,25 +16,25 @@ from torch import Tensor, nn
 
 from msvit_kernels.files import replacing
 
-# Where training scripts keep the weights inside a checkpoint, the averaged ones first.
+# Keys under which training scripts store the weights in a checkpoint, averaged weights first.
 _NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")
-# Entry of a file's metadata: JSON, from further names of a tensor to the name that it is stored under.
+# Metadata entry: JSON that maps every further name of a tensor to the name under which it is stored.
 _SHARED = "msvit_shared"
 
 
 def save_checkpoint(model: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes the model's parameters as a safetensors file, in one step: a reader sees the old file or the new one.
+    """Writes the model's state dict to a safetensors file atomically: a reader sees the old file or the new one.
 
-    If a module stands at two places, its parameters have two names. Such a tensor is stored once, under the first of
-    its names; `load_checkpoint` sets all of them.
+    A tensor has several names if its module is registered in several places. It is stored once, under its first name,
+    and `load_checkpoint` sets all of them.
 
     Args:
         model: any module.
-        path: the file to write; its folder must exist.
-        metadata: texts by name to store in the file.
+        path: file to write; its folder must exist.
+        metadata: strings to store in the file, by name.
 
     Raises:
-        OSError: the file cannot be written; the old one is still there.
+        OSError: the file cannot be written; an existing file stays unchanged.
     """
     tensors, shared = _distinct(model.state_dict())
     about = {"format": "pt", **(metadata or {}), **({_SHARED: json.dumps(shared)} if shared else {})}
@@ -46,7 +46,7 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str], metadata: Ma
 
 
 def _distinct(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a state dict on the CPU, each once and in memory of its own, and the further names of some."""
+    """The tensors of a state dict on the CPU, each once and in its own memory; for every other name, the stored one."""
     tensors: dict[str, Tensor] = {}
     shared: dict[str, str] = {}
     names: dict[Any, str] = {}
@@ -59,36 +59,37 @@ def _distinct(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
             continue
         names[key] = name
         on_cpu = tensor.detach().cpu().contiguous()
-        # safetensors refuses tensors that overlap in part, such as a weight and one row of it.
+        # safetensors refuses tensors that overlap in part, such as a weight and one of its rows.
         tensors[name] = on_cpu.clone() if storage in storages else on_cpu
         storages.add(storage)
     return tensors, shared
 
 
 def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, load_head: bool = True) -> list[str]:
-    """Loads a checkpoint of an msvit model, or of the timm model that it wraps.
+    """Loads a checkpoint of an msvit model or of the timm model that it wraps.
 
-    Position grids are resampled if the image size differs (bicubic, as timm does). The gate, the policy and the
-    reducers each stay as they are if the checkpoint has no parameter of them.
+    Position encodings are resampled if the image size differs (bicubic, as in timm). The gate, the policy and the
+    reducers each keep their parameters if the checkpoint has none for them.
 
     Args:
         model: a result of `create_model` or `from_timm`.
-        path: a safetensors file, or a file of `torch.save` that `weights_only=True` can read.
-        load_head: False keeps the model's own classifier.
+        path: safetensors file, or `torch.save` file that loads with `weights_only=True`.
+        load_head: whether to load the classifier; False keeps the model's own.
 
     Returns:
-        Names of the parameters that the checkpoint did not set: those of the gate, the policy, the reducers or the
-        classifier.
+        Names of the parameters that the checkpoint did not set. They belong to the gate, the policy, the reducers or
+        the classifier.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged or of another kind, or its parameters do not fit the model; the text names them.
+        ValueError: the file is damaged or not a checkpoint, or its parameters do not fit the model; the message names
+            them.
     """
     given = _read_state_dict(Path(path))
     _check_patch_size(given, model, path)
     try:
         state = checkpoint_filter_fn(given, cast(Any, model))
-    except (RuntimeError, AssertionError, IndexError) as error:  # it takes the checkpoint for one of this model
+    except (RuntimeError, AssertionError, IndexError) as error:  # timm assumes a checkpoint of this model
         raise ValueError(f"checkpoint {os.fspath(path)} does not fit the model: {error}") from error
     if not load_head:
         state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
@@ -107,7 +108,10 @@ def _is_optional(name: str, state: Mapping[str, Tensor], load_head: bool) -> boo
 
 
 def _check_patch_size(given: Mapping[str, Tensor], model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """timm would resample patch embeddings of another size, and so make of another model one that knows little."""
+    """Raises ValueError if the patch sizes differ.
+
+    timm would resample the patch embedding without an error, and the model would predict poorly.
+    """
     own, other = (state.get("patch_embed.proj.weight") for state in (model.state_dict(), given))
     if own is not None and other is not None and other.ndim == 4 and other.shape[2:] != own.shape[2:]:
         sizes = [" x ".join(map(str, tensor.shape[2:])) for tensor in (other, own)]
@@ -145,7 +149,7 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         state = _read(path)
     except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, KeyError, ValueError, OSError) as error:
-        raise ValueError(f"checkpoint {path} cannot be read, damaged or of another kind: {error}") from error
+        raise ValueError(f"checkpoint {path} cannot be read; it is damaged or not a checkpoint: {error}") from error
     for key in _NESTED:
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
@@ -161,7 +165,7 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
 def _read(path: Path) -> Any:
     with path.open("rb") as file:
         start = file.read(9)
-    # A safetensors file is the length of its header, in eight bytes, and the header, which is JSON.
+    # A safetensors file begins with the length of its header, in eight bytes, and the header, in JSON.
     if start[8:] == b"{":
         return _read_safetensors(path)
     return torch.load(path, map_location="cpu", weights_only=True)
@@ -175,7 +179,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _resample_gate_positions(state: dict[str, Tensor], model: nn.Module) -> None:
-    """Brings the gate's position encodings to the model's regions, in place."""
+    """Resamples the gate's position encodings to the model's grid of regions, in place."""
     own = getattr(getattr(model, "gate", None), "pos_embed", None)
     given = state.get("gate.pos_embed")
     if own is None or given is None or given.ndim != 3 or given.shape[1] == own.shape[1]:

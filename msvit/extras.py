@@ -1,4 +1,4 @@
-"""The extras of the package (`msvit[train]`, ...), and the error if their packages are not installed."""
+"""The optional extras of the package, such as `msvit[train]`, and the error if one is not installed."""
 
 import importlib.util
 
@@ -10,11 +10,11 @@ _MODULES = {
 
 
 class MissingExtraError(ImportError):
-    """An extra is not installed; the text has the line that installs it."""
+    """An extra is not installed; the message contains the command that installs it."""
 
 
 def require_extra(extra: str) -> None:
-    """Raises MissingExtraError, with the line that installs the extra, unless all of its modules are there."""
+    """Raises MissingExtraError, with the command that installs the extra, unless all of its modules are installed."""
     missing = [module for module in _MODULES[extra] if importlib.util.find_spec(module) is None]
     if missing:
         verb = "is" if len(missing) == 1 else "are"

@@ -6,20 +6,21 @@ from torch import nn
 
 
 def macs(model: nn.Module, num_tokens: int) -> int:
-    """Multiply-accumulates of backbone and head for one image of `num_tokens` patch tokens.
+    """Counts the multiply-accumulates of backbone and head for one image of `num_tokens` patch tokens.
 
-    Counted: linear layers, the patch convolution (once per active patch token) and both products of attention, with
-    prefix tokens in the sequence. Not counted: biases, norms, softmax, activations, and the gate (see `gate_macs`).
+    The count includes linear layers, the patch convolution (once per active patch token) and both matrix products of
+    attention, with prefix tokens in the sequence. It excludes biases, norms, softmax, activations and the gate (see
+    `gate_macs`).
 
     Args:
         model: an `msvit` model or a timm `VisionTransformer`.
-        num_tokens: patch tokens, without prefix tokens.
+        num_tokens: number of patch tokens, without prefix tokens.
 
     Returns:
-        MACs; 4.60e9 for ViT-S/16 with 196 tokens.
+        Number of MACs, such as 4.60e9 for ViT-S/16 with 196 tokens.
 
     Raises:
-        TypeError: the model is of another kind.
+        TypeError: `model` is neither.
         ValueError: `num_tokens` is negative.
         NotImplementedError: the model has reducers, which change the number of tokens between blocks.
     """
@@ -30,7 +31,7 @@ def macs(model: nn.Module, num_tokens: int) -> int:
         raise ValueError(f"num_tokens: expected 0 or more patch tokens, got {num_tokens}")
     if len(reducers := getattr(model, "reducers", ())):
         blocks = ", ".join(map(str, sorted(reducers)))
-        raise NotImplementedError(f"model: expected one without reducers, got one with reducers at blocks {blocks}")
+        raise NotImplementedError(f"model: expected a model without reducers, got reducers at blocks {blocks}")
     vit: Any = model
     length = num_tokens + vit.num_prefix_tokens
     total = num_tokens * vit.patch_embed.proj.weight.numel()
@@ -44,13 +45,13 @@ def macs(model: nn.Module, num_tokens: int) -> int:
 
 
 def gate_macs(model: nn.Module) -> int:
-    """Multiply-accumulates of the gate for one image.
+    """Counts the multiply-accumulates of the gate for one image.
 
     Args:
         model: an `msvit` model.
 
     Returns:
-        MACs; 0 for gates without linear layers.
+        Number of MACs; 0 for a gate without linear layers.
 
     Raises:
         TypeError: the model has no gate, or its gate has no `macs`.

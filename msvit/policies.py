@@ -1,4 +1,4 @@
-"""Token policies under their public name; see `msvit.tokens.policies`."""
+"""The public import path of the token policies in `msvit.tokens.policies`."""
 
 from msvit.tokens.policies import Budget, Policy, Selection, Threshold
 

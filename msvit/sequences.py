@@ -1,4 +1,4 @@
-"""Sequences under their earlier name; see `msvit.tokens.sequences`."""
+"""The former import path of `msvit.tokens.sequences`."""
 
 from msvit.tokens.sequences import PackedSequences, PaddedSequences, Sequences, softmax_dtype
 

@@ -1,4 +1,4 @@
-"""Decision and embedding under their earlier name; see `msvit.tokens.decision` and `msvit.tokens.embedding`."""
+"""The former import path of `msvit.tokens.decision` and `msvit.tokens.embedding`."""
 
 from msvit.tokens.decision import Decision
 from msvit.tokens.embedding import (

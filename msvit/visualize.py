@@ -1,4 +1,4 @@
-"""Draws which regions of a picture are coarse and which are fine."""
+"""Draws the coarse and fine regions of images."""
 
 import math
 from collections.abc import Sequence
@@ -9,34 +9,34 @@ from torch import Tensor
 
 _GAP = 16
 _CAPTION = 34
-# Share of the colour that a coarse token keeps: the eye should go to the fine tokens.
+# Share of colour and brightness that coarse tokens keep, so that fine tokens stand out.
 _COARSE_COLOUR = 0.55
 _COARSE_LINE = (255, 176, 0)
 _FINE_LINE = (255, 255, 255)
 
 
 def draw_tokens(image: Tensor, fine_mask: Tensor, *, scale_factor: int = 2, width: int = 448) -> Image.Image:
-    """The picture with the outline of every token: coarse ones large and dimmed, fine ones small.
+    """Draws the outlines of all tokens on an image: coarse tokens are large and dimmed, fine tokens small.
 
     Args:
         image: uint8 [3, H, W].
-        fine_mask: bool [Hc, Wc], True where a region is fine; Hc divides H and Wc divides W.
-        scale_factor: fine tokens along one side of a region.
-        width: width of the result in pixels, rounded down so that all tokens are equally large.
+        fine_mask: bool [Hc, Wc], True for fine regions; Hc divides H and Wc divides W.
+        scale_factor: number of fine tokens along one side of a region.
+        width: width of the result in pixels, rounded down so that all tokens of a scale have the same size.
 
     Returns:
-        An RGB picture of about `width` pixels.
+        An RGB picture, at most `width` pixels wide.
 
     Raises:
-        ValueError: the shapes do not fit, or `width` is too small for the outlines.
+        ValueError: the shapes do not match, or `width` is too small for the outlines.
     """
     if image.ndim != 3 or image.shape[0] != 3 or fine_mask.ndim != 2:
         raise ValueError(
-            f"image, fine_mask: expected [3, H, W] and [Hc, Wc], got {[*image.shape]}, {[*fine_mask.shape]}"
+            f"image, fine_mask: expected [3, H, W] and [Hc, Wc], got {[*image.shape]} and {[*fine_mask.shape]}"
         )
     rows, columns = fine_mask.shape
     if image.shape[1] * columns != image.shape[2] * rows:
-        raise ValueError(f"fine_mask: expected square regions in {[*image.shape]}, got {[*fine_mask.shape]}")
+        raise ValueError(f"fine_mask: expected square regions of an image {[*image.shape]}, got {[*fine_mask.shape]}")
     side = width // columns // scale_factor * scale_factor
     if side < 4 * scale_factor:
         raise ValueError(f"width: expected at least {4 * scale_factor * columns} pixels, got {width}")
@@ -52,7 +52,7 @@ def draw_tokens(image: Tensor, fine_mask: Tensor, *, scale_factor: int = 2, widt
 
 
 def side_by_side(pictures: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image:
-    """Puts pictures in a row on white, each above its caption.
+    """Places pictures side by side on a white background, each above its caption.
 
     Args:
         pictures: one or more RGB pictures of any size.
@@ -62,10 +62,12 @@ def side_by_side(pictures: Sequence[Image.Image], captions: Sequence[str]) -> Im
         An RGB picture.
 
     Raises:
-        ValueError: there is no picture, or not one caption for each.
+        ValueError: there is no picture, or the number of captions differs from that of pictures.
     """
     if not pictures or len(pictures) != len(captions):
-        raise ValueError(f"captions: expected one for each of {len(pictures)} pictures, got {len(captions)}")
+        raise ValueError(
+            f"pictures, captions: expected one or more, equally many, got {len(pictures)} and {len(captions)}"
+        )
     height = max(picture.height for picture in pictures)
     total = sum(picture.width for picture in pictures) + _GAP * (len(pictures) - 1)
     canvas = Image.new("RGB", (total, height + _CAPTION), "white")
@@ -79,7 +81,7 @@ def side_by_side(pictures: Sequence[Image.Image], captions: Sequence[str]) -> Im
 
 
 def _dim(picture: Image.Image, coarse: np.ndarray, side: int) -> Image.Image:
-    """Takes colour and light from coarse regions."""
+    """Reduces the colour and brightness of coarse regions."""
     pixels = np.asarray(picture).astype(np.float32)
     grey = pixels.mean(axis=2, keepdims=True)
     dimmed = (_COARSE_COLOUR * pixels + (1 - _COARSE_COLOUR) * grey) * _COARSE_COLOUR
@@ -88,7 +90,7 @@ def _dim(picture: Image.Image, coarse: np.ndarray, side: int) -> Image.Image:
 
 
 def _outline(draw: ImageDraw.ImageDraw, left: int, top: int, side: int, cells: int, line: tuple[int, int, int]) -> None:
-    """cells x cells squares, each with a line inside a dark rim, so that it shows on any background."""
+    """Draws cells x cells squares, each a line inside a dark rim, which is visible on any background."""
     for i, j in np.ndindex(cells, cells):
         x, y = left + int(j) * side, top + int(i) * side
         box = (x, y, x + side - 1, y + side - 1)

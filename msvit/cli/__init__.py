@@ -1,6 +1,6 @@
 """The `msvit` command."""
 
-# Commands import the packages of `msvit[train]` and the figures' only when they run: `msvit --help` does without them.
+# Commands import matplotlib and the packages of `msvit[train]` when they run, so `msvit --help` works without them.
 
 from msvit.cli.app import app
 

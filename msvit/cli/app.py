@@ -1,4 +1,4 @@
-"""All commands of `msvit`, each from a file of its own."""
+"""All commands of `msvit`, each from its own file."""
 
 import typer
 
@@ -12,13 +12,13 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    help="Packed mixed-scale vision transformers.",
+    help="Trains, evaluates and inspects mixed-scale vision transformers on packed tokens.",
 )
 
 
 @app.callback()
 def _main() -> None:
-    """Makes typer keep the names of commands."""
+    """Makes typer require the name of a command."""
 
 
 app.command("info")(info)

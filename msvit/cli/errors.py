@@ -1,4 +1,4 @@
-"""The messages of a command if something is wrong."""
+"""The error messages and warnings of commands."""
 
 import os
 import warnings
@@ -17,7 +17,7 @@ def one_line_errors(extra: str | None = None) -> Iterator[None]:
     """Turns expected errors into one line on stderr and exit code 1, and warnings into lines without a file name.
 
     Args:
-        extra: extra of the package that the command needs, None for none; if it is missing, this is an expected error.
+        extra: extra of the package that the command needs, None for none. A missing extra is an expected error.
     """
     show, warnings.showwarning = warnings.showwarning, _show
     try:
@@ -32,7 +32,7 @@ def one_line_errors(extra: str | None = None) -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """Prints a line, in the first of several processes only."""
+    """Prints a line, in the first process only."""
     if int(os.environ.get("RANK", "0")) == 0:
         typer.echo(text)
 

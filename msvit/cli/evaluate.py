@@ -41,16 +41,16 @@ _OPTIONS = (
 @with_config_options(_OPTIONS)
 def evaluate(
     checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT_OR_RUN", help="A safetensors file, or the folder of a run.")
+        Path, typer.Argument(metavar="CHECKPOINT_OR_RUN", help="Checkpoint file, or folder of a run.")
     ],
     *,
     values: dict[str, Any],
 ) -> None:
     """Prints top-1 and top-5 accuracy, tokens per image and GMACs on the test images.
 
-    For a run, and for a checkpoint inside of a run, the model and the data are those of its config.json; options
-    replace them. For another file, the options name them. A gate without parameters is set so that a share
-    --gate-target of the regions is fine; the entropy gate looks at the first test images for this.
+    For a run or a checkpoint inside a run, config.json gives the model and the data, and options override it. For any
+    other file, options give them. A gate without learned parameters is calibrated to a share --gate-target of fine
+    regions; for the entropy gate, this uses the first test images.
     """
     with one_line_errors("train"):
         from msvit.training.evaluation_job import evaluate_checkpoint

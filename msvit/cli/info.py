@@ -1,10 +1,10 @@
-"""`msvit info`: the kernels of this machine."""
+"""`msvit info`: the kernel backends of this machine."""
 
 import typer
 
 
 def info() -> None:
-    """Prints which backends this machine has for each operator, and why others are missing."""
+    """Prints the available backends of each operator, and why the others are unavailable."""
     from msvit_kernels import explain
 
     typer.echo(explain())

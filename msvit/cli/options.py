@@ -1,4 +1,4 @@
-"""Options of commands from the fields of `Config`, so that every value of a run has one."""
+"""Makes command-line options from the fields of `Config`, so that every value of a run has one."""
 
 import dataclasses
 import inspect
@@ -13,13 +13,13 @@ from msvit.training.presets import PRESETS
 
 
 def with_config_options(names: Collection[str] | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command an option for each field of `Config`, or for some of them.
+    """Adds an option for each field of `Config`, or for some of them, to a command.
 
     Args:
-        names: fields to make options of; None for all.
+        names: fields that get an option; None for all.
 
     Returns:
-        A decorator. The command gets one more argument, `values`: the options that the user has given, by name.
+        A decorator. The command receives the options that the user gave as one argument, `values`, a dict by name.
     """
     fields = [field for field in dataclasses.fields(Config) if names is None or field.name in names]
 
@@ -50,7 +50,7 @@ def _parameter(field: dataclasses.Field[Any]) -> inspect.Parameter:
 
 
 def _defaults(name: str) -> str:
-    """The value in each preset, or the value in all of them; "" if there is none."""
+    """The default: one value, or one for each preset if they differ; "" if there is none."""
     by_preset = {preset: getattr(config, name) for preset, config in PRESETS.items()}
     if len(set(by_preset.values())) > 1 and name != "preset":
         return f"({', '.join(f'{preset}: {value}' for preset, value in by_preset.items())})"

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders that `msvit train` has written.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders that `msvit train` wrote.")],
     output: Annotated[
         Path | None,
         typer.Option(
@@ -22,19 +22,19 @@ def report(
         ),
     ] = None,
     images: Annotated[
-        int | None, typer.Option(help="Number of test images to use, the first ones (default: all).")
+        int | None, typer.Option(help="Number of test images to use, starting with the first (default: all).")
     ] = None,
-    maps: Annotated[int, typer.Option(help="Number of test images to draw, the first ones.")] = 12,
+    maps: Annotated[int, typer.Option(help="Number of test images to draw, starting with the first.")] = 12,
     transforms: Annotated[
-        int, typer.Option(help="Number of random zooms and shifts to compare gates under; 0 for none.")
+        int, typer.Option(help="Number of random zooms and shifts under which gates are compared; 0 for none.")
     ] = 16,
-    seconds: Annotated[float, typer.Option(help="Seconds to spend on timing each model.")] = 2.0,
+    seconds: Annotated[float, typer.Option(help="Time to spend on timing each model, in seconds.")] = 2.0,
     device: Annotated[str | None, typer.Option(help="cpu or cuda (default: a GPU if there is one).")] = None,
 ) -> None:
-    """Draws the paper's figures for one or several runs, as PNG files and one HTML page.
+    """Draws the paper's figures for one or more runs, as PNG files and one HTML page.
 
-    Accuracy against cost, masks by position, learned priors, token maps, tokens per image, and zoomed and shifted
-    images. Runs that differ in nothing but their seed are one setting, shown by its mean and spread.
+    The figures show accuracy against cost, masks by position, learned priors, token maps, tokens per image, and zoomed
+    and shifted images. Runs that differ only in their seed form one setting, shown by mean and standard deviation.
     """
     with one_line_errors("train"):
         from msvit.report import build_report

@@ -1,4 +1,4 @@
-"""`msvit tokens`: which regions of images are coarse and fine, drawn."""
+"""`msvit tokens`: draws the coarse and fine regions of images."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,24 +18,27 @@ _GATES = (*FIXED_GATE_NAMES, "checkpoint")
 def tokens(
     images: Annotated[
         list[str],
-        typer.Argument(metavar="IMAGE...", help="Image files, or names of sample photographs: astronaut, ..."),
+        typer.Argument(metavar="IMAGE...", help="Image files, or names of sample photographs such as astronaut."),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Picture to write; its suffix is the format.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Picture to write; its suffix determines the format.")],
     budget: Annotated[
-        float | None, typer.Option("--tokens", help="Tokens per image on average (default: half of all fine ones).")
+        float | None,
+        typer.Option("--tokens", help="Mean number of tokens per image (default: half of an all-fine image)."),
     ] = None,
     threshold: Annotated[
-        float | None, typer.Option(help="A region is fine if the gate's probability exceeds this.")
+        float | None, typer.Option(help="A region is fine if the gate's probability exceeds this value.")
     ] = None,
-    gate: Annotated[str, typer.Option(help=f"One of {', '.join(_GATES)}.")] = "entropy",
+    gate: Annotated[
+        str, typer.Option(help=f"Gate that chooses the fine regions: one of {', '.join(_GATES)}.")
+    ] = "entropy",
     checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint with a gate, for --gate checkpoint.")] = None,
-    model: Annotated[str, typer.Option(help="Name of the model of that checkpoint.")] = "msvit_small_patch16_32_224",
-    size: Annotated[int, typer.Option(help="Image size that the gate sees, in pixels.")] = 224,
-    width: Annotated[int, typer.Option(help="Width of each drawn picture, in pixels.")] = 448,
+    model: Annotated[str, typer.Option(help="Name of the model in --checkpoint.")] = "msvit_small_patch16_32_224",
+    size: Annotated[int, typer.Option(help="Height and width of the gate's input, in pixels.")] = 224,
+    width: Annotated[int, typer.Option(help="Width of each picture, in pixels.")] = 448,
 ) -> None:
-    """Draws which regions of images are coarse and fine.
+    """Draws the coarse and fine regions of images.
 
-    Several images share the budget, as they do in a batch: easy ones give tokens to hard ones.
+    Images share the token budget as in a batch, so that detailed images get more tokens than simple ones.
     """
     with one_line_errors():
         _draw(images, output, budget, threshold, gate, checkpoint, model, size, width)
@@ -63,7 +66,7 @@ def _draw(
     if size < _COARSE or size % _COARSE:
         raise ValueError(f"--size: expected a multiple of {_COARSE} pixels, got {size}")
     if budget is not None and threshold is not None:
-        raise ValueError("--tokens, --threshold: expected one of them, got both")
+        raise ValueError("--tokens, --threshold: expected at most one of them, got both")
     scales = Scales((size // _COARSE, size // _COARSE), _COARSE // _FINE, num_prefix=0)
     most = scales.most_patches
     policy = Threshold(threshold) if threshold is not None else Budget(most / 2 if budget is None else budget)
@@ -73,7 +76,7 @@ def _draw(
     fine_mask = policy(_gate_logits(images, gate, checkpoint, model), scales.scale_factor).fine_mask
     counts = scales.patches(fine_mask.flatten(1).sum(1)).tolist()
     captions = [f"{path.stem}: {count} of {most} tokens" for path, count in zip(paths, counts, strict=True)]
-    # The picture is sharper than the image that the gate saw.
+    # Pictures have twice the resolution of the gate's input.
     sharp = [read_image(path, 2 * size) for path in paths]
     pictures = [
         draw_tokens(image, mask, scale_factor=scales.scale_factor, width=width)
@@ -95,11 +98,11 @@ def _find(name: str) -> Path:
         return Path(name)
     if name in samples:
         return samples[name]
-    raise ValueError(f"{name}: no such file, and not one of the sample photographs {', '.join(samples)}")
+    raise ValueError(f"{name}: expected an image file or one of the photographs {', '.join(samples)}, got neither")
 
 
 def _gate_logits(images: "Tensor", gate: str, checkpoint: Path | None, model_name: str) -> "Tensor":
-    """[batch, Hc, Wc] for uint8 images."""
+    """Logits [batch, Hc, Wc] for uint8 images."""
     import torch
 
     import msvit
@@ -113,11 +116,11 @@ def _gate_logits(images: "Tensor", gate: str, checkpoint: Path | None, model_nam
         module = msvit.gates.make_gate(gate, _COARSE, (size, size))
     else:
         if "patch16_32" not in model_name:
-            raise ValueError(f"--model: expected one with patch16_32, got {model_name!r}")
+            raise ValueError(f"--model: expected a model with patch16_32, got {model_name!r}")
         model = msvit.create_model(model_name, img_size=images.shape[-1])
         missing = msvit.load_checkpoint(model, checkpoint, load_head=False)
         if any(name.startswith("gate.") for name in missing):
-            raise ValueError(f"--checkpoint: expected a checkpoint with a gate, {checkpoint} has none")
+            raise ValueError(f"--checkpoint: expected a checkpoint with a gate, got {checkpoint} without one")
         module = model.gate
     with torch.inference_mode():
         logits: Tensor = module.eval()(images)

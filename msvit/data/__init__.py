@@ -1,4 +1,4 @@
-"""Images for benches, pictures and training: folders, the photographs of scikit-image, and digits on these."""
+"""Images for benchmarks, figures and training: folders, scikit-image's photographs, and digits on photographs."""
 
 from msvit.data.digits import DigitsOnPhotographs
 from msvit.data.images import IMAGE_SUFFIXES, list_images, load_images, read_image

@@ -1,8 +1,8 @@
-"""Real handwritten digits somewhere on photographs: a data set that needs no download, made in seconds.
+"""A data set of handwritten digits on photographs, made in seconds without a download.
 
-The digits are the 8 x 8 scans of scikit-learn, the photographs those of the scikit-image wheel, grey and faded. A digit
-covers one to four of the regions of an image, the other regions do not matter, and its place is known: a gate that
-looks at the digit can be told from one that does not.
+The digits are scikit-learn's 8 x 8 scans. The photographs come from the scikit-image wheel and are turned grey, with
+reduced contrast. A digit covers one to four regions of an image; the other regions do not affect the label. Since the
+place of the digit is known, the report can measure whether a gate selects it.
 """
 
 import functools
@@ -19,8 +19,8 @@ from msvit.data.images import decode_image
 from msvit.data.samples import sample_photographs
 from msvit.extras import require_extra
 
-# By name. Both halves of the stereo pair are one scene and stay together; no page of text, whose letters resemble
-# digits, and no gravel or grass, on which a person finds no digit either.
+# Both halves of the stereo pair show one scene and stay in one split. The page of text is left out because its letters
+# resemble digits; gravel and grass, because people do not find digits on them either.
 PHOTOGRAPHS = {
     "train": (
         "astronaut",
@@ -37,26 +37,26 @@ PHOTOGRAPHS = {
 }
 SPLITS = tuple(PHOTOGRAPHS)
 
-# Shorter side of the resized photographs that crops are cut from, in widths of an image.
+# Shorter side of the resized photographs that crops are cut from, in image widths.
 _ZOOMS = (2.0, 3.0, 4.0)
 _MAX_TURN = math.radians(12)
-# What makes the digits readable for a small model that starts from nothing: crops keep this share of their contrast
-# around the same dark grey, and ink is brighter than they are, in 1/255.
+# A small model trained from scratch can read the digits because crops keep only this share of their contrast, around
+# the same dark grey, and ink is brighter than that. Grey and ink are in 1/255.
 _FADED, _GREY = 0.3, 90
 _INK = (220, 255)
 _MIN_ALPHA = 1 / 32
 
 
 class DigitsOnPhotographs(Dataset[tuple[Tensor, int]]):
-    """Images of a photograph's crop with one handwritten digit; the label is the digit.
+    """Crops of photographs, each with one handwritten digit; the label is the digit.
 
     Args:
-        split: "train" or "test"; no digit scan and no photograph is in both, whatever the seeds.
+        split: "train" or "test", which share no digit scan and no photograph, whatever the seeds.
         size: number of images; labels are balanced to within one.
-        seed: the same images for the same seed, on every machine with the same library versions.
+        seed: seed of the images, which are the same on every machine with the same library versions.
         image_size: height and width in pixels.
         digit_size: smallest and largest width of the square that a scan is enlarged to, in pixels; 1/8 and 7/40
-            of `image_size` by default. Its digit fills most of it.
+            of `image_size` by default. The digit fills most of the square.
 
     Attributes:
         images: uint8 [size, 3, image_size, image_size].
@@ -64,8 +64,8 @@ class DigitsOnPhotographs(Dataset[tuple[Tensor, int]]):
         boxes: int64 [size, 4], left, top, right, bottom of the digit in pixels, right and bottom exclusive.
 
     Raises:
-        ValueError: an unknown split, a size that is not positive, digits that do not fit, or photographs that this
-            scikit-image lacks.
+        ValueError: the split is unknown, a size is too small, the digits do not fit, or the installed scikit-image has
+            no photograph of the split.
         MissingExtraError: scikit-learn is not installed.
     """
 
@@ -98,7 +98,7 @@ class DigitsOnPhotographs(Dataset[tuple[Tensor, int]]):
 
 
 def digit_scans(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """The handwritten digits of a split: a quarter of each digit's scans is for testing.
+    """Loads the handwritten digits of a split; a quarter of each digit's scans are for testing.
 
     Args:
         split: "train" or "test".
@@ -121,7 +121,7 @@ def digit_scans(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def photograph_crops(split: str, size: int, seed: int, image_size: int) -> Tensor:
-    """The images before their digits are painted.
+    """Makes the images, before digits are painted on them.
 
     Args:
         split: "train" or "test".
@@ -133,7 +133,7 @@ def photograph_crops(split: str, size: int, seed: int, image_size: int) -> Tenso
         uint8 [size, 3, image_size, image_size].
 
     Raises:
-        ValueError: this scikit-image has no photograph of the split.
+        ValueError: the installed scikit-image has no photograph of the split.
     """
     levels = _pyramids(split, image_size)
     rng = np.random.default_rng([seed, SPLITS.index(split), 0])
@@ -145,7 +145,7 @@ def photograph_crops(split: str, size: int, seed: int, image_size: int) -> Tenso
         top = int(y[i] * (photograph.shape[1] - image_size + 1))
         left = int(x[i] * (photograph.shape[2] - image_size + 1))
         crop = photograph[:, top : top + image_size, left : left + image_size]
-        faded = (_GREY + _FADED * (np.arange(256) - crop.mean())).round().astype(np.uint8)  # of each value of a pixel
+        faded = (_GREY + _FADED * (np.arange(256) - crop.mean())).round().astype(np.uint8)  # by pixel value
         crops[i] = faded[crop[:, :, ::-1] if mirrored[i] else crop]
     return torch.from_numpy(crops)
 
@@ -158,7 +158,7 @@ def _pyramids(split: str, image_size: int) -> list[np.ndarray]:
         raise ValueError(f"digits: expected {', '.join(PHOTOGRAPHS[split])} in scikit-image's data folder, got none")
     levels = []
     for path in paths:
-        # Grey: by colour, gates learned to tell the few training photographs apart, and failed on others.
+        # Grey, because gates learned to recognise the few training photographs by colour and failed on others.
         photograph = decode_image(path).convert("L").convert("RGB")
         for zoom in _ZOOMS:
             scale = zoom * image_size / min(photograph.size)
@@ -169,7 +169,7 @@ def _pyramids(split: str, image_size: int) -> list[np.ndarray]:
 
 
 def _balanced(labels: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Indices of `size` scans, as many of each digit as of any other."""
+    """Indices of `size` scans, with equally many of each digit to within one."""
     wanted = rng.permutation(np.arange(size) % 10)
     chosen = np.empty(size, dtype=np.int64)
     for digit in range(10):
@@ -181,7 +181,7 @@ def _balanced(labels: np.ndarray, size: int, rng: np.random.Generator) -> np.nda
 def _enlarge(scans: np.ndarray, sides: np.ndarray, turns: np.ndarray) -> Tensor:
     """Scans enlarged to `sides` pixels and turned by `turns` (radians): [n, c, c], c wide enough for all of them."""
     canvas = math.ceil(sides.max() * (math.cos(_MAX_TURN) + math.sin(_MAX_TURN))) + 1
-    # From a pixel of the canvas to a place in the scan, both in [-1, 1].
+    # Maps a position on the canvas to one in the scan, both in [-1, 1].
     scale = canvas / sides
     cos, sin, zero = np.cos(turns) * scale, np.sin(turns) * scale, np.zeros(len(scans))
     theta = torch.from_numpy(np.stack([cos, -sin, zero, sin, cos, zero], axis=1).astype(np.float32)).view(-1, 2, 3)
@@ -191,7 +191,7 @@ def _enlarge(scans: np.ndarray, sides: np.ndarray, turns: np.ndarray) -> Tensor:
 
 
 def _place(ink: Tensor, image_size: int, rng: np.random.Generator) -> Tensor:
-    """Boxes [n, 4] as large as the ink, anywhere inside of the image."""
+    """Boxes [n, 4] of the ink's size, at random places in the image."""
     size = len(ink)
     boxes = np.empty((size, 4), dtype=np.int64)
     for axis in (0, 1):

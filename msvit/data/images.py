@@ -1,4 +1,4 @@
-"""Reading image files into uint8 tensors of one size."""
+"""Reads image files into uint8 tensors of one size."""
 
 import os
 import threading
@@ -23,8 +23,8 @@ def load_images(folder: str | os.PathLike[str] | None, size: int, *, limit: int 
     A file that cannot be decoded is left out with a warning that names it.
 
     Args:
-        folder: a folder of images; None for the photographs of scikit-image.
-        size: height and width of the result in pixels; images are scaled, then cropped at the centre.
+        folder: folder of images; None for the photographs of scikit-image.
+        size: height and width of the result in pixels; images are scaled and cropped at the centre.
         limit: largest number of images to read; None for all.
 
     Returns:
@@ -51,10 +51,10 @@ def load_images(folder: str | os.PathLike[str] | None, size: int, *, limit: int 
 
 
 def list_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """Lists the files with one of `IMAGE_SUFFIXES` in a folder and its subfolders, sorted; hidden ones are left out.
+    """Lists the files with one of `IMAGE_SUFFIXES` in a folder and its subfolders, sorted, without hidden ones.
 
     Args:
-        folder: a folder of images.
+        folder: folder of images.
 
     Returns:
         At least one path, each beginning with `folder`.
@@ -64,7 +64,7 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     """
     root = Path(folder)
     if not root.is_dir():
-        raise ValueError(f"{folder}: expected a folder of images, got {'a file' if root.exists() else 'nothing there'}")
+        raise ValueError(f"{folder}: expected a folder of images, got {'a file' if root.exists() else 'no such path'}")
     paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     paths = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(root).parts)]
     if not paths:
@@ -73,17 +73,17 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def read_image(path: str | os.PathLike[str], size: int) -> Tensor:
-    """Reads one image, scaled and cropped at the centre, upright as its EXIF data says.
+    """Reads one image, scaled and cropped at the centre, and rotated upright by its EXIF data.
 
     Args:
-        path: an image file of any format and mode that Pillow can decode.
+        path: image file of any format and mode that Pillow can decode.
         size: height and width of the result in pixels.
 
     Returns:
         uint8 [3, size, size], RGB, on the CPU.
 
     Raises:
-        ValueError: the file is missing, truncated, corrupt or not an image; the text names it.
+        ValueError: the file is missing, truncated, corrupt or not an image; the message names it.
     """
     image = decode_image(path)
     try:
@@ -94,16 +94,16 @@ def read_image(path: str | os.PathLike[str], size: int) -> Tensor:
 
 
 def decode_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Reads one image in its own size and mode, upright as its EXIF data says; 16 bits of grey become 8.
+    """Reads one image in its own size and mode, rotated upright by its EXIF data; 16-bit grey becomes 8-bit.
 
     Args:
-        path: an image file of any format and mode that Pillow can decode.
+        path: image file of any format and mode that Pillow can decode.
 
     Returns:
         The image with all of its pixels decoded.
 
     Raises:
-        ValueError: the file is missing, truncated, corrupt or not an image; the text names it.
+        ValueError: the file is missing, truncated, corrupt or not an image; the message names it.
     """
     try:
         image = ImageOps.exif_transpose(_decode(path))

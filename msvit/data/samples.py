@@ -1,4 +1,4 @@
-"""The photographs that lie in the scikit-image wheel; nothing is ever downloaded."""
+"""Sample photographs from the scikit-image wheel; nothing is downloaded."""
 
 import importlib.util
 from pathlib import Path
@@ -25,15 +25,20 @@ SAMPLE_NAMES = (
 
 
 def sample_photographs() -> dict[str, Path]:
-    """Files of the sample photographs by name, those of `SAMPLE_NAMES` that this scikit-image has on disk.
+    """Finds the files of the sample photographs.
+
+    Returns:
+        Paths by name, for those of `SAMPLE_NAMES` that the installed scikit-image has on disk.
 
     Raises:
-        ValueError: scikit-image is not installed or has none of them.
+        ValueError: scikit-image is not installed, or it has none of them.
     """
-    # The package is found, not imported: importing it takes a second and is not needed to read its files.
+    # The package is located without an import, which takes a second and is not needed to read its files.
     spec = importlib.util.find_spec("skimage")
     if spec is None or spec.origin is None:
-        raise ValueError("sample photographs: expected scikit-image to be installed; `pip install scikit-image`")
+        raise ValueError(
+            "sample photographs: expected scikit-image to be installed, got none; run: pip install scikit-image"
+        )
     folder = Path(spec.origin).parent / "data"
     found = {}
     for name in SAMPLE_NAMES:
@@ -41,5 +46,5 @@ def sample_photographs() -> dict[str, Path]:
             if path.is_file():
                 found[name] = path
     if not found:
-        raise ValueError(f"sample photographs: none of them is in {folder}")
+        raise ValueError(f"sample photographs: expected at least one in {folder}, got none")
     return found

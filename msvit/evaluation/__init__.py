@@ -1,1 +1,1 @@
-"""Evaluations of a model: scores over a test set, and the decision and the answer for each image."""
+"""Evaluations of a model: scores over a test set, and the decision and prediction for each image."""

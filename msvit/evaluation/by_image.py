@@ -1,4 +1,4 @@
-"""The decision, the answer and the cost of a model for each test image."""
+"""The decision, prediction and cost of a model for each test image."""
 
 from dataclasses import dataclass
 
@@ -11,12 +11,12 @@ from msvit.models import MixedScaleVisionTransformer
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The results of one model for n images.
+    """The results of a model for n images.
 
     Attributes:
         masks: bool [n, Hc, Wc], fine regions.
-        correct: bool [n], True if the answer is right.
-        tokens: int64 [n], patch tokens that the decision chose, before any reducer.
+        correct: bool [n], True if the prediction is correct.
+        tokens: int64 [n], number of patch tokens of the decision, before any reducer.
         gmacs: 1e9 multiply-accumulates per image, gate included; NaN for a model with reducers.
     """
 
@@ -27,7 +27,7 @@ class Evaluation:
 
     @property
     def top1(self) -> float:
-        """Share of right answers."""
+        """Share of correct predictions."""
         return float(self.correct.double().mean())
 
     @property
@@ -52,10 +52,11 @@ class Evaluation:
 
     @property
     def dynamics(self) -> float:
-        """Share of the mask's variance that lies between images: 0 is a static pattern, 1 the same for each position.
+        """Share of the mask's variance that lies between images.
 
-        The variance of all decisions, g (1 - g) with g the share of fine regions, is that between positions plus the
-        mean over positions of that between images. If all regions of all images are alike, this is 0.
+        It is 0 for a static pattern, and 1 if all positions are fine equally often. The variance of all decisions is
+        g (1 - g) for a share g of fine regions; it is the variance between positions plus the mean over positions of
+        the variance between images. If all regions of all images have the same scale, the result is 0.
         """
         total = self.fine_share * (1 - self.fine_share)
         return float(self.position_variance.mean()) / total if total > 0 else 0.0
@@ -69,14 +70,14 @@ class TestImages:
         images: uint8 [n, 3, H, W].
         labels: int64 [n].
         boxes: int64 [n, 4], left, top, right and bottom of the labelled object in pixels, right and bottom exclusive;
-            None if the data set does not know its place.
+            None if the data set does not give them.
     """
 
     images: Tensor
     labels: Tensor
     boxes: Tensor | None
 
-    __test__ = False  # pytest would take it for a class of tests
+    __test__ = False  # pytest would collect it as a class of tests
 
     def first(self, count: int) -> "TestImages":
         """The first `count` images, all if there are fewer."""
@@ -92,7 +93,7 @@ def evaluate(
         model: any mixed-scale model, on the device to run on.
         test: images with their labels, on the CPU.
         batch_size: images per batch; a token budget is shared within a batch.
-        masks: bool [n, Hc, Wc], fine regions that replace the gate's decisions.
+        masks: bool [n, Hc, Wc], fine regions that replace the gate's decisions. If None, the gate decides.
 
     Returns:
         The results, on the CPU.

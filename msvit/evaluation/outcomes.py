@@ -1,4 +1,4 @@
-"""The pass of a model over test images that every evaluation is made from, and the cost of an image by its tokens."""
+"""The pass over test images on which every evaluation is based, and the cost of an image by its number of tokens."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -18,9 +18,9 @@ class Outcome(NamedTuple):
     """The result of a model for one batch, on the model's device.
 
     Attributes:
-        decision: the fine regions of each image.
+        decision: fine regions of each image.
         logits: fp32 [batch, num_classes].
-        labels: int64 [batch], the right answers.
+        labels: int64 [batch], correct classes.
     """
 
     decision: Decision
@@ -36,13 +36,14 @@ def outcomes(
     masks: Tensor | None = None,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Iterator[Outcome]:
-    """Runs a model over batches, in evaluation mode and with the random gate's sequence from its start.
+    """Runs a model over batches, in evaluation mode and with a random gate at the start of its sequence.
 
     Args:
-        model: any mixed-scale model, on the device to run on. After the last batch its mode is as it was before.
+        model: any mixed-scale model, on the device to run on. Its mode is restored after the last batch.
         batches: pairs of images, uint8 [batch, 3, H, W], and labels, int64 [batch], on the CPU.
-        masks: bool [images of all batches, Hc, Wc], fine regions that replace the gate's decisions.
-        autocast: function that makes a context for mixed precision.
+        masks: bool [images of all batches, Hc, Wc], fine regions that replace the gate's decisions. If
+            None, the gate decides.
+        autocast: function that makes a context manager for mixed precision.
 
     Yields:
         One outcome for each batch.
@@ -79,7 +80,7 @@ def check_labels(labels: Tensor, num_classes: int) -> None:
 
 
 def gmacs_by_patches(model: MixedScaleVisionTransformer) -> Tensor:
-    """The cost of one image for every number of patch tokens, gate included.
+    """Computes the cost of one image for every number of patch tokens, gate included.
 
     Args:
         model: any mixed-scale model.

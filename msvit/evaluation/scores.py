@@ -20,8 +20,8 @@ class Scores:
 
     Attributes:
         loss: cross-entropy in nats.
-        top1, top5: shares of images whose label is the first, or among the first five, of the answers.
-        tokens_per_image: patch tokens that the decision chose, before any reducer.
+        top1, top5: shares of images whose label is the first prediction, or among the first five.
+        tokens_per_image: number of patch tokens of the decision, before any reducer.
         fine_share: share of fine regions.
         gmacs: 1e9 multiply-accumulates, gate included; NaN for a model with reducers.
         images: number of images.
@@ -46,9 +46,9 @@ def score(
     """Scores a model on a test set; under torch.distributed, on the batches of all processes together.
 
     Args:
-        model: any mixed-scale model, on the device to run on. Its mode is left as it was.
+        model: any mixed-scale model, on the device to run on. Its mode is restored.
         batches: pairs of images, uint8 [batch, 3, H, W], and labels, int64 [batch], for this process.
-        autocast: function that makes a context for mixed precision.
+        autocast: function that makes a context manager for mixed precision.
 
     Returns:
         The means over all images.
@@ -73,7 +73,7 @@ def score(
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(images)
     if not int(images):
-        raise ValueError("expected at least one image to evaluate on, got none")
+        raise ValueError("batches: expected at least one test image, got none")
     fine_share = float(share.compute())
     return Scores(
         loss=float(loss.compute()),

@@ -6,20 +6,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-# sigmoid(INITIAL_LOGIT) = 0.95: a learned gate starts with fine regions and yet gets gradients.
+# sigmoid(INITIAL_LOGIT) = 0.95: a learned gate starts with fine regions but still gets gradients.
 INITIAL_LOGIT = math.log(0.95 / 0.05)
 
 
 class Gate(nn.Module):
-    """Base class.
+    """Base class of gates.
 
     Args:
         coarse: width of a region in pixels.
-        mean, std: three floats each, per channel in [0, 1], by which the images that the gate sees are normalised; None
-            if they are not normalised.
+        mean, std: three floats each, mean and standard deviation per channel in [0, 1], by which the gate's images are
+            normalised; None if they are not normalised.
 
     Raises:
-        ValueError: `coarse` is not positive; only one of `mean` and `std` is given, or not three values.
+        ValueError: `coarse` is not positive, only one of `mean` and `std` is given, or one does not have three values.
     """
 
     mean: Tensor | None
@@ -35,7 +35,7 @@ class Gate(nn.Module):
             if values is not None and len(values) != 3:
                 raise ValueError(f"{name}: expected three values, one per channel, got {values}")
         self.coarse = coarse
-        # Constants of the input, not state: checkpoints do without them.
+        # Constants of the input and not state, so checkpoints do not contain them.
         self.register_buffer("mean", None if mean is None else torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", None if std is None else torch.tensor(std).view(3, 1, 1), persistent=False)
 
@@ -45,11 +45,11 @@ class Gate(nn.Module):
         return 0
 
     def sample(self, logits: Tensor) -> Tensor:
-        """The logits that the decision is taken from; a gate that explores in training adds noise to `logits` here."""
+        """The logits on which the decision is based; a gate that explores in training adds noise to `logits` here."""
         return logits
 
     def regions(self, images: Tensor) -> tuple[int, int, int]:
-        """The number of images and their grid of regions.
+        """Returns the number of images and their grid of regions.
 
         Args:
             images: [batch, 3, H, W].
@@ -58,7 +58,7 @@ class Gate(nn.Module):
             (batch, Hc, Wc).
 
         Raises:
-            ValueError: regions do not divide the images, or images have another shape.
+            ValueError: `images` has another shape, or regions do not divide its height or width.
         """
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % self.coarse or images.shape[3] % self.coarse:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""A gate without learning: regions whose intensities spread over many histogram bins become fine."""
+"""A gate without learned parameters: regions whose intensities spread over many histogram bins become fine."""
 
 import math
 from collections.abc import Sequence
@@ -14,19 +14,20 @@ class EntropyGate(Gate):
 
     p is the histogram, over `bins` equal bins of [0, 1], of the pixel intensities of a region; the intensity is the
     mean of the three channels. H is 0 for a flat region and at most log2(bins). A logit is thus the number of bits by
-    which a region exceeds the threshold; under `Budget` only the order counts.
+    which a region exceeds the threshold; under `Budget` only the order matters.
 
     Args:
         coarse: width of a region in pixels.
         bins: number of bins of the histogram.
         threshold: entropy in bits above which a logit is positive.
-        mean, std: by which float images are normalised, undone before the histogram; None: float images lie in [0, 1].
+        mean, std: three floats each, as in `Gate`; the normalisation of float images is undone before the histogram. If
+            None, float images are in [0, 1].
 
     Raises:
-        ValueError: fewer than two bins, or a `threshold` that is not in [0, log2(bins)].
+        ValueError: `bins` is below 2, or `threshold` is not in [0, log2(bins)].
 
     Note:
-        Counts are integers, so two runs give the same bits. The mapping has no gradient.
+        Counts are integers, so two runs give the same bits. The logits have no gradient.
     """
 
     def __init__(

@@ -8,7 +8,7 @@ from msvit.gates.entropy import EntropyGate
 from msvit.gates.fixed import ConstantGate, RadialGate, RandomGate
 from msvit.gates.mlp import MLPGate
 
-# Gates without parameters, which need no training.
+# Gates without learned parameters, which need no training.
 FIXED_GATE_NAMES = ("entropy", "radial", "random", "fine", "coarse")
 GATE_NAMES = ("mlp", *FIXED_GATE_NAMES)
 
@@ -20,20 +20,20 @@ def make_gate(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> nn.Module:
-    """Makes a gate by name, with its defaults; a module is returned as it is.
+    """Makes a gate by name, with its defaults; a module is returned unchanged.
 
     Args:
         gate: one of `GATE_NAMES`, or a module that maps images to logits [batch, Hc, Wc].
         coarse: width of a region in pixels.
         grid_size: (Hc, Wc), regions of an image.
-        mean: three floats, one per channel in [0, 1], that are subtracted from images; None if they are not normalised.
-        std: three floats, by which the difference is divided; None if images are not normalised.
+        mean: three floats, mean per channel in [0, 1], by which images are normalised; None if they are not normalised.
+        std: three floats, standard deviation per channel, by which images are normalised; None like `mean`.
 
     Returns:
         A module that maps images [batch, 3, H, W] to logits [batch, Hc, Wc].
 
     Raises:
-        ValueError: a name that is not in `GATE_NAMES`.
+        ValueError: `gate` is a name that is not in `GATE_NAMES`.
         TypeError: `gate` is neither a name nor a module.
     """
     if isinstance(gate, nn.Module):

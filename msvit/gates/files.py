@@ -1,4 +1,4 @@
-"""Gates as files of their own, to be moved to another backbone, image size or data set (section 4.1 of the paper)."""
+"""Gates in separate files, for transfer to another backbone, image size or data set (section 4.1 of the paper)."""
 
 import json
 import os
@@ -19,14 +19,14 @@ _KIND = "msvit gate"
 
 
 def save_gate(gate: MLPGate, path: str | os.PathLike[str]) -> None:
-    """Writes a learned gate with its parameters and its arguments.
+    """Writes the parameters and arguments of a learned gate to a file.
 
     Args:
-        gate: a learned gate, such as `model.gate`.
-        path: the safetensors file to write, in one step; its folder must exist.
+        gate: learned gate, such as `model.gate`.
+        path: safetensors file to write; its folder must exist.
 
     Raises:
-        TypeError: `gate` is of another class.
+        TypeError: `gate` is not an `MLPGate`.
         OSError: the file cannot be written.
     """
     if not isinstance(gate, MLPGate):
@@ -51,15 +51,16 @@ def load_gate(
     """Reads a gate that `save_gate` wrote.
 
     Args:
-        path: the safetensors file.
-        grid_size: (Hc, Wc) of the images that the gate will see; the position encodings are resampled (bicubic) if the
-            gate learned on another grid. None for the gate's own grid.
-        mean: three floats, one per channel in [0, 1], that are subtracted from those images. If the gate learned with
-            others, its first layer is adapted, so that it decides as before. None for the gate's own.
-        std: three floats, by which the difference is divided. None for the gate's own.
+        path: safetensors file.
+        grid_size: (Hc, Wc), regions of the images that the gate will get. The position encodings are resampled
+            (bicubic) if the gate was trained on another grid. None for the gate's own grid.
+        mean: three floats, mean per channel in [0, 1], by which those images are normalised. If the gate was trained
+            with other values, its first layer is adapted so that it decides as before. None for the gate's own.
+        std: three floats, standard deviation per channel, by which those images are normalised. None for the gate's
+            own.
 
     Returns:
-        The gate, on the CPU, in evaluation mode: for `create_model(..., gate=gate)` or `model.gate = gate`.
+        The gate, on the CPU, in evaluation mode, for `create_model(..., gate=gate)` or `model.gate = gate`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -86,7 +87,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("kind") != _KIND:
-                raise ValueError("it holds no gate of its own; msvit.gates.save_gate(model.gate, path) writes one")
+                raise ValueError("expected a gate file; msvit.gates.save_gate(model.gate, path) writes one")
             return json.loads(metadata["gate"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise ValueError(f"gate {path} cannot be read: {error}") from error
@@ -106,15 +107,15 @@ def _renormalise(state: dict[str, Tensor], old: Any, new: Any) -> None:
 def agreement(
     gate_a: nn.Module, gate_b: nn.Module, images: Tensor, policy: Policy | None = None, scale_factor: int = 2
 ) -> float:
-    """Share of regions for which two gates choose the same scale (78.4 % and 87.1 % in section 4.1 of the paper).
+    """Computes the share of regions for which two gates choose the same scale (78.4 % and 87.1 % in section 4.1).
 
     Args:
-        gate_a: module that maps images to logits [batch, Hc, Wc]; it decides as in evaluation.
-        gate_b: another one for the same regions.
+        gate_a: module that maps images to logits [batch, Hc, Wc]; it runs in evaluation mode.
+        gate_b: another such module for the same regions.
         images: [batch, 3, H, W], uint8, or floats normalised for both gates.
         policy: policy that turns logits into decisions, `Threshold(0.5)` by default.
-        scale_factor: fine patches along one side of a region, `model.scale_factor`, which a gate does not know. The
-            fine regions that a `Budget` can pay for depend on it, those above a threshold do not.
+        scale_factor: number of fine patches along one side of a region, `model.scale_factor`. It determines the number
+            of fine regions under a `Budget`, and has no effect under a `Threshold`.
 
     Returns:
         A share in [0, 1].
@@ -133,5 +134,5 @@ def agreement(
         masks.append(decide(logits, scale_factor).fine_mask)
     if masks[0].shape != masks[1].shape or not masks[0].numel():
         shapes = " and ".join(str([*mask.shape]) for mask in masks)
-        raise ValueError(f"gate_a, gate_b: expected decisions for the same regions, at least one, got {shapes}")
+        raise ValueError(f"gate_a, gate_b: expected masks of the same shape with at least one region, got {shapes}")
     return float((masks[0] == masks[1]).float().mean())

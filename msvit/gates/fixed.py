@@ -1,4 +1,4 @@
-"""Gates that do not look at the pixels: radial (appendix G.1 of the MSViT paper), random and constant."""
+"""Gates that ignore the pixels: radial (appendix G.1 of the MSViT paper), random and constant."""
 
 import math
 
@@ -9,11 +9,12 @@ from msvit.gates.base import INITIAL_LOGIT, Gate
 
 
 class RadialGate(Gate):
-    """Fine around the centre: logit = radius - distance of the region's centre from the centre of the image.
+    """Makes regions near the centre fine: logit = radius - distance of the region's centre from that of the image.
 
     Args:
         coarse: width of a region in pixels.
-        radius: radius in units of half the image's height and width: 1 is the middle of an edge, sqrt(2) a corner.
+        radius: radius in units of half the image's height and width, so that the middle of an edge is at 1 and a corner
+            at sqrt(2).
 
     Raises:
         ValueError: `radius` is negative.
@@ -33,25 +34,25 @@ class RadialGate(Gate):
 
 
 class RandomGate(Gate):
-    """Fine with a given probability, independently: logit = logit(probability) + logistic noise.
+    """Makes each region fine with a given probability: logit = logit(probability) + logistic noise.
 
     Args:
         coarse: width of a region in pixels.
         probability: probability in (0, 1) that a logit is positive.
-        seed: seed of the gate's own generator; `reset()` starts its sequence again.
+        seed: seed of the gate's own generator; `reset()` restarts its sequence.
 
     Raises:
-        ValueError: `probability` is not inside (0, 1).
+        ValueError: `probability` is outside (0, 1).
     """
 
     def __init__(self, coarse: int, probability: float = 0.5, seed: int = 0) -> None:
         super().__init__(coarse)
-        self.bias = _logit(probability)
+        self.bias = _logit("probability", probability)
         self.seed = seed
         self.reset()
 
     def reset(self) -> None:
-        """Starts the sequence of random masks again, at `seed`."""
+        """Restarts the sequence of random masks at `seed`."""
         # On the CPU, so that the masks do not depend on the device.
         self.generator = torch.Generator().manual_seed(self.seed)
 
@@ -62,14 +63,14 @@ class RandomGate(Gate):
 
 
 def reset_noise(gate: nn.Module, seed: int) -> None:
-    """Starts the sequence of masks of a random gate at a seed; other gates stay as they are."""
+    """Restarts the sequence of masks of a random gate at a seed; other gates are left unchanged."""
     if isinstance(gate, RandomGate):
         gate.seed = seed
         gate.reset()
 
 
 class ConstantGate(Gate):
-    """The same logit everywhere.
+    """Gives all regions the same logit.
 
     Args:
         coarse: width of a region in pixels.
@@ -81,14 +82,14 @@ class ConstantGate(Gate):
 
     def __init__(self, coarse: int, fine: bool | float = True) -> None:
         super().__init__(coarse)
-        self.logit = (INITIAL_LOGIT if fine else -INITIAL_LOGIT) if isinstance(fine, bool) else _logit(fine)
+        self.logit = (INITIAL_LOGIT if fine else -INITIAL_LOGIT) if isinstance(fine, bool) else _logit("fine", fine)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [batch, Hc, Wc]."""
         return torch.full(self.regions(images), self.logit, dtype=torch.float32, device=images.device)
 
 
-def _logit(probability: float) -> float:
+def _logit(name: str, probability: float) -> float:
     if not 0 < probability < 1:
-        raise ValueError(f"probability: expected a value inside (0, 1), got {probability}")
+        raise ValueError(f"{name}: expected a value inside (0, 1), got {probability}")
     return math.log(probability) - math.log1p(-probability)

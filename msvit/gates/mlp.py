@@ -9,7 +9,7 @@ from msvit.gates.base import INITIAL_LOGIT, Gate
 
 
 class MLPGate(Gate):
-    """Four layers on the 3 * coarse * coarse pixels of a region, with a position encoding of its own after the first.
+    """Four linear layers on the 3 * coarse * coarse pixels of each region, with a position encoding after the first.
 
     In training a logit gets logistic noise (eq. 1): the region is fine if the noisy logit is positive, and the
     gradient is that of `sigmoid(noisy logit / temperature)` (Gumbel-sigmoid with a straight-through estimator). In
@@ -20,10 +20,10 @@ class MLPGate(Gate):
         grid_size: (Hc, Wc), regions of an image.
         hidden: width of the three hidden layers.
         temperature: temperature of the Gumbel-sigmoid.
-        mean, std: as in `Gate`; uint8 images are normalised by them as for the backbone.
+        mean, std: three floats each, as in `Gate`; uint8 images are normalised by them.
 
     Raises:
-        ValueError: a size or `temperature` is not positive.
+        ValueError: `coarse`, a side of `grid_size`, `hidden` or `temperature` is not positive.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class MLPGate(Gate):
         """Logits [batch, Hc, Wc], without noise.
 
         Raises:
-            ValueError: images of another size, or uint8 images although the gate has no mean and std.
+            ValueError: the images have another size, or they are uint8 and the gate has no mean and std.
         """
         batch, height, width = self.regions(images)
         if (height, width) != self.grid_size:
@@ -73,10 +73,10 @@ class MLPGate(Gate):
         return x.view(batch, height, width)
 
     def sample(self, logits: Tensor) -> Tensor:
-        """In training, logits with logistic noise; in evaluation, the logits."""
+        """The logits, with logistic noise in training."""
         if not self.training:
             return logits
-        # Away from 0 and 1: there the noise would be infinite.
+        # At 0 and 1 the noise would be infinite.
         uniform = torch.rand(logits.shape, device=logits.device).clamp(1e-6, 1 - 1e-6)
         return logits + torch.logit(uniform).to(logits.dtype)
 
@@ -84,5 +84,5 @@ class MLPGate(Gate):
         if images.dtype != torch.uint8:
             return images.to(self.fc1.weight.dtype)
         if self.mean is None or self.std is None:
-            raise ValueError("images: uint8 needs the gate's mean and std, which are None; got uint8")
+            raise ValueError("images: expected floats, since the gate has no mean and std, got uint8")
         return ((images.float() / 255 - self.mean) / self.std).to(self.fc1.weight.dtype)

@@ -1,6 +1,6 @@
 """Losses that keep the share of fine regions at a target (section 2.2 of the MSViT paper).
 
-All are modules called on the logits of the gate, [batch, positions], and return one number.
+All are modules that map the logits of the gate, [batch, positions], to one number.
 """
 
 from msvit.losses.generalized import GeneralizedBatchShapingLoss, center_distances

@@ -40,13 +40,13 @@ def global_batch(logits: Tensor) -> Tensor:
     """Gathers the logits of all processes.
 
     Args:
-        logits: floats [batch, positions] of this process; the batch may differ between processes.
+        logits: floats [batch, positions] of this process; the batch size may differ between processes.
 
     Returns:
         fp32 [global batch, positions], fp64 for fp64 logits, in the order of the ranks and with a gradient.
 
     Raises:
-        ValueError: there is no image.
+        ValueError: no process has an image.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
@@ -57,7 +57,7 @@ def global_batch(logits: Tensor) -> Tensor:
 
 
 def squared_distance(cdf_of_sorted: Tensor) -> Tensor:
-    """Cramér-von Mises distance between the samples of each row and a distribution.
+    """Computes the Cramér-von Mises distance between the samples of each row and a distribution.
 
         1/n sum_i (F(x_(i)) - i / (n + 1))^2
 
@@ -67,7 +67,7 @@ def squared_distance(cdf_of_sorted: Tensor) -> Tensor:
         cdf_of_sorted: floats [rows, n], F at the sorted samples of each row.
 
     Returns:
-        Distances [rows], same dtype.
+        Distances [rows], in the dtype of the input.
     """
     n = cdf_of_sorted.shape[1]
     empirical = torch.arange(1, n + 1, dtype=cdf_of_sorted.dtype, device=cdf_of_sorted.device) / (n + 1)
@@ -75,7 +75,7 @@ def squared_distance(cdf_of_sorted: Tensor) -> Tensor:
 
 
 def relaxed_bernoulli_cdf(logits: Tensor, mean_logit: Tensor, temperature: float, clip: float | None) -> Tensor:
-    """Distribution function of a relaxed Bernoulli variable m = sigmoid(z), at its logits z.
+    """Computes the distribution function of a relaxed Bernoulli variable m = sigmoid(z), at its logits z.
 
         F(z) = sigmoid(tau z - logit(mu)),   P(m > 0.5) = 1 - F(0) = mu
 
@@ -86,7 +86,7 @@ def relaxed_bernoulli_cdf(logits: Tensor, mean_logit: Tensor, temperature: float
         clip: eps, which clips m to [eps, 1 - eps] and so removes the gradient outside; None for no clipping.
 
     Returns:
-        F(z), the shape of z.
+        F(z), in the shape of z.
     """
     if clip is not None:
         most = math.log1p(-clip) - math.log(clip)
@@ -105,7 +105,7 @@ class _Gather(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor) -> Tensor:
         counts = _row_counts(rows)
         ctx.counts = counts
-        # Batches may differ in size: all are filled up to the largest.
+        # Batches may differ in size, so all are padded to the largest.
         padded = rows.new_zeros(max(counts), rows.shape[1])
         padded[: len(rows)] = rows
         gathered = [torch.empty_like(padded) for _ in counts]

@@ -15,7 +15,7 @@ from msvit.losses.common import (
     squared_distance,
 )
 
-# Centre initialisation keeps theta this far from 0 and 1, close to which it would hardly learn.
+# Centre initialisation keeps theta at least this far from 0 and 1, near which it would hardly learn.
 _MARGIN = 0.05
 
 
@@ -25,27 +25,29 @@ class GeneralizedBatchShapingLoss(nn.Module):
         L = 1/Nc sum_i 1/B sum_b (F_i(z_(b)i) - b / (B + 1))^2
           + 1/Nc sum_i (Phi((theta_i - g*) / std) - rank(theta_i) / (Nc + 1))^2
 
-    with F_i(z) = sigmoid(tau z - logit(theta_i)), sorted z, and ranks 1 to Nc (eq. 9). The gradient treats equal theta
-    alike: it is the mean over their orders.
+    with F_i(z) = sigmoid(tau z - logit(theta_i)), sorted z, and ranks 1 to Nc (eq. 9). Equal theta get equal gradients,
+    the mean over their possible orders.
 
     Args:
         target: g*, mean of the hyperprior, inside (0, 1).
         grid_size: (Hc, Wc), regions of an image.
         temperature: tau of the priors.
-        hyperprior_std: spread of the priors over the positions; the smaller, the closer to `BatchShapingLoss`.
-        center_init: theta starts as one minus the normalised distance from the centre; otherwise at g*.
-        clip: as in `BatchShapingLoss`.
-        reduction: over positions, "mean" (as the authors' published loss) or "sum" (as eq. 9 is printed).
+        hyperprior_std: standard deviation of the hyperprior; smaller values bring the loss closer to
+            `BatchShapingLoss`.
+        center_init: whether theta starts as one minus the normalised distance from the centre; otherwise at g*.
+        clip: bound of gate outputs, as in `BatchShapingLoss`.
+        reduction: "mean" over positions, as in the authors' published loss, or "sum", as in the printed eq. 9.
 
     Attributes:
         theta: [Hc * Wc], inside (0, 1), the learned probability of a fine region at each position, in raster order.
 
     Raises:
-        ValueError: a value outside its range.
-        TypeError: a value is not a number.
+        ValueError: a value is outside its range.
+        TypeError: a value has the wrong type.
 
     Note:
-        Computed as in `BatchShapingLoss`. theta is learned by the optimizer that gets `loss.parameters()`.
+        Precision and distributed batches are as in `BatchShapingLoss`. An optimizer learns theta if it gets
+        `loss.parameters()`.
     """
 
     def __init__(
@@ -80,7 +82,7 @@ class GeneralizedBatchShapingLoss(nn.Module):
         return self.theta_logit.sigmoid()
 
     def forward(self, logits: Tensor) -> Tensor:
-        """Logits [batch, Hc * Wc] of the gate -> loss, 0-d."""
+        """Maps the logits of the gate, [batch, Hc * Wc], to the loss, 0-d."""
         check_logits(logits, self.theta_logit.numel())
         with torch.autocast(logits.device.type, enabled=False):
             samples = global_batch(logits).T.sort(dim=1).values
@@ -93,8 +95,8 @@ class GeneralizedBatchShapingLoss(nn.Module):
 
     def _hyperprior_distance(self, mean_logit: Tensor) -> Tensor:
         theta = mean_logit.sigmoid()
-        # Priors that start equal must not be told apart by their place in the raster: a sort would do that. With the
-        # mean of their ranks, the distance differs from that of the sorted ones by a constant.
+        # A sort would rank priors that start equal by their position. With the mean of their ranks instead, the
+        # distance differs from the sorted one by a constant, which the last term adds.
         below, other = theta.detach()[:, None] > theta.detach(), theta.detach()[:, None] != theta.detach()
         rank = (below.sum(1) + (~other).sum(1).add(1) / 2).to(theta.dtype) / (len(theta) + 1)
         in_order = torch.arange(1, len(theta) + 1, dtype=theta.dtype, device=theta.device) / (len(theta) + 1)
@@ -103,9 +105,9 @@ class GeneralizedBatchShapingLoss(nn.Module):
 
 
 def center_distances(grid_size: tuple[int, int]) -> Tensor:
-    """Distances of the regions' centres from the centre of the image, in units of the largest.
+    """Computes the distances of regions' centres from the centre of the image, divided by the largest.
 
-    Before that, the distance along each axis is in units of half the image's height or width.
+    The distance along each axis is measured in units of half the image's height or width.
 
     Args:
         grid_size: (Hc, Wc), regions of an image.

@@ -1,4 +1,4 @@
-"""Batch-shaping (BaS): the outputs of the gate over a batch should be distributed as a prior says (eq. 8)."""
+"""Batch-shaping (BaS): fits the distribution of the gate's outputs over a batch to a prior (eq. 8)."""
 
 import math
 
@@ -25,20 +25,20 @@ class BatchShapingLoss(nn.Module):
 
     Args:
         target: g*, the prior's probability of a fine region, inside (0, 1).
-        temperature: tau of the prior; the lower, the closer to 0 and 1 its values are.
-        flatten: False: each position follows the prior over the batch; True: all positions and images together do
-            (eq. 8), which leaves positions free to be constant.
-        clip: clips gate outputs to [clip, 1 - clip]; the authors' published loss has 1e-3. Clipped outputs have no
-            gradient; with None, the default, every region has one.
+        temperature: tau of the prior; a lower value moves its samples closer to 0 and 1.
+        flatten: whether the prior applies to all positions and images together (eq. 8), so that a position may be
+            constant. If False, it applies to each position over the batch.
+        clip: bound that clips gate outputs to [clip, 1 - clip]; the authors' published loss uses 1e-3. Clipped outputs
+            have no gradient. If None, every region has one.
 
     Raises:
-        ValueError: a value outside its range.
+        ValueError: a value is outside its range.
         TypeError: a value is not a number.
 
     Note:
-        Computed in fp32, under autocast too, with gradients exact for every logit. Under torch.distributed the
-        distribution is that of the global batch; gradients averaged over processes, as DistributedDataParallel does,
-        are those of one process with the whole batch.
+        The loss is computed in fp32, even under autocast, and its gradient is exact for every logit. Under
+        torch.distributed it uses the distribution of the global batch. Gradients averaged over processes, as by
+        DistributedDataParallel, equal those of one process with the whole batch.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class BatchShapingLoss(nn.Module):
         self.clip = check_clip(clip)
 
     def forward(self, logits: Tensor) -> Tensor:
-        """Logits [batch, positions] of the gate -> loss, 0-d."""
+        """Maps the logits of the gate, [batch, positions], to the loss, 0-d."""
         check_logits(logits)
         with torch.autocast(logits.device.type, enabled=False):
             samples = global_batch(logits)

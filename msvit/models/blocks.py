@@ -9,7 +9,7 @@ from msvit.tokens.sequences import AttentionTerms, Sequences
 
 
 class MixedScaleAttention(nn.Module):
-    """Self-attention inside each image, with the parameters and parameter names of a timm `Attention`."""
+    """Self-attention within each image, with the parameters and parameter names of a timm `Attention`."""
 
     def __init__(self, attn: Attention) -> None:
         super().__init__()
@@ -28,15 +28,15 @@ class MixedScaleAttention(nn.Module):
     def forward(
         self, x: Tensor, sequences: Sequences, with_terms: bool = False
     ) -> Tensor | tuple[Tensor, AttentionTerms]:
-        """Attends inside each image.
+        """Attends within each image.
 
         Args:
             x: [rows, dim].
-            sequences: which rows belong to which image.
-            with_terms: True to return the terms of the probabilities as well.
+            sequences: layout of the rows.
+            with_terms: whether to return the terms of the probabilities too.
 
         Returns:
-            [rows, dim], or the pair of that and the terms.
+            [rows, dim]; with `with_terms`, the pair of that and the terms.
         """
         # [rows, dim] -> three views [rows, num_heads, head_dim] of one projection
         q, k, v = self.qkv(x).view(x.shape[0], 3, self.num_heads, self.head_dim).unbind(1)
@@ -72,15 +72,15 @@ class MixedScaleBlock(nn.Module):
     def forward(
         self, x: Tensor, sequences: Sequences, placed: PlacedReducer | None = None
     ) -> Tensor | tuple[Tensor, Sequences]:
-        """Runs the block, and the reducer at its place.
+        """Runs the block, with the reducer at its place.
 
         Args:
-            x: [rows, dim], laid out as `sequences` says.
-            sequences: which rows belong to which image.
-            placed: the reducer of the block, which changes the rows before the block or after its attention.
+            x: [rows, dim].
+            sequences: layout of the rows.
+            placed: reducer of the block, which changes the rows before the block or after its attention; None for none.
 
         Returns:
-            [rows, dim]; with a reducer the pair of its rows and their layout.
+            [rows, dim]; with a reducer, the pair of the new rows and their layout.
         """
         if placed is not None and placed.place == "before_block":
             x, sequences = apply_reducer(placed, x, sequences, None)
@@ -95,12 +95,12 @@ class MixedScaleBlock(nn.Module):
 
 
 def drop_path(x: Tensor, module: nn.Module, sequences: Sequences) -> Tensor:
-    """Stochastic depth with one draw per image: its rows are dropped together or kept and scaled up.
+    """Applies stochastic depth with one draw per image, whose rows are all dropped, or all kept and scaled up.
 
     Args:
         x: [rows, dim].
         module: timm's `DropPath` or `Identity`.
-        sequences: which rows belong to which image.
+        sequences: layout of the rows.
 
     Returns:
         [rows, dim].

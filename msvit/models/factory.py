@@ -1,4 +1,4 @@
-"""`create_model` and `from_timm`: models by name, and around existing timm models."""
+"""Makes models by name (`create_model`) and from timm models (`from_timm`)."""
 
 import inspect
 import os
@@ -37,19 +37,19 @@ def create_model(
 
     Args:
         name: "msvit_{tiny,small,base,large}_patch{16_32,8_16,32_64}_{image size in pixels}".
-        pretrained: load timm's weights of the ViT of that size and patch, as timm finds them; the gate starts anew.
-        img_size: pixels, replaces the number in the name; a multiple of the region's width.
+        pretrained: whether to load timm's weights for the ViT of that size and patch size, which include no gate.
+        img_size: height and width in pixels, multiples of the region's width; by default, the size in the name.
         options: `gate`, `policy`, `token_mode`, `mean`, `std`, `checkpoint_path` and `load_head` as in `from_timm`;
-            the others are arguments of timm's `VisionTransformer`, such as `num_classes`, `drop_path_rate`,
-            `global_pool`.
+            the others are arguments of timm's `VisionTransformer`, such as `num_classes`, `drop_path_rate`
+            and `global_pool`.
 
     Returns:
         The model, on the CPU, in fp32 and in training mode.
 
     Raises:
-        ValueError: an unknown name, an image size that regions do not divide, no weights of that name, or an argument
-            that the model refuses.
-        TypeError: an argument that neither `from_timm` nor `VisionTransformer` knows.
+        ValueError: the name is unknown, regions do not divide the image size, timm has no such weights, or the model
+            refuses an argument.
+        TypeError: neither `from_timm` nor `VisionTransformer` has an argument of that name.
     """
     size, patch_size, coarse, name_img_size = _parse(name)
     img_size = name_img_size if img_size is None else img_size
@@ -76,32 +76,34 @@ def from_timm(
     std: Sequence[float] | None = None,
     **timm_kwargs: Any,
 ) -> MixedScaleVisionTransformer:
-    """Wraps a timm `VisionTransformer`; with an all-fine gate the wrapped model returns its outputs.
+    """Wraps a timm `VisionTransformer`; with an all-fine gate the result has the same outputs as that model.
 
-    Parameters keep their names, those of the gate begin with "gate.". A model that is passed in shares its parameters
+    Parameters keep their names; those of the gate begin with "gate.". A model that is passed in shares its parameters
     with the result.
 
     Args:
-        model_or_name: a timm model of class `VisionTransformer` (ViT, DeiT, and the CLIP, SigLIP and DINOv2 towers of
+        model_or_name: timm model of class `VisionTransformer` (ViT, DeiT, and the CLIP, SigLIP and DINOv2 towers of
             that class), or the name of one.
         coarse: width of a region in pixels, a multiple of the patch size that divides the image.
-        pretrained: for a name, load timm's weights.
-        checkpoint_path: file to load afterwards, see `msvit.load_checkpoint`.
-        load_head: False leaves the classifier of that file aside.
+        pretrained: whether to load timm's weights, if a name is given.
+        checkpoint_path: file to load afterwards, see `msvit.load_checkpoint`; None for none.
+        load_head: whether to load the classifier of that file.
         gate: "mlp", "radial", "random", "entropy", "fine", "coarse", or a module, see `msvit.gates`.
-        policy: see `msvit.policies`; `Threshold(0.5)` by default.
-        token_mode: "packed", "trimmed" or "masked".
-        mean: three floats, one per channel in [0, 1], that are subtracted from uint8 images; those of the timm model by
-            default.
-        std: three floats, by which the difference is divided; those of the timm model by default.
-        timm_kwargs: for a name, arguments of `timm.create_model`, such as `img_size` and `num_classes`.
+        policy: token policy, see `msvit.policies`; `Threshold(0.5)` by default.
+        token_mode: layout of the tokens: "packed", "trimmed" or "masked".
+        mean: three floats, mean per channel in [0, 1], by which uint8 images are normalised; by default, that of the
+            timm model.
+        std: three floats, standard deviation per channel, by which uint8 images are normalised; by default, that of
+            the timm model.
+        timm_kwargs: arguments of `timm.create_model`, such as `img_size` and `num_classes`, if a name is given.
 
     Returns:
         The mixed-scale model.
 
     Raises:
-        ValueError: a name that timm does not know, or a class, feature or size that cannot be wrapped, by name.
-        TypeError: neither a model nor a name, or arguments that only a name can take.
+        ValueError: timm does not know the name, or a class, feature or size of the model cannot be wrapped; the message
+            names it.
+        TypeError: `model_or_name` is neither a model nor a name, or arguments for a name are given with a model.
     """
     vit = supported(_timm_model(model_or_name, pretrained, timm_kwargs), coarse)
     config = getattr(vit, "pretrained_cfg", None) or {}
@@ -125,7 +127,7 @@ def _timm_model(model_or_name: nn.Module | str, pretrained: bool, timm_kwargs: d
     if not isinstance(model_or_name, str):
         if pretrained or timm_kwargs:
             given = ", ".join(["pretrained"] * pretrained + list(timm_kwargs))
-            raise TypeError(f"{given}: can be given with the name of a model, not with a model")
+            raise TypeError(f"{given}: expected only with the name of a model, got a model")
         return model_or_name
     if ":" not in model_or_name and not timm.is_model(model_or_name):
         raise ValueError(f"model: timm {timm.__version__} has no model named {model_or_name!r}")
@@ -143,16 +145,16 @@ def _parse(name: str) -> tuple[str, int, int, int]:
 
 
 def pretrained_name(name: str) -> str:
-    """timm's name of the pretrained weights of a model.
+    """Finds timm's name for the pretrained weights of a model.
 
     Args:
-        name: a name of timm, which is returned as it is, or of `create_model`.
+        name: name for `create_model`, or a timm name, which is returned unchanged.
 
     Returns:
-        For `create_model`, the ViT of the same size and patch that is closest in image size.
+        Name of timm's ViT of the same size and patch size that is closest in image size.
 
     Raises:
-        ValueError: timm has no weights of that size and patch.
+        ValueError: timm has no weights for that size and patch size.
     """
     if not name.startswith("msvit_"):
         return name
@@ -161,11 +163,11 @@ def pretrained_name(name: str) -> str:
         timm_name = f"vit_{size}_patch{patch_size}_{candidate}"
         if timm.is_model(timm_name) and timm.models.is_model_pretrained(timm_name):
             return timm_name
-    raise ValueError(f"pretrained: timm has no weights of a vit_{size}_patch{patch_size}; use checkpoint_path")
+    raise ValueError(f"pretrained: timm has no weights for a vit_{size}_patch{patch_size}; use checkpoint_path")
 
 
 def default_cfg(img_size: tuple[int, int], num_classes: int = 1000) -> dict[str, Any]:
-    """The `pretrained_cfg` of a model, which timm's tools read: its input, from `img_size` (H, W), and its head."""
+    """Makes the `pretrained_cfg` that timm's tools read: the input, of `img_size` (H, W) in pixels, and the head."""
     return {
         "input_size": (3, *img_size),
         "fixed_input_size": True,

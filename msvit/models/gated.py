@@ -19,14 +19,14 @@ class GatedBackbone(nn.Module):
 
     Args:
         image_size: (height, width) in pixels.
-        scales: the candidates of an image.
-        mean, std: three floats each, per channel in [0, 1], by which uint8 images are normalised; None: such images
-            are refused. Float images are taken as normalised already.
+        scales: the candidate tokens of an image.
+        mean, std: three floats each, mean and standard deviation per channel in [0, 1], by which uint8 images are
+            normalised. If None, uint8 images are refused. Float images must already be normalised.
 
     Attributes:
         gate: module that maps images to logits [batch, Hc, Wc].
-        policy: which regions become fine, given the logits. If it is a module, its parameters are those of the model,
-            named `policy.*`; they go with it when another policy is set.
+        policy: policy that chooses the fine regions from the logits. If it is a module, its parameters belong to the
+            model, as `policy.*`, until another policy is set.
         image_size, scales, mean, std: as given.
         grid_size, coarse_grid_size, scale_factor: fine patches (height, width), regions (height, width) and fine
             patches along one side of a region, all from `scales`.
@@ -48,7 +48,7 @@ class GatedBackbone(nn.Module):
         self.std = None if std is None else tuple(std)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # A property comes first: nn.Module would register a module under its name, past the checks.
+        # A property takes precedence: nn.Module would register a module under its name and bypass its checks.
         if isinstance(getattr(type(self), name, None), property):
             object.__setattr__(self, name, value)
         else:
@@ -78,7 +78,7 @@ class GatedBackbone(nn.Module):
 
     @property
     def policy(self) -> Policy:
-        """The policy, which chooses the fine regions by the gate's logits."""
+        """The policy, which chooses the fine regions from the gate's logits."""
         policy: Any = self._modules.get("policy")
         return cast(Policy, self._policy if policy is None else policy)
 
@@ -92,7 +92,7 @@ class GatedBackbone(nn.Module):
         self._modules.pop("policy", None)
         self._policy: Policy | None = None
         if isinstance(value, nn.Module):
-            # Under the name of this property, which `add_module` does not allow.
+            # `add_module` refuses the name of a property.
             self._modules["policy"] = value
         else:
             self._policy = value
@@ -102,29 +102,29 @@ class GatedBackbone(nn.Module):
 
         Args:
             images: [batch, 3, H, W], normalised floats, or uint8, which is normalised by `mean` and `std`.
-            fine_mask: bool [batch, Hc, Wc], replaces the gate's decision.
-            gate_logits: [batch, Hc, Wc], the result of `self.gate(images)`, which is then not called again; a learned
-                gate still adds its noise in training.
+            fine_mask: bool [batch, Hc, Wc], fine regions that replace the gate's decision. If None, the gate decides.
+            gate_logits: floats [batch, Hc, Wc], result of `self.gate(images)`; if given, the gate is not called, but a
+                learned gate still adds its noise in training.
 
         Returns:
-            [batch, num_classes] logits; [batch, dim] features if the model has no classifier.
+            Logits [batch, num_classes], or features [batch, dim] if the model has no classifier.
 
         Raises:
-            ValueError, TypeError: an argument with another shape, dtype or device, by name.
+            ValueError, TypeError: an argument has the wrong shape, dtype or device; the message names it.
 
         Note:
             With a learned gate and gradients enabled, attention weighs keys by the straight-through mask (eq. 2, 10),
-            so that the gate gets its gradient; in the packed mode from active tokens only.
+            so that the gate gets a gradient; in packed mode it comes from active tokens only.
         """
         return self.classify(images, self.decide(images, fine_mask, gate_logits=gate_logits))
 
     def decide(self, images: Tensor, fine_mask: Tensor | None = None, *, gate_logits: Tensor | None = None) -> Decision:
-        """The first half of `forward`: which regions become fine, by the policy, with noise in training.
+        """The first half of `forward`: chooses the fine regions by the policy, with noise in training.
 
         Args and Raises: as in `forward`.
 
         Returns:
-            The decision; with a learned gate and gradients enabled it has a straight-through weight (eq. 2).
+            The decision. With a learned gate and gradients enabled, it has a straight-through weight (eq. 2).
         """
         self._check_images(images)
         if fine_mask is not None:
@@ -135,7 +135,7 @@ class GatedBackbone(nn.Module):
         return take_decision(self.gate, self.policy, logits, self.scales)
 
     def classify(self, images: Tensor, decision: Decision) -> Tensor:
-        """The second half of `forward`: [batch, num_classes] for a decision that `decide` took."""
+        """The second half of `forward`: logits [batch, num_classes] for a decision of `decide`."""
         raise NotImplementedError
 
     def _check_images(self, images: Tensor) -> None:
@@ -145,6 +145,6 @@ class GatedBackbone(nn.Module):
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
             raise ValueError(f"images: expected shape [batch, {', '.join(map(str, expected))}], got {[*images.shape]}")
         if images.dtype == torch.uint8 and (self.mean is None or self.std is None):
-            raise ValueError("images: uint8 needs the model's mean and std, which are None; got uint8")
+            raise ValueError("images: expected floats, since the model has no mean and std, got uint8")
         if images.dtype != torch.uint8 and not images.is_floating_point():
             raise TypeError(f"images: expected floats or uint8, got {images.dtype}")

@@ -7,13 +7,13 @@ from msvit.tokens.sequences import Sequences
 
 
 def attention_pool(pool: AttentionPoolLatent, x: Tensor, sequences: Sequences, with_prefix: bool) -> Tensor:
-    """The pooling of timm's `AttentionPoolLatent` with one latent query per image.
+    """Pools tokens like timm's `AttentionPoolLatent`, with one latent query per image.
 
     Args:
-        pool: the module, whose parameters are used as they are.
+        pool: timm's module, whose layers are used.
         x: [rows, dim].
-        sequences: which rows belong to which image.
-        with_prefix: True to attend to prefix tokens.
+        sequences: layout of the rows.
+        with_prefix: whether to attend to prefix tokens.
 
     Returns:
         [batch, dim].
@@ -41,11 +41,11 @@ def pool_tokens(
 
     Args:
         x: [rows, dim].
-        sequences: which rows belong to which image.
-        pool_type: "token", "avg" or "map".
-        attn_pool: the module of "map", None for the others.
-        num_heads: number of heads of the model, by which "avg" splits the rows.
-        with_prefix: True to include prefix tokens; "token" ignores it.
+        sequences: layout of the rows.
+        pool_type: kind of pooling: "token", "avg" or "map".
+        attn_pool: timm's module for "map", None for the others.
+        num_heads: number of heads of the model, into which "avg" splits the rows.
+        with_prefix: whether to include prefix tokens; "token" ignores it.
 
     Returns:
         [batch, dim].

@@ -28,7 +28,7 @@ def _entrypoint(name: str) -> Callable[..., MixedScaleVisionTransformer]:
         cache_dir: Any = None,
         **kwargs: Any,
     ) -> MixedScaleVisionTransformer:
-        # These three describe weights, which are those of the plain ViT of the same size.
+        # These three describe the weights, which are those of the plain ViT of the same size.
         weights = {
             "pretrained_cfg": pretrained_cfg,
             "pretrained_cfg_overlay": pretrained_cfg_overlay,

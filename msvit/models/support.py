@@ -1,4 +1,4 @@
-"""The parts of timm that can be wrapped; all others are refused by name."""
+"""The timm modules that can be wrapped; all others are refused by name."""
 
 from collections.abc import Iterator
 
@@ -16,10 +16,10 @@ _NORMS = (nn.LayerNorm, LayerNorm, *(getattr(timm_norm, name) for name in _NORM_
 
 
 def supported(vit: object, coarse: int) -> VisionTransformer:
-    """Refuses a model that cannot be wrapped.
+    """Checks that a model can be wrapped.
 
     Args:
-        vit: any object.
+        vit: object to check.
         coarse: width of a region in pixels.
 
     Returns:
@@ -27,14 +27,14 @@ def supported(vit: object, coarse: int) -> VisionTransformer:
 
     Raises:
         TypeError: `vit` is not a model, or `coarse` is not an int.
-        ValueError: a class, a feature or a size of the model cannot be wrapped; the text names it.
+        ValueError: a class, a feature or a size of the model cannot be wrapped; the message names it.
     """
     if not isinstance(vit, nn.Module):
         raise TypeError(f"model: expected a timm VisionTransformer or its name, got {type(vit).__name__}")
     if isinstance(coarse, bool) or not isinstance(coarse, int):
         raise TypeError(f"coarse: expected an int, the width of a region in pixels, got {type(coarse).__name__}")
     if type(vit) is not VisionTransformer or not isinstance(vit, VisionTransformer):
-        raise ValueError(f"model: can wrap a timm VisionTransformer and no other class, got {type(vit).__name__}")
+        raise ValueError(f"model: expected a timm VisionTransformer and no subclass, got {type(vit).__name__}")
     for refusal in (*_model_refusals(vit), *_block_refusals(vit), *_size_refusals(vit, coarse)):
         raise ValueError(f"model: cannot wrap a VisionTransformer with {refusal}")
     return vit
@@ -98,7 +98,7 @@ def _size_refusals(vit: VisionTransformer, coarse: int) -> Iterator[str]:
         yield f"patches of {patch} x {other} pixels; expected square ones"
         return
     if coarse <= patch or coarse % patch:
-        yield f"patches of {patch} pixels and coarse={coarse}; expected a multiple of {patch}, {2 * patch} or more"
+        yield f"patches of {patch} pixels and coarse={coarse}; expected a multiple of {patch} from {2 * patch}"
         return
     for side in vit.patch_embed.img_size:
         if side % coarse:

@@ -29,27 +29,28 @@ TOKEN_MODES: dict[str, Callable[[Tensor, Decision, Embedding], tuple[Tensor, Seq
 class MixedScaleVisionTransformer(GatedBackbone):
     """A ViT whose gate gives every image its own number of tokens.
 
-    It holds the modules of the timm model that it is made from, under the same names: parameters are shared with that
-    model, not copied. `forward` maps images to logits, `forward_features` to packed tokens.
+    It holds the modules of a timm model under the same names and shares their parameters with that model. `forward`
+    maps images to logits, `forward_features` to packed tokens.
 
     Args:
-        vit: timm `VisionTransformer`.
+        vit: timm `VisionTransformer` to wrap.
         coarse: width of a region in pixels, a multiple of the patch size.
-        gate: module that maps images to logits [batch, Hc, Wc]; positive means fine at threshold 0.5.
-        policy: which regions become fine, given the logits; `Threshold(0.5)` by default.
-        token_mode: "packed", "trimmed" or "masked".
-        mean, std: three floats each, per channel in [0, 1], by which uint8 images are normalised; None: such images
-            are refused. Float images are taken as normalised already.
+        gate: module that maps images to logits [batch, Hc, Wc]; a positive logit means fine at threshold 0.5.
+        policy: policy that chooses the fine regions from the logits; `Threshold(0.5)` by default.
+        token_mode: layout of the tokens: "packed", "trimmed" or "masked".
+        mean, std: three floats each, mean and standard deviation per channel in [0, 1], by which uint8 images are
+            normalised. If None, uint8 images are refused. Float images must already be normalised.
 
     Attributes:
         gate, policy, token_mode, mean, std: as given, and settable.
         reducers: steps between or inside blocks that change the tokens; none by default, see `msvit.reducers`.
         image_size, grid_size, coarse_grid_size: (height, width) in pixels, fine patches and regions.
-        patch_size, coarse: in pixels. scale_factor: s = coarse / patch_size.
-        scales: the candidates of an image, from which tokens are counted.
+        patch_size, coarse: width of a patch and of a region in pixels.
+        scale_factor: s = coarse / patch_size.
+        scales: the candidate tokens of an image, from which tokens are counted.
 
     Raises:
-        ValueError: a class, a feature or a size cannot be wrapped; the text names it, see `msvit.from_timm`.
+        ValueError: a class, feature or size of `vit` cannot be wrapped; the message names it, see `msvit.from_timm`.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class MixedScaleVisionTransformer(GatedBackbone):
         self.gate = gate
         self.policy = policy or Threshold()
         self.token_mode = token_mode
-        # Under the name of a property, which `add_module` does not allow.
+        # `add_module` refuses the name of a property.
         self._modules["reducers"] = Reducers(len(self.blocks))
 
     def _adopt(self, vit: VisionTransformer) -> None:
@@ -124,20 +125,20 @@ class MixedScaleVisionTransformer(GatedBackbone):
         self.reducers.clear()
 
     def classify(self, images: Tensor, decision: Decision) -> Tensor:
-        """The second half of `forward`: [batch, num_classes] for a decision that `decide` took."""
+        """The second half of `forward`: logits [batch, num_classes] for a decision of `decide`."""
         return self._head(*self._encode(images, decision))
 
     def forward_features(
         self, images: Tensor, fine_mask: Tensor | None = None, *, gate_logits: Tensor | None = None
     ) -> tuple[Tensor, Packing]:
-        """Tokens after the last block and its norm, packed, whatever the token mode.
+        """Computes the tokens after the last block and the final norm, packed in every token mode.
 
         Args and Raises: as in `forward`.
 
         Returns:
-            tokens [total_tokens, dim], and their layout: a `MixedScaleLayout`, the same in every token mode. With
-            reducers it is a `Packing` of the rows that are left; in the padded modes these are the active rows in the
-            order of the candidates: prefix tokens, then coarse, then fine ones.
+            Tokens [total_tokens, dim] and their layout, a `MixedScaleLayout` that is the same in every token mode. With
+            reducers the layout is a `Packing` of the remaining rows; in the padded modes these are the active rows in
+            candidate order: prefix tokens, then coarse, then fine ones.
 
         Note:
             The key weight is not returned, so `forward_head` pools without it even if a reducer has changed it.
@@ -152,15 +153,15 @@ class MixedScaleVisionTransformer(GatedBackbone):
         return sequences.pack(tokens, layout), layout
 
     def forward_head(self, tokens: Tensor, layout: Packing, pre_logits: bool = False) -> Tensor:
-        """Pooling and classifier, the part of `forward` after `forward_features`.
+        """Pools and classifies the tokens that `forward_features` returns.
 
         Args:
             tokens: [total_tokens, dim].
-            layout: the packing of the rows, a `MixedScaleLayout` or another; prefix tokens come first in each image.
-            pre_logits: leave out the classifier.
+            layout: packing of the rows; prefix tokens come first in each image.
+            pre_logits: whether to leave out the classifier.
 
         Returns:
-            [batch, num_classes], or [batch, dim].
+            Logits [batch, num_classes]; with `pre_logits`, features [batch, dim].
         """
         return self._head(tokens, PackedSequences(layout), pre_logits)
 
@@ -212,7 +213,7 @@ class MixedScaleVisionTransformer(GatedBackbone):
         return pooled if pre_logits else self.head(pooled)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Sets whether the backward pass computes blocks again, which saves the memory of their activations."""
+        """Sets whether the backward pass recomputes blocks, which saves the memory of their activations."""
         self.grad_checkpointing = enable
 
     def get_classifier(self) -> nn.Module:
@@ -220,7 +221,7 @@ class MixedScaleVisionTransformer(GatedBackbone):
         return self.head
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replaces the classifier by a new one with `num_classes` outputs; 0 removes it."""
+        """Replaces the classifier with a new one of `num_classes` outputs; 0 removes it."""
         weight = self.patch_embed.proj.weight
         self.num_classes = num_classes
         self.head = nn.Identity()

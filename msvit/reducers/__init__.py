@@ -1,4 +1,4 @@
-"""Reducers (`model.reducers`): steps between or inside blocks that leave tokens out, merge some or add some."""
+"""Reducers (`model.reducers`): steps between or inside blocks that drop, merge or add tokens."""
 
 from msvit.reducers.base import PLACES, Reducer
 from msvit.reducers.container import Reducers

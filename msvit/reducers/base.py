@@ -1,4 +1,4 @@
-"""The interface of a reducer, and the call of one with the checks of its results."""
+"""The interface of a reducer, and a function that calls one and checks its results."""
 
 from typing import Any, NamedTuple, Protocol
 
@@ -14,12 +14,11 @@ PLACES = ("before_block", "after_attention")
 class Reducer(Protocol):
     """A step that changes the tokens of a batch.
 
-    It is a module or any other callable. The parameters of a module are those of the model, named
-    `reducers.<block>.*`.
+    It is a module or any other callable. The parameters of a module belong to the model, as `reducers.<block>.*`.
 
     Attributes:
-        place: "before_block", or "after_attention", which is after the attention of the block was added and before
-            its MLP. It is read once, when the reducer is set.
+        place: "before_block", or "after_attention", which is between the attention of the block, after its output is
+            added, and the MLP. It is read once, when the reducer is set.
     """
 
     place: str
@@ -27,16 +26,16 @@ class Reducer(Protocol):
     def __call__(
         self, tokens: Tensor, sequences: Sequences, attention: AttentionTerms | None
     ) -> tuple[Tensor, Sequences]:
-        """Returns the rows that the next step gets.
+        """Computes the rows for the next step.
 
         Args:
             tokens: [rows, dim].
-            sequences: layout of the rows, with the key weight. `sequences.keep` leaves rows out in every token mode.
-            attention: queries, keys and log-sum-exp of the attention of the block; None before a block.
+            sequences: layout of the rows, with the key weight. `sequences.keep` removes rows in every token mode.
+            attention: queries, keys and log-sum-exp of the block's attention; None before a block.
 
         Returns:
-            tokens [rows', dim], fewer or more, of the same dtype, and their layout. Every image still begins with its
-            prefix tokens.
+            Tokens [rows', dim], fewer or more, of the same dtype, and their layout. Every image must still begin with
+            its prefix tokens.
         """
 
 
@@ -56,7 +55,7 @@ def apply_reducer(
     Args and Returns: as in `Reducer.__call__`.
 
     Raises:
-        TypeError, ValueError: a result of another type, shape, dtype or device, or rows that do not fit the sequences.
+        TypeError, ValueError: a result has the wrong type, shape, dtype or device, or the rows do not match the layout.
     """
     name = f"reducers[{placed.block}]"
     result: Any = placed.reducer(tokens, sequences, attention)

@@ -11,17 +11,17 @@ from msvit.reducers.base import PLACES, PlacedReducer, Reducer
 class Reducers(nn.Module, MutableMapping[int, Reducer]):
     """`model.reducers`: the reducer of each block that has one, in the order of the blocks.
 
-    A reducer that is a module is a child under the number of its block, so that tools that look modules up by name, or
-    put others in their place, find it there. A module that takes such a place by name runs at the same point of the
-    block as the one before it. Other callables are kept beside the children. Like a `ModuleDict`, it is false if it is
-    empty, and two of them are equal only if they are the same object.
+    A reducer that is a module is a child module named by the number of its block, so that tools which find or replace
+    modules by name work. A module that replaces a child by name runs at the same place of the block as its predecessor.
+    Other callables are stored beside the child modules. Like a `ModuleDict`, the container is falsy if it is empty, and
+    equal only to itself.
 
     Args:
-        num_blocks: blocks of the model.
+        num_blocks: number of blocks of the model.
 
     Raises:
-        TypeError, ValueError: when a reducer is set, a block that the model lacks, a value that is not callable or is
-            a class, or a place that is not in `PLACES`.
+        TypeError, ValueError: on assignment, the model has no such block, the reducer is not callable or is a class, or
+            its place is not in `PLACES`.
     """
 
     def __init__(self, num_blocks: int) -> None:
@@ -30,7 +30,7 @@ class Reducers(nn.Module, MutableMapping[int, Reducer]):
         self._callables: dict[int, Reducer] = {}
         self._places: dict[int, str] = {}
 
-    # A mapping compares its content and has no hash; torch keeps modules in sets.
+    # A mapping compares contents and has no hash, but torch keeps modules in sets.
     def __eq__(self, other: object) -> bool:
         return self is other
 
@@ -71,7 +71,7 @@ class Reducers(nn.Module, MutableMapping[int, Reducer]):
         return len(list(iter(self)))
 
     def replace(self, reducers: Mapping[int, Reducer]) -> None:
-        """Holds these reducers and no others; if one is refused, everything stays as it is."""
+        """Replaces all reducers with the given ones; if one is refused, nothing changes."""
         if not isinstance(reducers, Mapping):
             raise TypeError(f"reducers: expected a dict from block to reducer, got {type(reducers).__name__}")
         given = dict(reducers.items())
@@ -85,11 +85,11 @@ class Reducers(nn.Module, MutableMapping[int, Reducer]):
         if block not in self:
             return None
         reducer, place = self[block], self._places.get(block)
-        # None: a module that was registered by name, past `__setitem__`.
+        # A module that was registered by name, and not by `__setitem__`, has no place yet.
         return PlacedReducer(block, self._checked_place(block, reducer) if place is None else place, reducer)
 
     def extra_repr(self) -> str:
-        """The callables, which are no children."""
+        """The callables, which are not child modules."""
         return ", ".join(f"({block}): {self._callables[block]!r}" for block in sorted(self._callables))
 
     def _put(self, block: int, reducer: Reducer, place: str) -> None:
@@ -103,7 +103,7 @@ class Reducers(nn.Module, MutableMapping[int, Reducer]):
 
     def _checked_place(self, block: Any, reducer: Any) -> str:
         if isinstance(block, bool) or not isinstance(block, int):
-            raise TypeError(f"reducers: expected numbers of blocks, got {block!r}")
+            raise TypeError(f"reducers: expected block numbers as keys, got {block!r}")
         if not 0 <= block < self._num_blocks:
             raise ValueError(f"reducers: expected blocks from 0 to {self._num_blocks - 1}, got {block}")
         if isinstance(reducer, type):

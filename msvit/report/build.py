@@ -17,9 +17,9 @@ from msvit.report.shifts import compare_gates
 from msvit.report.tables import run_table, setting_table, write_runs
 from msvit.training.runs import load_run
 
-# Each zoom and shift is a pass over the images, so only so many of them are used.
+# Each zoom and shift needs a pass over the images, so only the first ones are used.
 _SHIFTED_IMAGES = 500
-# Pictures of an older report, which may have had more of them.
+# Pictures to remove from an older report, which may have had more of them.
 _PICTURES = (
     "tradeoff.png",
     "history.png",
@@ -47,18 +47,18 @@ def build_report(
 
     Args:
         folders: folders of runs.
-        output: folder of the report, made if it does not exist; files of an older report in it are replaced.
+        output: folder of the report, created if it does not exist; files of an older report are replaced.
         device: device of the models.
-        limit: number of test images of each run, the first ones; None for all.
-        maps: number of test images to draw token maps of, the first ones.
-        transforms: number of random zooms and shifts; 0 leaves them out.
+        limit: number of test images of each run, starting with the first; None for all.
+        maps: number of test images with token maps, starting with the first.
+        transforms: number of random zooms and shifts; with 0, that section is left out.
         latency_seconds: seconds spent on timing each model.
 
     Returns:
         Path of the HTML file.
 
     Raises:
-        FileNotFoundError: a folder does not exist, is not that of a run, or has no checkpoint.
+        FileNotFoundError: a folder does not exist, is not the folder of a run, or has no checkpoint.
         NotADirectoryError: `output` is a file.
         ValueError: a run cannot be read, or a number is out of range.
     """
@@ -70,7 +70,7 @@ def build_report(
     distinct = {folder.resolve(): folder for folder in folders}
     runs = [load_run(folder) for folder in distinct.values()]
     for run in runs:
-        run.checkpoint()  # a run without one is an error before minutes of work on the others
+        run.checkpoint()  # raises for a run without one before minutes of work on the others
     groups = examine(runs, device, limit, latency_seconds)
     output.mkdir(parents=True, exist_ok=True)
     for pattern in _PICTURES:
@@ -99,31 +99,32 @@ def _summary(groups: Sequence[Group], device: torch.device) -> Section:
     text = (
         f"{len(first.test.images)} test images of {first.run.config.data!r}, "
         f"{first.run.image_size[1]} x {first.run.image_size[0]} pixels. "
-        f"Multiply-accumulates include the gate; milliseconds are the median of packed batches of "
-        f"{first.run.config.batch_size} on {device}. Variance between images: share of the mask's variance that is not "
-        "explained by the position, 0 for a static pattern. Fine on object: share of fine regions that cover it; "
-        "object found: share of the object's regions that are fine."
+        f"GMACs include the gate. Times are medians over packed batches of {first.run.config.batch_size} images on "
+        f"{device}. Variance between images is the share of the mask's variance that the position does not explain; it "
+        "is 0 for a static pattern. Fine on object is the share of fine regions that cover the object. Object found is "
+        "the share of the object's regions that are fine."
     )
     tables = [run_table(groups)]
     if sum(len(group.runs) for group in groups) > 1:
-        text += " By setting: mean ± standard deviation over runs that differ in their seed."
+        text += " A setting has the mean ± standard deviation of runs that differ only in their seed."
         tables.insert(0, setting_table(groups))
     return Section("Summary", text, tables)
 
 
 def _tradeoff(groups: Sequence[Group], output: Path, device: torch.device) -> Section:
     picture = draw_tradeoff(groups, output / "tradeoff.png", str(device))
-    return Section("Accuracy against cost", "Large markers are means over runs.", pictures=[picture])
+    return Section("Accuracy against cost", "Large markers are means over the runs of a setting.", pictures=[picture])
 
 
 def _history(groups: Sequence[Group], output: Path) -> Section:
     if not any(run.run.metrics for group in groups for run in group.runs):
         return Section("Training", "Left out: no run has finished an epoch.")
-    return Section("Training", "By epoch, from metrics.csv.", pictures=[draw_history(groups, output / "history.png")])
+    text = "Loss, accuracy and tokens by epoch, from metrics.csv."
+    return Section("Training", text, pictures=[draw_history(groups, output / "history.png")])
 
 
 def _masks(groups: Sequence[Group], output: Path) -> Section:
-    text = "How often each region is fine, and the variance of that over the test images (0 for a static pattern)."
+    text = "Share of test images in which each region is fine, and its variance over them (0 for a static pattern)."
     return Section("Masks by position", text, pictures=[draw_masks(groups, output / "masks.png")])
 
 
@@ -131,12 +132,14 @@ def _priors(groups: Sequence[Group], output: Path) -> Section:
     picture = draw_priors(groups, output / "priors.png")
     if picture is None:
         return Section("Learned priors", "Left out: only the generalized batch-shaping loss learns priors.")
-    return Section("Learned priors", "theta of each region, of the first run of each setting.", pictures=[picture])
+    return Section(
+        "Learned priors", "Prior theta of each region, for the first run of each setting.", pictures=[picture]
+    )
 
 
 def _token_maps(group: Group, index: int, output: Path, count: int) -> Section:
     run = group.runs[0]
-    text = f"The first {min(count, len(run.test.images))} test images of {run.run.name}, not chosen."
+    text = f"The first {min(count, len(run.test.images))} test images of {run.run.name}, without selection."
     if run.test.boxes is not None:
         text += " The green frame surrounds the object."
     picture = draw_token_maps(run, output / f"tokens-{index}.png", count)
@@ -145,15 +148,15 @@ def _token_maps(group: Group, index: int, output: Path, count: int) -> Section:
 
 def _histogram(groups: Sequence[Group], output: Path) -> Section:
     picture = draw_histogram(groups, output / "histogram.png")
-    return Section("Tokens per image", "Without prefix tokens.", pictures=[picture])
+    return Section("Tokens per image", "Patch tokens only, without prefix tokens.", pictures=[picture])
 
 
 def _coverage(groups: Sequence[Group], output: Path) -> Section:
     title = "Fine regions on the object"
     known = [group for group in groups if all(run.coverage for run in group.runs)]
     if not known:
-        return Section(title, "Left out: the data set does not know the place of the object.")
-    text = "A setting in which some run makes no region fine has no first bar."
+        return Section(title, "Left out: the data set does not give the place of the object.")
+    text = "A setting has no first bar if one of its runs makes no region fine."
     return Section(title, text, pictures=[draw_coverage(known, output / "coverage.png")])
 
 
@@ -172,9 +175,10 @@ def _shifts(groups: Sequence[Group], output: Path, transforms: int) -> list[Sect
         )
         better = sum(pair.learned.top1 > pair.radial.top1 for pair in pairs[1:])
         text = (
-            f"{one.run.name} against fine regions around the centre, as many as it makes without a transform "
-            f"({source}). Learned is better in {better} of {len(pairs) - 1}; unchanged images: "
-            f"{100 * pairs[0].learned.top1:.2f} % with {pairs[0].learned.tokens_per_image:.1f} tokens, radial "
+            f"The learned gate of {one.run.name} is compared with a radial pattern, which has as many fine regions as "
+            f"the gate chooses for unchanged images and runs on {source}. The learned gate is more accurate under "
+            f"{better} of {len(pairs) - 1} transforms. On unchanged images its accuracy is "
+            f"{100 * pairs[0].learned.top1:.2f} % with {pairs[0].learned.tokens_per_image:.1f} tokens per image; that of the radial pattern is "
             f"{100 * pairs[0].radial.top1:.2f} % with {pairs[0].radial.tokens_per_image:.1f}."
         )
         pictures = [
@@ -186,7 +190,7 @@ def _shifts(groups: Sequence[Group], output: Path, transforms: int) -> list[Sect
 
 
 def _fixed_model(one: Examined, groups: Sequence[Group]) -> tuple[Examined, str]:
-    """A run of the same backbone that was trained with a radial gate, if it is among the runs, or the run itself."""
+    """A run of the same backbone with a radial gate if there is one, else the run itself; and its description."""
     for group in groups:
         other = group.runs[0]
         config = other.run.config
@@ -194,5 +198,5 @@ def _fixed_model(one: Examined, groups: Sequence[Group]) -> tuple[Examined, str]
             getattr(config, name) == getattr(one.run.config, name) for name in ("model", "data", "embed_dim", "depth")
         )
         if config.gate == "radial" and same and other.run.image_size == one.run.image_size:
-            return other, f"backbone of {other.run.name}, trained with such a pattern"
-    return one, "same backbone, which was not trained with that pattern"
+            return other, f"the backbone of {other.run.name}, which was trained with such a pattern"
+    return one, "the same backbone, which was not trained with it"

@@ -1,4 +1,4 @@
-"""How many fine regions lie on the object of an image, for data sets that know its place."""
+"""The overlap of fine regions with the objects in images, for data sets that give the place of the object."""
 
 from dataclasses import dataclass
 
@@ -12,8 +12,8 @@ class Coverage:
 
     Attributes:
         on_object: share of the fine regions that cover the object; NaN if no region is fine.
-        chance: expectation of `on_object` if each image's fine regions were drawn at random; NaN if no region is fine.
-        found: share of the object's regions that are fine; by chance it would be the share of all fine regions.
+        chance: expectation of `on_object` if the fine regions of each image were random; NaN if no region is fine.
+        found: share of the object's regions that are fine; by chance it would be the overall share of fine regions.
     """
 
     on_object: float
@@ -22,7 +22,7 @@ class Coverage:
 
 
 def object_regions(boxes: Tensor, grid_size: tuple[int, int], coarse: int) -> Tensor:
-    """Finds the regions that boxes reach into.
+    """Finds the regions that overlap with boxes.
 
     Args:
         boxes: int64 [n, 4], left, top, right and bottom in pixels, right and bottom exclusive.
@@ -52,6 +52,6 @@ def measure_coverage(masks: Tensor, boxes: Tensor, coarse: int) -> Coverage:
     """
     covered = object_regions(boxes, (masks.shape[1], masks.shape[2]), coarse)
     fine, hits = masks.sum(dtype=torch.float64), (masks & covered).sum(dtype=torch.float64)
-    # An image with f fine regions, o of the N regions being the object's, has f o / N hits by chance.
+    # If f of an image's N regions are fine and o belong to the object, f o / N hits are expected by chance.
     expected = (masks.flatten(1).sum(1).double() * covered.flatten(1).double().mean(1)).sum()
     return Coverage(float(hits / fine), float(expected / fine), float(hits / covered.sum()))

@@ -1,4 +1,4 @@
-"""Runs with everything that the report measures for them."""
+"""Runs with all measurements that the report makes of them."""
 
 import math
 from collections.abc import Sequence
@@ -17,14 +17,14 @@ from msvit.training.runs import Run
 
 @dataclass(frozen=True)
 class Examined:
-    """A run with its model on the device and the measurements of it.
+    """A run, its model on the device, and its measurements.
 
     Attributes:
         run: the run.
         model: its model, in evaluation mode.
         test: its test images, on the CPU.
-        evaluation: the results of the model for them.
-        coverage: how well fine regions cover the objects; None if the data set does not know their places.
+        evaluation: results of the model for these images.
+        coverage: coverage of the objects by fine regions; None if the data set does not give their places.
         latency_ms: milliseconds per image, packed; NaN if it was not measured.
     """
 
@@ -38,7 +38,7 @@ class Examined:
 
 @dataclass(frozen=True)
 class Group:
-    """Examined runs that differ in their seed only."""
+    """Examined runs that differ only in their seed."""
 
     label: str
     runs: tuple[Examined, ...]
@@ -57,7 +57,7 @@ def examine(
     Args:
         runs: runs that have a checkpoint.
         device: device of the models.
-        limit: number of test images of each run, the first ones; None for all.
+        limit: number of test images of each run, starting with the first; None for all.
         latency_seconds: seconds spent on timing each model; with 0 the times are NaN.
 
     Returns:

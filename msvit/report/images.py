@@ -1,4 +1,4 @@
-"""The test images of a run, as the report examines them."""
+"""The test images of a run, for the report."""
 
 from typing import Any
 
@@ -14,10 +14,10 @@ def load_test_images(run: Run, limit: int | None = None) -> TestImages:
 
     Args:
         run: any run.
-        limit: number of images to read, the first ones; None for all.
+        limit: number of images to read, starting with the first; None for all.
 
     Returns:
-        The images on the CPU, with the boxes of their objects if the data set knows these.
+        The images on the CPU, with the boxes of their objects if the data set gives them.
 
     Raises:
         ValueError: the data set cannot be read, or has no image.

@@ -1,4 +1,4 @@
-"""Times of models per image on the device at hand."""
+"""Latency of models per image on a device."""
 
 import statistics
 import time
@@ -19,13 +19,13 @@ def measure_latency(
 ) -> dict[str, float]:
     """Times models in packed mode, from uint8 images to logits.
 
-    Models take turns, so that a busy moment of the machine hits all of them alike.
+    Models take turns, so that a busy moment of the machine affects all of them alike.
 
     Args:
         models: models by name, in evaluation mode, on `device`.
-        images: one batch for each model by the same names, uint8 [batch, 3, H, W].
+        images: one batch for each model, by the same names, uint8 [batch, 3, H, W].
         device: device of the models.
-        seconds: time for each model; it is called at least three times.
+        seconds: seconds to spend on each model, which is called at least three times.
 
     Returns:
         Milliseconds per image by name, the median over the calls.
@@ -36,7 +36,7 @@ def measure_latency(
     try:
         for name, model in models.items():
             model.token_mode = "packed"
-            _call_ms(model, batches[name], device)  # the first call of a shape costs more
+            _call_ms(model, batches[name], device)  # the first call of a shape takes longer
         end = time.perf_counter() + seconds * len(models)
         while time.perf_counter() < end or min(map(len, samples.values())) < 3:
             for name, model in models.items():

@@ -26,7 +26,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, sentences, tables and PNGs; if there is no picture and no table, the text says why."""
+    """A heading, sentences, tables and PNGs; if there is no picture and no table, the text gives the reason."""
 
     title: str
     text: str

@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from msvit.training.config import Config
 from msvit.training.runs import Run
 
-# Values that do not make another setting: repetitions differ in the seed, the rest changes no result.
+# Values that do not distinguish settings: repetitions differ in the seed, and the others change no result.
 _IGNORED = ("preset", "seed", "data_seed", "num_workers", "cpu", "checkpoint_steps", "tensorboard")
-# The first parts of a label; others follow if two settings have the same label.
+# Values that come first in a label; others follow if two settings would have the same label.
 _TELLING = ("gate", "loss", "gate_target", "tokens_per_image", "center_init", "token_mode", "freeze", "image_size")
-# Files of other runs: each repetition starts from one of its own, so only their presence counts.
+# Files of other runs: each repetition starts from its own, so only their presence counts.
 _FILES = ("checkpoint", "gate_file")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Runs that differ in their seed only."""
+    """Runs that differ only in their seed."""
 
     label: str
     runs: tuple[Run, ...]
@@ -32,7 +32,7 @@ def group_runs(runs: Sequence[Run]) -> list[Setting]:
         runs: any runs.
 
     Returns:
-        Settings in the order of their first runs, each labelled by the values that differ from those of the others.
+        Settings in the order of their first runs, each labelled by the values that distinguish it from the others.
     """
     groups: dict[tuple[object, ...], list[Run]] = {}
     for run in runs:
@@ -52,7 +52,7 @@ def group_runs(runs: Sequence[Run]) -> list[Setting]:
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation of values; the latter is 0 for a single value, both are NaN if a value is."""
+    """Mean and sample standard deviation, which is 0 for a single value; both are NaN if a value is NaN."""
     if any(map(math.isnan, values)):
         return math.nan, math.nan
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0

@@ -1,4 +1,4 @@
-"""Randomly zoomed and shifted images: the learned gate against fine regions around the centre (appendix G.1)."""
+"""Compares the learned gate with a radial pattern on randomly zoomed and shifted images (appendix G.1)."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ _SHIFT = 0.3
 
 @dataclass(frozen=True)
 class Transform:
-    """A zoom, above 1 to enlarge, and a shift of the centre in image widths and heights."""
+    """A zoom factor, which enlarges if above 1, and a shift of the centre in image widths and heights."""
 
     zoom: float
     shift_x: float
@@ -25,7 +25,7 @@ class Transform:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Both gates on the images under one transform."""
+    """The results of both gates for the images under one transform."""
 
     transform: Transform
     learned: Evaluation
@@ -37,7 +37,7 @@ def random_transforms(count: int, seed: int = 0) -> list[Transform]:
 
     Args:
         count: number of random transforms.
-        seed: seed of the random numbers.
+        seed: seed of the transforms.
 
     Returns:
         The identity and `count` random transforms.
@@ -50,7 +50,7 @@ def random_transforms(count: int, seed: int = 0) -> list[Transform]:
 
 
 def apply(images: Tensor, transform: Transform) -> Tensor:
-    """Zooms and shifts images; pixels from outside of an image repeat its border.
+    """Zooms and shifts images; pixels from outside an image repeat its border.
 
     Args:
         images: uint8 [n, 3, H, W], on the CPU.
@@ -60,7 +60,7 @@ def apply(images: Tensor, transform: Transform) -> Tensor:
         uint8 [n, 3, H, W].
     """
     scale = 1 / transform.zoom
-    # A place in the result -> a place in the image, both in [-1, 1].
+    # Maps a position in the result to one in the image, both in [-1, 1].
     theta = torch.tensor([[scale, 0, -2 * scale * transform.shift_x], [0, scale, -2 * scale * transform.shift_y]])
     moved = []
     for part in images.split(256):
@@ -71,7 +71,7 @@ def apply(images: Tensor, transform: Transform) -> Tensor:
 
 
 def radial_mask(grid_size: tuple[int, int], fine_regions: int) -> Tensor:
-    """Makes the regions closest to the centre fine; among equals those first in raster order.
+    """Makes the regions closest to the centre fine; ties go to the first regions in raster order.
 
     Args:
         grid_size: (Hc, Wc), regions of an image.
@@ -95,11 +95,11 @@ def compare_gates(
 ) -> list[Comparison]:
     """Compares a learned gate with a radial pattern on the same images under the same transforms.
 
-    The pattern has as many fine regions as the learned gate makes on average without a transform.
+    The pattern has as many fine regions as the learned gate chooses on average without a transform.
 
     Args:
         learned: model with the gate to examine, on the device to run on.
-        fixed: model for the radial pattern: one that was trained with such a pattern, or `learned` itself.
+        fixed: model for the radial pattern, either trained with such a pattern or `learned` itself.
         test: images with their labels, on the CPU.
         batch_size: images per batch.
         count: number of random transforms.

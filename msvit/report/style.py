@@ -1,4 +1,4 @@
-"""The look that all figures share, and the way that they are written."""
+"""The style that all figures share, and the function that saves them."""
 
 from pathlib import Path
 
@@ -11,14 +11,14 @@ from matplotlib.figure import Figure
 
 from msvit_kernels.files import replacing
 
-# Okabe and Ito's colours, which the colour-blind can tell apart.
+# The palette of Okabe and Ito, whose colours are distinguishable with colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = "osD^vP*X"
 GREY = "#666666"
 
 
 def new_figure(columns: int = 1, rows: int = 1, width: float = 4.6, height: float = 3.6) -> tuple[Figure, list[Axes]]:
-    """A figure of panels, each `width` x `height` inches, and its panels row by row."""
+    """Makes a figure of panels, each `width` x `height` inches; returns it and its panels, row by row."""
     figure, panels = plt.subplots(
         rows, columns, figsize=(width * columns, height * rows), squeeze=False, layout="constrained"
     )
@@ -26,7 +26,7 @@ def new_figure(columns: int = 1, rows: int = 1, width: float = 4.6, height: floa
 
 
 def tidy(axes: Axes, title: str = "") -> None:
-    """Light grid, no frame on top and right."""
+    """Sets a title and a light grid, and removes the frame at the top and on the right."""
     axes.set_title(title, loc="left", fontsize=10)
     axes.grid(color="#eeeeee")
     axes.set_axisbelow(True)

@@ -1,4 +1,4 @@
-"""The report's tables, and its rows as CSV."""
+"""The tables of the report, and runs.csv."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from msvit.report.page import Table
 from msvit.report.settings import mean_and_spread
 from msvit_kernels.files import write_rows
 
-# Name, digits after the point, and the value of a run.
+# Name, digits after the decimal point, and function of a run that returns the value.
 _COLUMNS: tuple[tuple[str, int, Callable[[Examined], float]], ...] = (
     ("top-1, %", 2, lambda run: 100 * run.evaluation.top1),
     ("tokens per image", 1, lambda run: run.evaluation.tokens_per_image),
@@ -24,7 +24,7 @@ _COLUMNS: tuple[tuple[str, int, Callable[[Examined], float]], ...] = (
 
 
 def run_table(groups: Sequence[Group]) -> Table:
-    """A row for each run."""
+    """Makes a table with a row for each run."""
     rows = [
         [f"{group.label}: {run.run.name}", str(run.run.config.seed), *_cells([run])]
         for group in groups
@@ -34,13 +34,13 @@ def run_table(groups: Sequence[Group]) -> Table:
 
 
 def setting_table(groups: Sequence[Group]) -> Table:
-    """A row for each setting: means over its runs, and their standard deviation if there are several."""
+    """Makes a table with a row for each setting: mean over its runs, and standard deviation if there are several."""
     rows = [[group.label, str(len(group.runs)), *_cells(group.runs)] for group in groups]
     return Table(["setting", "runs", *(name for name, _, _ in _COLUMNS)], rows)
 
 
 def write_runs(groups: Sequence[Group], path: Path) -> None:
-    """Writes all figures of all runs as CSV, unrounded, a row for each run."""
+    """Writes the unrounded values of all runs as CSV, with a row for each run."""
     rows = [
         {"setting": group.label, "run": run.run.name, "seed": run.run.config.seed}
         | {name: value(run) for name, _, value in _COLUMNS}

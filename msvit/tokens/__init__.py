@@ -1,1 +1,1 @@
-"""From a gate's logits to tokens: the decision, the embedding of the chosen tokens, and their rows in memory."""
+"""From a gate's logits to tokens: the decision, the embedding of the chosen tokens, and their layout in memory."""

@@ -1,7 +1,7 @@
 """Mixed-scale tokens of a batch of images, packed, masked or trimmed.
 
-Candidates of an image are its prefix tokens, then Nc coarse, then Nf fine patches, in raster order. Coarse patches and
-their position encodings are area averages over s x s blocks of the fine ones (eq. 5 of the MSViT paper).
+The candidates of an image are its prefix tokens, then Nc coarse and Nf fine patches, each in raster order. Coarse
+patches and their position encodings are area averages over s x s blocks of the fine ones (eq. 5 of the MSViT paper).
 """
 
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ class Embedding:
     """The parameters that turn pixels into tokens.
 
     Attributes:
-        weight: [dim, 3, p, p], bias: [dim] or None, of the patch projection.
+        weight, bias: [dim, 3, p, p], and [dim] or None, of the patch projection.
         table: [num_prefix + Nc + Nf, dim], see `position_table`.
-        mean, std: three floats each if the images still have to be normalised, else None.
+        mean, std: three floats each if the images are not normalised yet, else None.
     """
 
     weight: Tensor
@@ -37,13 +37,13 @@ class Embedding:
 
 
 def in_candidate_order(prefix: Tensor, coarse: Tensor, fine: Tensor, axis: int) -> Tensor:
-    """Values of all candidates side by side. Only this function fixes the order of coarse and fine ones.
+    """Concatenates the values of all candidates; this function alone sets the order of coarse and fine ones.
 
     Args:
-        prefix: [..., num_prefix, ...], the prefix tokens on axis `axis`.
-        coarse: [..., Hc, Wc, ...], the coarse grid on axes `axis` and `axis + 1`.
-        fine: [..., Hf, Wf, ...], the fine grid on the same two axes.
-        axis: number of the axis of candidates in the result.
+        prefix: [..., num_prefix, ...], prefix tokens on axis `axis`.
+        coarse: [..., Hc, Wc, ...], coarse grid on axes `axis` and `axis + 1`.
+        fine: [..., Hf, Wf, ...], fine grid on the same two axes.
+        axis: index of the candidate axis in the result.
 
     Returns:
         [..., num_prefix + Nc + Nf, ...].
@@ -52,7 +52,7 @@ def in_candidate_order(prefix: Tensor, coarse: Tensor, fine: Tensor, axis: int) 
 
 
 def position_table(prefix: Tensor, grid: Tensor, scale_factor: int) -> Tensor:
-    """The vectors that are added to the patch projections of the candidates.
+    """Computes the vectors that are added to the patch projections of the candidates.
 
     Args:
         prefix: [num_prefix, dim], prefix tokens with their position encodings.
@@ -60,19 +60,19 @@ def position_table(prefix: Tensor, grid: Tensor, scale_factor: int) -> Tensor:
         scale_factor: s, which divides Hf and Wf.
 
     Returns:
-        [num_prefix + Nc + Nf, dim], differentiable in both.
+        [num_prefix + Nc + Nf, dim], differentiable in `prefix` and `grid`.
     """
     blocks = grid.unflatten(1, (-1, scale_factor)).unflatten(0, (-1, scale_factor))  # [Hc, s, Wc, s, dim]
     return in_candidate_order(prefix, blocks.mean(dim=(1, 3)), grid, 0)
 
 
 def embed_packed(images: Tensor, decision: Decision, embedding: Embedding) -> tuple[Tensor, PackedSequences]:
-    """Embeds active tokens only.
+    """Embeds the active tokens only.
 
     Args:
         images: [batch, 3, H, W], floats, or uint8 if the embedding has mean and std.
-        decision: the fine regions of each image.
-        embedding: parameters of the tokens.
+        decision: fine regions of each image.
+        embedding: parameters of the embedding.
 
     Returns:
         Tokens [total_tokens, dim] and their sequences.
@@ -113,10 +113,9 @@ def embed_masked(images: Tensor, decision: Decision, embedding: Embedding) -> tu
 
 
 def embed_trimmed(images: Tensor, decision: Decision, embedding: Embedding) -> tuple[Tensor, PaddedSequences]:
-    """Embeds as many tokens of every image as the fullest one has, k (section 2.3).
+    """Embeds k tokens of every image; k is the largest number of active tokens of an image (section 2.3).
 
-    Candidates are sorted by activity, descending; among equals the order of the candidates stays. Prefix tokens are
-    always active and so stay in front.
+    A stable sort puts the active candidates of an image first. Prefix tokens are always active, so they stay in front.
 
     Args: as in `embed_packed`.
 
@@ -137,11 +136,11 @@ def candidate_weight(fine_weight: Tensor, scales: Scales) -> Tensor:
     """Activity of every candidate: w for fine tokens, 1 - w for coarse ones (eq. 3), 1 for prefix tokens.
 
     Args:
-        fine_weight: [batch, Hc, Wc] in [0, 1].
-        scales: the candidates of an image.
+        fine_weight: floats [batch, Hc, Wc] in [0, 1].
+        scales: the candidate tokens of an image.
 
     Returns:
-        [batch, num_prefix + Nc + Nf], same dtype.
+        [batch, num_prefix + Nc + Nf], in the dtype of `fine_weight`.
     """
     prefix = fine_weight.new_ones(fine_weight.shape[0], scales.num_prefix)
     fine = fine_weight.repeat_interleave(scales.scale_factor, 1).repeat_interleave(scales.scale_factor, 2)
@@ -154,7 +153,7 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 def _embed_candidates(images: Tensor, embedding: Embedding, scales: Scales) -> Tensor:
-    """[batch, num_candidates, dim], by two convolutions."""
+    """Embeds all candidates by two convolutions; returns [batch, num_candidates, dim]."""
     weight, bias, p = embedding.weight, embedding.bias, embedding.patch_size
     if embedding.mean is not None and embedding.std is not None:
         mean, std = (weight.new_tensor(x, dtype=torch.float32).view(3, 1, 1) for x in (embedding.mean, embedding.std))
@@ -162,7 +161,7 @@ def _embed_candidates(images: Tensor, embedding: Embedding, scales: Scales) -> T
     images = images.to(weight.dtype)
     coarse = F.conv2d(F.avg_pool2d(images, scales.scale_factor), weight, bias, stride=p)
     fine = F.conv2d(images, weight, bias, stride=p)
-    # Prefix tokens have no pixels: their whole value stands in the table.
+    # Prefix tokens have no pixels; the table holds their whole value.
     prefix = weight.new_zeros(images.shape[0], scales.num_prefix, weight.shape[0])
     patches = in_candidate_order(prefix, coarse.permute(0, 2, 3, 1), fine.permute(0, 2, 3, 1), 1)
     return patches + embedding.table

@@ -1,7 +1,7 @@
-"""Token policies: which regions become fine, given the gate's logits for a batch.
+"""Token policies, which choose the fine regions of a batch from the gate's logits.
 
-A policy is called as `policy(logits, scale_factor)` and returns the mask together with the number of fine regions, if
-the host knows that number before the device has computed anything. A known number keeps shapes static.
+A policy is called as `policy(logits, scale_factor)`. It returns the mask, and the number of fine regions if the host
+knows it without waiting for the device. A known number keeps shapes static.
 """
 
 import math
@@ -15,7 +15,12 @@ from msvit_kernels.scales import region_tokens, tokens_gained
 
 
 class Selection(NamedTuple):
-    """fine_mask: bool [batch, Hc, Wc]; num_fine: fine regions of the whole batch, None if only the device knows."""
+    """The choice of a policy.
+
+    Attributes:
+        fine_mask: bool [batch, Hc, Wc].
+        num_fine: number of fine regions of the batch; None if only the device knows it.
+    """
 
     fine_mask: Tensor
     num_fine: int | None
@@ -27,7 +32,7 @@ class Policy(Protocol):
     def __call__(self, logits: Tensor, scale_factor: int) -> Selection: ...
 
     def check(self, num_regions: int, scale_factor: int) -> None:
-        """Raises ValueError if a model with that many regions per image cannot follow the policy."""
+        """Raises ValueError if a model with `num_regions` regions per image cannot follow the policy."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Threshold:
     """A region is fine if the gate's probability exceeds `probability`: `sigmoid(logit) > probability`.
 
     Args:
-        probability: in [0, 1]; 0.5 means logit > 0.
+        probability: threshold in [0, 1]; 0.5 means logit > 0.
 
     Raises:
         ValueError: `probability` is outside [0, 1].
@@ -56,20 +61,20 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Budget:
-    """The highest-scoring regions of the whole batch become fine, as many as the budget holds.
+    """The highest-scoring regions of the whole batch become fine, as many as the budget allows.
 
         K = floor(batch * (tokens_per_image - Nc) / (s*s - 1))   fine regions,
         batch * Nc + K * (s*s - 1)                               patch tokens in the batch
 
     Args:
-        tokens_per_image: patch tokens per image on average, prefix tokens not counted, between Nc and Nf.
+        tokens_per_image: mean number of patch tokens per image, without prefix tokens, between Nc and Nf.
 
     Raises:
-        ValueError: `tokens_per_image` is not positive; when the model is known, also outside [Nc, Nf].
+        ValueError: `tokens_per_image` is not positive and finite, or it is outside [Nc, Nf] of the model.
 
     Note:
-        Equal scores go to the image and region that comes first. The total does not depend on the images, so nothing
-        waits for the device.
+        Ties go to the image and region that come first. The number of tokens does not depend on the images, so the host
+        does not wait for the device.
     """
 
     tokens_per_image: float
@@ -89,7 +94,7 @@ class Budget:
         return Selection(fine.view(logits.shape), num_fine)
 
     def num_fine(self, batch: int, num_regions: int, scale_factor: int) -> int:
-        """K: fine regions in a batch of images with `num_regions` regions each."""
+        """K: number of fine regions in a batch of images with `num_regions` regions each."""
         self.check(num_regions, scale_factor)
         return int(batch * (self.tokens_per_image - num_regions) // tokens_gained(scale_factor))
 

@@ -1,4 +1,4 @@
-"""How the tokens of a batch lie in memory, and the steps that depend on it: attention, pooling, drop path, `keep`.
+"""Memory layouts of the tokens of a batch, and the steps that depend on them: attention, pooling, drop path, `keep`.
 
 In every layout tokens are rows of one [rows, dim] tensor, so that norm, linear, MLP and layer-scale modules run on them
 unchanged. `PackedSequences` holds the active tokens of all images end to end; `PaddedSequences` holds k tokens of every
@@ -16,9 +16,14 @@ from msvit_kernels import MixedScaleLayout, Packing, validation, varlen_attentio
 
 
 class AttentionTerms(NamedTuple):
-    """The terms of the probabilities of a self-attention: p_ij = w_j exp(softmax_scale q_i . k_j - lse_i).
+    """The terms of the probabilities of self-attention: p_ij = w_j exp(softmax_scale q_i . k_j - lse_i).
 
-    q, k: [rows, num_heads, head_dim]. lse: fp32 [num_heads, rows]. w is the key weight of the sequences, if any.
+    w is the key weight of the sequences, or 1 if they have none.
+
+    Attributes:
+        q, k: [rows, num_heads, head_dim].
+        lse: fp32 [num_heads, rows].
+        softmax_scale: factor of the scores.
     """
 
     q: Tensor
@@ -29,11 +34,11 @@ class AttentionTerms(NamedTuple):
 
 @dataclass(frozen=True)
 class PackedSequences:
-    """Active tokens only.
+    """The active tokens of all images, end to end.
 
     Attributes:
-        packing: of the rows; a `MixedScaleLayout` as long as no reducer has changed them.
-        key_weight: fp32 [total_tokens], 1 with the gradient of the gate; None if no gate gradient is asked for.
+        packing: packing of the rows; a `MixedScaleLayout` until a reducer changes them.
+        key_weight: fp32 [total_tokens], ones with the gradient of the gate; None if the gate needs no gradient.
     """
 
     packing: Packing
@@ -58,28 +63,28 @@ class PackedSequences:
         return self.packing.batch_index
 
     def is_prefix(self) -> Tensor:
-        """bool [rows]: which rows are prefix tokens."""
+        """bool [rows], True for prefix tokens."""
         return self.packing.is_prefix()
 
     def is_active(self) -> Tensor:
-        """bool [rows]: which rows are attended to, here all of them."""
+        """bool [rows], True for rows that are attended to, here all rows."""
         return torch.ones_like(self.packing.batch_index, dtype=torch.bool)
 
     def keep(self, tokens: Tensor, mask: Tensor, total_tokens: int | None = None) -> tuple[Tensor, "PackedSequences"]:
-        """Leaves rows out.
+        """Removes the rows that are not in the mask.
 
         Args:
             tokens: [rows, dim].
-            mask: bool [rows], the rows that stay; prefix tokens stay in any case.
-            total_tokens: number of active rows that stay, prefix included, if the caller knows it. If None, one
-                integer is read from the device.
+            mask: bool [rows], True for rows that stay; prefix tokens always stay.
+            total_tokens: number of active rows that stay, prefix tokens included. If None, one integer is read from
+                the device.
 
         Returns:
             The tokens that stay, in order, and their sequences.
 
         Raises:
-            TypeError, ValueError: tokens or a mask of another shape, dtype or device; a `total_tokens` that is not an
-                int >= 0, or not the number that the mask keeps (checked on the CPU, and on a GPU under MSVIT_CHECK=1).
+            TypeError, ValueError: `tokens` or `mask` has the wrong shape, dtype or device; `total_tokens` is not an int
+                >= 0, or differs from the number of rows that stay (checked on the CPU, and on a GPU if MSVIT_CHECK=1).
         """
         _check_keep(tokens, mask, total_tokens, self.packing.total_tokens, self.packing.cu_seqlens.device)
         rows, packing = self.packing.keep(mask, total_tokens)
@@ -87,11 +92,11 @@ class PackedSequences:
         return tokens.index_select(0, rows), PackedSequences(packing, weight)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, softmax_scale: float) -> Tensor:
-        """Self-attention inside each image. q, k, v: [rows, num_heads, head_dim]; returns the same shape."""
+        """Self-attention within each image. q, k, v: [rows, num_heads, head_dim]; returns the same shape."""
         return self.attend_with_terms(q, k, v, softmax_scale)[0]
 
     def attend_with_terms(self, q: Tensor, k: Tensor, v: Tensor, softmax_scale: float) -> tuple[Tensor, AttentionTerms]:
-        """As `attend`, with the terms of the probabilities."""
+        """Like `attend`, but also returns the terms of the probabilities."""
         packing = self.packing
         out, lse = varlen_attention(
             q,
@@ -106,7 +111,7 @@ class PackedSequences:
         return out, AttentionTerms(q, k, lse, softmax_scale)
 
     def attend_pool(self, q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, with_prefix: bool) -> Tensor:
-        """One query per image. q: [batch, num_heads, head_dim], k, v: [rows, ...]; returns the shape of q."""
+        """Attention with one query per image. q: [batch, num_heads, head_dim], k, v: [rows, ...]; returns q's shape."""
         packing = self.packing
         weight = self.key_weight
         if not with_prefix and packing.num_prefix:
@@ -127,7 +132,7 @@ class PackedSequences:
     def mean(self, x: Tensor, num_heads: int, with_prefix: bool) -> Tensor:
         """Mean over the active tokens of each image, 0 if there are none: [rows, dim] -> [batch, dim].
 
-        A query of zeros weighs all keys alike, so the attention kernel computes the mean of each segment,
+        A query of zeros weighs all keys equally, so the attention kernel computes the mean of each segment,
         deterministically and with the gradient of the key weight.
         """
         values = x.view(x.shape[0], num_heads, x.shape[1] // num_heads)
@@ -139,7 +144,7 @@ class PackedSequences:
         return x.index_select(0, self.packing.cu_seqlens[:-1])
 
     def scale_images(self, x: Tensor, factors: Tensor) -> Tensor:
-        """Rows of x multiplied by the factor of their image. factors: [batch]."""
+        """Multiplies each row of x by the factor of its image. factors: [batch]."""
         return x * factors.index_select(0, self.packing.batch_index)[:, None]
 
 
@@ -149,11 +154,11 @@ class PaddedSequences:
 
     Attributes:
         active: bool [batch, k].
-        key_weight: fp32 [batch, k], 0 or 1 with the gradient of the gate; None if no gate gradient is asked for, and
-            then attention is padded SDPA with a key mask.
-        position: int64 [batch, num_candidates], the place of each candidate among the k; any number for those left
-            out. None if candidates lie in their own order.
-        num_prefix: prefix tokens, which come first.
+        key_weight: fp32 [batch, k], 0 or 1 with the gradient of the gate. None if the gate needs no gradient;
+            attention is then padded SDPA with a key mask.
+        position: int64 [batch, num_candidates], index of each candidate among the k tokens, arbitrary for candidates
+            that are left out. None if the tokens are in candidate order.
+        num_prefix: number of prefix tokens of each image, which come first.
     """
 
     active: Tensor
@@ -179,15 +184,15 @@ class PaddedSequences:
         return self._all_rows().batch_index
 
     def is_prefix(self) -> Tensor:
-        """bool [rows]: which rows are prefix tokens."""
+        """bool [rows], True for prefix tokens."""
         return self._all_rows().is_prefix()
 
     def is_active(self) -> Tensor:
-        """bool [rows]: which rows are attended to."""
+        """bool [rows], True for rows that are attended to."""
         return self.active.flatten()
 
     def keep(self, tokens: Tensor, mask: Tensor, total_tokens: int | None = None) -> tuple[Tensor, "PaddedSequences"]:
-        """As in `PackedSequences`, but the rows that are left out keep their place, inactive and with key weight 0."""
+        """Like `PackedSequences.keep`, but removed rows stay in place, inactive and with key weight 0."""
         _check_keep(tokens, mask, total_tokens, self.num_rows, self.active.device)
         kept = (mask | self.is_prefix()).view(self.active.shape)
         active = self.active & kept
@@ -197,13 +202,13 @@ class PaddedSequences:
         return tokens, replace(self, active=active, key_weight=weight)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, softmax_scale: float) -> Tensor:
-        """Self-attention inside each image. q, k, v: [batch * k, num_heads, head_dim]; returns the same shape."""
+        """Self-attention within each image. q, k, v: [batch * k, num_heads, head_dim]; returns the same shape."""
         if self.key_weight is None:
             return self._masked_sdpa(q, k, v, self._keys(), softmax_scale).flatten(0, 1)
         return self.attend_with_terms(q, k, v, softmax_scale)[0]
 
     def attend_with_terms(self, q: Tensor, k: Tensor, v: Tensor, softmax_scale: float) -> tuple[Tensor, AttentionTerms]:
-        """As `attend`, with the terms of the probabilities; by `varlen_attention`, since SDPA does not return lse."""
+        """Like `attend`, but also returns the terms; uses `varlen_attention`, since SDPA does not return lse."""
         offsets = _uniform_offsets(self.batch, self.length, q.device)
         weight = self._weight(softmax_dtype(q)).flatten()
         out, lse = varlen_attention(
@@ -212,7 +217,7 @@ class PaddedSequences:
         return out, AttentionTerms(q, k, lse, softmax_scale)
 
     def attend_pool(self, q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, with_prefix: bool) -> Tensor:
-        """One query per image. q: [batch, num_heads, head_dim], k, v: [batch * k, ...]; returns the shape of q."""
+        """Attention with one query per image. q: [batch, num_heads, head_dim], k, v: [rows, ...]; returns q's shape."""
         if self.key_weight is None:
             active = self._without_prefix(self.active, with_prefix)
             out = self._masked_sdpa(q, k, v, _with_some_key(active), softmax_scale).flatten(0, 1)
@@ -242,7 +247,7 @@ class PaddedSequences:
         return self._padded(x)[:, 0]
 
     def scale_images(self, x: Tensor, factors: Tensor) -> Tensor:
-        """Rows of x multiplied by the factor of their image. factors: [batch]."""
+        """Multiplies each row of x by the factor of its image. factors: [batch]."""
         return (self._padded(x) * factors[:, None, None]).flatten(0, 1)
 
     def pack(self, x: Tensor, layout: MixedScaleLayout) -> Tensor:
@@ -253,15 +258,15 @@ class PaddedSequences:
         return x.index_select(0, layout.batch_index * self.length + position)
 
     def pack_active(self, x: Tensor) -> tuple[Tensor, Packing]:
-        """Active rows in the order in which they lie here, and their packing. Reads one integer from the device."""
+        """Active rows in their present order, and their packing. Reads one integer from the device."""
         rows, packing = self._all_rows().keep(self.active.flatten())
         return x.index_select(0, rows), packing
 
     def _keys(self) -> Tensor:
-        """bool [batch, k]: the keys of attention, the same in every block. A prefix token is always active."""
+        """bool [batch, k]: the keys of attention, the same in every block. Prefix tokens are always active."""
         if self.num_prefix:
             return self.active
-        if torch.compiler.is_compiling():  # the compiler finds equal masks itself
+        if torch.compiler.is_compiling():  # the compiler merges equal masks itself
             return _with_some_key(self.active)
         keys: Tensor | None = self.__dict__.get("_keys_of_blocks")
         if keys is None:
@@ -274,7 +279,7 @@ class PaddedSequences:
         return Packing.from_offsets(offsets, self.length, self.batch * self.length, self.num_prefix)
 
     def _weight(self, dtype: torch.dtype) -> Tensor:
-        """[batch, k]: the key weight, or the activity if there is none."""
+        """[batch, k]: the key weight, or `active` as 0 or 1 if there is none."""
         return self.active.to(dtype) if self.key_weight is None else self.key_weight
 
     def _padded(self, x: Tensor) -> Tensor:
@@ -298,12 +303,12 @@ Sequences = PackedSequences | PaddedSequences
 
 
 def softmax_dtype(x: Tensor) -> torch.dtype:
-    """Dtype of the key weights that go with tokens x: fp32, for fp64 tokens fp64."""
+    """Dtype of the key weights for tokens x: fp64 for fp64 tokens, else fp32."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
 def _check_keep(tokens: Tensor, mask: Tensor, total_tokens: int | None, num_rows: int, device: torch.device) -> None:
-    """Raises unless `keep` can take these arguments; reads nothing from the device."""
+    """Raises TypeError or ValueError if arguments of `keep` are invalid; reads nothing from the device."""
     validation.require_tensor("mask", mask, 1, (torch.bool,), device)
     validation.require_shape("mask", mask, (num_rows,))
     validation.require_tensor("tokens", tokens, 2, validation.FLOATING_DTYPES, device)
@@ -313,13 +318,13 @@ def _check_keep(tokens: Tensor, mask: Tensor, total_tokens: int | None, num_rows
 
 
 def _check_total(active: Tensor, total_tokens: int) -> None:
-    """Raises unless so many rows are active. No shape depends on the number; in packed mode a wrong one is refused."""
+    """Raises ValueError unless `total_tokens` rows are active, as packed mode does; no shape here depends on it."""
     if (found := int(active.sum())) != total_tokens:
-        raise ValueError(f"total_tokens: expected active rows to be the number of tokens {total_tokens}, got {found}")
+        raise ValueError(f"total_tokens: expected the number of active rows {found}, got {total_tokens}")
 
 
 def _with_some_key(active: Tensor) -> Tensor:
-    """bool [batch, k] with all keys of an image that has none, for which SDPA need not be finite."""
+    """`active`, with all keys of an image that has no active one; without a key SDPA need not be finite."""
     return active | ~active.any(1, keepdim=True)
 
 

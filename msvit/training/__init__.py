@@ -1,4 +1,4 @@
-"""Training a mixed-scale model and its gate: recipes, a loop that survives interruptions, and folders of runs."""
+"""Trains a mixed-scale model and its gate: recipes, a loop that can be resumed, and folders of runs."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ __all__ = ["PRESETS", "Config", "Run", "load_run", "make_config", "resume_run", 
 
 
 def __getattr__(name: str) -> Any:
-    """Imports the loop when it is asked for: reading runs does without the packages of `msvit[train]`."""
+    """Imports the loop on first use, so that reading runs does not need the packages of `msvit[train]`."""
     if name in ("resume_run", "start_run"):
         require_extra("train")
         from msvit.training import trainer

@@ -1,8 +1,8 @@
-"""Batches whose content is a function of the seed, the epoch and their number: an interrupted epoch can continue.
+"""Batches that depend only on the seed, the epoch and their number, so that an interrupted epoch can continue.
 
-The order of the images is one permutation per epoch, of which every process takes its part, and augmentation is seeded
-per image. Streamed data sets have no index: there, the batches before a position are read and dropped, and the order is
-the same for the same number of worker processes.
+Images are permuted once per epoch, each process takes its part of the permutation, and augmentation is seeded per
+image. Streamed data sets have no index, so the batches before a position are read and dropped. Their order is the same
+if the number of worker processes is the same.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from msvit.training.config import Config
 from msvit.training.datasets import InMemory, is_streamed
 
-# Number of images by which the threshold of the entropy gate is chosen.
+# Number of images from which the threshold of the entropy gate is computed.
 _CALIBRATION_IMAGES = 512
 
 
@@ -39,7 +39,7 @@ class Batch:
     Attributes:
         images: uint8 [n, 3, H, W].
         labels: int64 [n].
-        indices: n places in the data set; None if it is streamed.
+        indices: n indices into the data set; None if it is streamed.
     """
 
     images: Tensor
@@ -48,7 +48,7 @@ class Batch:
 
 
 def in_memory(dataset: Any) -> Any:
-    """The data set as `InMemory` if it has its images and labels as tensors, else the data set itself."""
+    """Returns the data set as `InMemory` if its images and labels are tensors, else the data set itself."""
     images, labels = getattr(dataset, "images", None), getattr(dataset, "labels", None)
     return InMemory(images, labels) if isinstance(images, Tensor) and isinstance(labels, Tensor) else dataset
 
@@ -57,9 +57,9 @@ def first_images(dataset: Any, count: int | None, num_workers: int = 0) -> tuple
     """Reads the first images of a data set.
 
     Args:
-        dataset: a result of `make_dataset`, or `InMemory`.
-        count: number of images to read, all if the data set has fewer; None for all.
-        num_workers: number of processes that read images, 0 for this one.
+        dataset: result of `make_dataset`, or `InMemory`.
+        count: largest number of images to read; None for all.
+        num_workers: number of worker processes that read images; 0 reads them in this process.
 
     Returns:
         The images, uint8 [n, 3, H, W], and their labels, int64 [n], on the CPU.
@@ -82,25 +82,25 @@ def first_images(dataset: Any, count: int | None, num_workers: int = 0) -> tuple
 
 
 def calibration_images(dataset: Any) -> Tensor:
-    """The images by which `calibrate` sets a gate, uint8 [n, 3, H, W]."""
+    """Reads the images that `calibrate` uses, uint8 [n, 3, H, W]."""
     return first_images(dataset, _CALIBRATION_IMAGES)[0]
 
 
 def seed_of(*parts: int) -> int:
-    """A seed for torch that is made from several numbers; close numbers give unrelated seeds."""
+    """Makes a seed for torch from several numbers; nearby numbers give unrelated seeds."""
     digest = hashlib.blake2b(",".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def steps_per_epoch(dataset: Any, config: Config) -> int:
-    """Number of full batches in a training set.
+    """Counts the full batches in a training set.
 
     Args:
-        dataset: a result of `make_dataset`, or `InMemory`.
-        config: the values of the run.
+        dataset: result of `make_dataset`, or `InMemory`.
+        config: values of the run.
 
     Returns:
-        At least 1.
+        The number, 1 or more.
 
     Raises:
         ValueError: the data set has fewer images than a batch.
@@ -112,25 +112,25 @@ def steps_per_epoch(dataset: Any, config: Config) -> int:
 
 
 def training_batches(dataset: Any, config: Config, epoch: int, first_step: int, share: Share) -> Iterator[Batch]:
-    """The batches of an epoch, as far as they are this process's share.
+    """Yields this process's share of the batches of an epoch.
 
     Args:
-        dataset: a result of `make_dataset`, or `InMemory`.
-        config: the values of the run.
+        dataset: result of `make_dataset`, or `InMemory`.
+        config: values of the run.
         epoch: number of the epoch, from 0.
-        first_step: number of steps to leave out because they are done.
-        share: the part of the work that this process does.
+        first_step: number of steps that are already done, which are skipped.
+        share: part of the work that this process does.
 
     Yields:
         `config.accumulate` batches for each step, each of `batch_size / (accumulate * world_size)` images.
 
     Raises:
-        ValueError: the batch size is not a multiple of the number of processes times accumulated parts.
+        ValueError: the batch size is not a multiple of the number of processes times the number of accumulated parts.
     """
     parts = config.accumulate * share.world_size
     if config.batch_size % parts:
         raise ValueError(
-            f"--batch-size: expected a multiple of {parts}, processes times accumulated parts, got {config.batch_size}"
+            f"--batch-size: expected a multiple of {parts} (processes x accumulated parts), got {config.batch_size}"
         )
     part_size = config.batch_size // parts
     steps = steps_per_epoch(dataset, config)
@@ -145,13 +145,16 @@ def training_batches(dataset: Any, config: Config, epoch: int, first_step: int, 
 
 
 def ordered_batches(dataset: Any, batch_size: int, num_workers: int, share: Share) -> Iterator[Batch]:
-    """All images of a data set in order, as far as they are this process's share.
+    """Yields this process's share of a data set, in order.
 
     Args:
-        dataset: a result of `make_dataset`, or `InMemory`.
+        dataset: result of `make_dataset`, or `InMemory`.
         batch_size: images per batch; the last batch may have fewer.
-        num_workers: number of processes that read images, 0 for this one.
-        share: the part of the work that this process does; a streamed data set divides itself.
+        num_workers: number of worker processes that read images; 0 reads them in this process.
+        share: part of the work that this process does; a streamed data set divides itself.
+
+    Yields:
+        Batches of at most `batch_size` images.
     """
     if is_streamed(dataset):
         yield from _stream(dataset, batch_size, num_workers, 0)
@@ -232,7 +235,7 @@ class _SeededStream(IterableDataset[tuple[Any, int]]):
 
 
 def _seed_augmentation(*parts: int) -> None:
-    """timm's transforms draw from both generators."""
+    """Seeds both generators that timm's transforms draw from."""
     seed = seed_of(*parts)
     random.seed(seed)
     torch.manual_seed(seed)

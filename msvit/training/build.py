@@ -1,4 +1,4 @@
-"""The model of a run: backbone, gate and policy from its configuration."""
+"""Builds the model of a run: backbone, gate and policy from its configuration."""
 
 import math
 from collections.abc import Callable
@@ -26,15 +26,15 @@ def build_model(
     Args:
         config: values of the run.
         num_classes: number of outputs of the classifier.
-        gate_setting: result of `calibrate` for a gate without learning, None for the gate's default.
-        weights: False leaves out the weights that the run starts from, if those of a checkpoint are loaded next.
+        gate_setting: result of `calibrate` for a gate without learned parameters, None for the gate's default.
+        weights: whether to load the weights that the run starts from; False if a checkpoint is loaded next.
 
     Returns:
         The model, on the CPU, in training mode, with the parameters that `config.freeze` names frozen.
 
     Raises:
-        ValueError: an unknown model, an image size that regions do not divide, or weights that do not fit.
-        FileNotFoundError: there is no such checkpoint or gate file.
+        ValueError: the model is unknown, regions do not divide the image size, or the weights do not fit.
+        FileNotFoundError: the checkpoint or the gate file does not exist.
     """
     kwargs: dict[str, Any] = {"num_classes": num_classes, "drop_path_rate": config.drop_path}
     for name, value in {
@@ -62,7 +62,7 @@ def build_model(
             model = msvit.create_model(config.model, **common, **kwargs)
         else:
             model = msvit.from_timm(config.model, config.coarse, **common, **kwargs)
-    except (TypeError, AssertionError, RuntimeError) as error:  # from timm and torch, for impossible sizes
+    except (TypeError, AssertionError, RuntimeError) as error:  # of timm and torch, for impossible sizes
         raise ValueError(f"--model {config.model}: {error}") from error
     if weights and config.checkpoint is not None:
         _load_weights(model, config)
@@ -74,11 +74,11 @@ def build_model(
 
 
 def calibrate(config: Config, model: MixedScaleVisionTransformer, images: Callable[[], Tensor]) -> float | None:
-    """Chooses the parameter of a gate without learning so that a share `gate_target` of the regions is fine.
+    """Chooses the setting of a gate without learned parameters so that a share `gate_target` of regions is fine.
 
     Args:
         config: values of the run.
-        model: a model that was built without `gate_setting`.
+        model: model that was built without `gate_setting`.
         images: function that reads images, uint8 [n, 3, H, W]; only the entropy gate calls it.
 
     Returns:
@@ -88,7 +88,7 @@ def calibrate(config: Config, model: MixedScaleVisionTransformer, images: Callab
     if config.gate == "random":
         return config.gate_target
     if config.gate == "radial":
-        # The logits of the gate of radius 0 are distances; regions at the same distance become fine together.
+        # The logits of a gate of radius 0 are negated distances; regions at the same distance become fine together.
         distances = -RadialGate(model.coarse, 0.0)(torch.empty(1, 3, *model.image_size, dtype=torch.uint8)).flatten()
         rings = torch.cat([distances.new_zeros(1), distances.unique()])
         radii = (rings + torch.cat([rings[1:], rings[-1:] + 1])) / 2
@@ -107,22 +107,22 @@ def _gate_name(gate: str) -> str:
 def set_up_gate(
     model: MixedScaleVisionTransformer, config: Config, setting: float | None, gate_file: str | None = None
 ) -> None:
-    """Sets the configured temperature or the calibrated setting of the model's gate, or loads the gate from a file.
+    """Applies the configured temperature or the calibrated setting to the model's gate, or loads a gate file.
 
     Args:
-        model: the model, whose gate is replaced.
+        model: model whose gate is replaced.
         config: values of the run.
         setting: result of `calibrate`, None for the gate's default.
-        gate_file: file of `msvit.gates.save_gate` with a learned gate, None for none.
+        gate_file: file that `msvit.gates.save_gate` wrote, for a learned gate; None for none.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the gate of the file has regions of another size or layers of another width.
+        ValueError: the gate in the file has another region size or layer width.
     """
     gate: Any = model.gate
     if isinstance(gate, MLPGate):
         if gate_file is not None:
-            hidden = gate.fc2.in_features  # config.json does not store another width
+            hidden = gate.fc2.in_features  # config.json stores no other width
             gate = load_gate(gate_file, grid_size=model.coarse_grid_size, mean=model.mean, std=model.std)
             if gate.coarse != model.coarse:
                 raise ValueError(
@@ -150,7 +150,7 @@ def _load_weights(model: MixedScaleVisionTransformer, config: Config) -> None:
         path = latest_checkpoint(path).folder / MODEL_FILE
     missing = msvit.load_checkpoint(model, path, load_head=not config.new_head)
     if config.freeze == "gate" and config.gate_file is None and any(name.startswith("gate.") for name in missing):
-        raise ValueError(f"--freeze gate: expected a trained one, {path} has none; see --gate-file")
+        raise ValueError(f"--freeze gate: expected a trained gate, but {path} has none; see --gate-file")
 
 
 def _freeze(model: MixedScaleVisionTransformer, config: Config) -> None:
@@ -171,6 +171,6 @@ def _has_new_head(model: MixedScaleVisionTransformer, config: Config) -> bool:
 
 
 def set_training(model: MixedScaleVisionTransformer, config: Config) -> None:
-    """Sets training mode, except for frozen parts: a frozen gate has no noise, a frozen backbone drops no path."""
+    """Sets training mode, except for frozen parts: a frozen gate adds no noise, a frozen backbone drops no path."""
     model.train(config.freeze != "backbone")
     model.gate.train(config.trains_gate)

@@ -1,13 +1,13 @@
-"""Checkpoints of a run: folders that appear complete or not at all, and are known to be whole before they are used.
+"""Checkpoints of a run: folders that appear complete or not at all, and whose files are verified before use.
 
     RUN/checkpoints/step-00000120/
         model.safetensors     the model, for msvit.load_checkpoint and --checkpoint
-        loss.safetensors      learned priors of the gate loss, if it has any
+        loss.safetensors      learned priors of the gate loss, if it has them
         trainer.pt            step, seconds of training, sums of the epoch and states of the optimizers
-        manifest.json         step, and the SHA-256 of each of these files
+        manifest.json         step, and the SHA-256 of each file above
 
 A checkpoint is written into a hidden folder, flushed to the disk and renamed. Only then is the oldest one removed, so
-that two remain.
+that two checkpoints remain.
 """
 
 import hashlib
@@ -40,13 +40,13 @@ KEPT = 2
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint: its folder, and the number of optimizer steps behind it."""
+    """A complete checkpoint: its folder, and the number of optimizer steps before it."""
 
     folder: Path
     step: int
 
     def trainer_state(self) -> dict[str, Any]:
-        """The state of the trainer, as it was given to `write_checkpoint`.
+        """Reads the state of the trainer that was given to `write_checkpoint`.
 
         Raises:
             ValueError: the file cannot be read.
@@ -58,7 +58,7 @@ class Checkpoint:
         return state
 
     def loss_state(self) -> dict[str, Tensor]:
-        """Parameters of the gate loss by name; empty if it has none."""
+        """Reads the parameters of the gate loss by name; empty if it has none."""
         path = self.folder / LOSS_FILE
         return load_file(path) if path.exists() else {}
 
@@ -73,13 +73,13 @@ def write_checkpoint(
         step: number of optimizer steps so far.
         model: the model to write.
         loss: loss of the gate, or None.
-        trainer: tensors, numbers and strings in dicts and lists.
+        trainer: state of the trainer: tensors, numbers and strings in dicts and lists.
 
     Returns:
         The folder of the checkpoint.
 
     Raises:
-        OSError: the checkpoint cannot be written, as on a full disk; nothing is left of it, and the older ones remain.
+        OSError: the checkpoint cannot be written, such as on a full disk; no part of it remains, and older ones stay.
     """
     parent = run / "checkpoints"
     parent.mkdir(parents=True, exist_ok=True)
@@ -110,21 +110,21 @@ def write_checkpoint(
 
 
 def latest_checkpoint(run: Path) -> Checkpoint:
-    """Finds the newest checkpoint whose files are as they were written; a warning names each damaged one.
+    """Finds the newest undamaged checkpoint; a warning names each damaged one.
 
     Args:
         run: folder of a run.
 
     Returns:
-        A checkpoint whose digests were compared.
+        A checkpoint whose files match the digests in its manifest.
 
     Raises:
         FileNotFoundError: the run has no checkpoint yet.
-        ValueError: all of them are damaged.
+        ValueError: all checkpoints are damaged.
     """
     folders = checkpoint_folders(run)
     if not folders:
-        raise FileNotFoundError(f"{run}: no checkpoint in it; a run writes its first one after an epoch")
+        raise FileNotFoundError(f"{run}: expected a checkpoint, got none; a run writes its first one after an epoch")
     for folder in folders:
         problem = _problem(folder)
         if problem is None:
@@ -137,16 +137,16 @@ def load_loss(loss: nn.Module, checkpoint: Checkpoint) -> None:
     """Loads the learned priors of a checkpoint into the loss of the gate.
 
     Raises:
-        ValueError: the checkpoint has parameters of another loss.
+        ValueError: the checkpoint has the parameters of another loss.
     """
     try:
         loss.load_state_dict(checkpoint.loss_state())
     except (RuntimeError, SafetensorError) as error:
-        raise ValueError(f"checkpoint {checkpoint.folder / LOSS_FILE} does not fit: {error}") from error
+        raise ValueError(f"checkpoint {checkpoint.folder / LOSS_FILE} does not fit the gate loss: {error}") from error
 
 
 def checkpoint_folders(run: Path) -> list[Path]:
-    """Folders of the checkpoints of a run that were written to their end, newest first."""
+    """Folders of the complete checkpoints of a run, newest first."""
     return sorted((run / "checkpoints").glob("step-*"), reverse=True)
 
 

@@ -26,95 +26,108 @@ def _option(default: Any, panel: str, text: str, choices: tuple[str, ...] | None
 
 @dataclass(frozen=True)
 class Config:
-    """Values of a run; the defaults are the ViT recipe of the paper's appendix C.
+    """The values of a run; the defaults are the ViT recipe of the paper's appendix C.
 
     Raises:
-        ValueError: a value is out of range; the text names it as on the command line: `--gate-target: expected ...`.
-        TypeError: a value has another type.
+        ValueError: a value is out of range; the message names it as on the command line: `--gate-target: expected ...`.
+        TypeError: a value has the wrong type.
     """
 
-    preset: str = _option("vit", "Run", "Recipe that the other values come from: vit, deit, digits, digits-large.")
+    preset: str = _option("vit", "Run", "Recipe for all values that are not given: vit, deit, digits, digits-large.")
 
     data: str = _option(
         "digits",
         "Data",
-        "'digits' (built in), a folder with train/ and val/ of one folder per class, or a name that timm knows, such "
-        "as hfds/cifar10, hfids/... or wds/...",
+        "'digits' (built in), a folder with one folder per class in train/ and in val/, or the name of a timm data "
+        "set such as hfds/cifar10, hfids/... or wds/...",
     )
-    data_root: str | None = _option(None, "Data", "Folder of a timm data set that is given by name.")
+    data_root: str | None = _option(None, "Data", "Root folder of a timm data set.")
     train_split: str = _option("train", "Data", "Name of the training split.")
     test_split: str = _option("validation", "Data", "Name of the test split.")
-    train_size: int = _option(8000, "Data", "Training images to make (digits).")
-    test_size: int = _option(1000, "Data", "Test images to make (digits).")
-    data_seed: int = _option(0, "Data", "Seed of the images (digits); --seed leaves them as they are.")
-    num_classes: int | None = _option(None, "Data", "Number of classes; counted if the data set allows it.")
-    crops: str = _option("inception", "Data", "Training crops.", CROPS)
+    train_size: int = _option(8000, "Data", "Number of training images to make (digits only).")
+    test_size: int = _option(1000, "Data", "Number of test images to make (digits only).")
+    data_seed: int = _option(0, "Data", "Seed of the images (digits only); --seed does not change them.")
+    num_classes: int | None = _option(None, "Data", "Number of classes; if not set, that of the data set.")
+    crops: str = _option("inception", "Data", "Kind of training crops.", CROPS)
     flip: float = _option(0.5, "Data", "Probability of a horizontal flip in training.")
-    color_jitter: float = _option(0.0, "Data", "Strength of random brightness, contrast and saturation.")
-    num_workers: int = _option(4, "Data", "Processes that read images.")
+    color_jitter: float = _option(0.0, "Data", "Strength of random changes of brightness, contrast and saturation.")
+    num_workers: int = _option(4, "Data", "Number of processes that read images.")
 
-    model: str = _option("msvit_small_patch16_32_224", "Model", "msvit_..., or a ViT or DeiT of timm by name.")
-    image_size: int | None = _option(None, "Model", "Image size in pixels; by default that in the model's name.")
-    coarse: int = _option(32, "Model", "Width of a region in pixels, for a timm model.")
-    embed_dim: int | None = _option(None, "Model", "Width of the model, if not that of the named one.")
-    depth: int | None = _option(None, "Model", "Number of blocks, if not that of the named model.")
-    mlp_ratio: float | None = _option(None, "Model", "Width of the MLPs over that of the model, if not 4.")
-    num_heads: int | None = _option(None, "Model", "Number of heads, if not that of the named model.")
-    global_pool: str | None = _option(None, "Model", "Pooling, if not that of the model.", POOLS)
+    model: str = _option("msvit_small_patch16_32_224", "Model", "Name of the model: msvit_..., or a timm ViT or DeiT.")
+    image_size: int | None = _option(None, "Model", "Image size in pixels; if not set, that of --model.")
+    coarse: int = _option(32, "Model", "Width of a region in pixels, if --model is a timm model.")
+    embed_dim: int | None = _option(None, "Model", "Embedding dimension; if not set, that of --model.")
+    depth: int | None = _option(None, "Model", "Number of blocks; if not set, that of --model.")
+    mlp_ratio: float | None = _option(None, "Model", "Ratio of MLP width to embedding dimension; if not set, 4.")
+    num_heads: int | None = _option(None, "Model", "Number of heads; if not set, that of --model.")
+    global_pool: str | None = _option(None, "Model", "Pooling; if not set, that of --model.", POOLS)
     pixel_mean: float | None = _option(
-        None, "Model", "Value in [0, 1] to subtract from pixels; by default the model's."
+        None, "Model", "Value in [0, 1] to subtract from pixels; if not set, that of --model."
     )
-    pixel_std: float | None = _option(None, "Model", "Divisor of pixels after that; by default the model's.")
-    drop_path: float = _option(0.0, "Model", "Rate of stochastic depth.")
-    pretrained: bool = _option(False, "Model", "Start from timm's weights.")
-    checkpoint: str | None = _option(None, "Model", "Start from this checkpoint, or from the last one of this run.")
-    new_head: bool = _option(False, "Model", "Start a new classifier in place of that of --checkpoint.")
+    pixel_std: float | None = _option(
+        None, "Model", "Divisor of pixels after --pixel-mean; if not set, that of --model."
+    )
+    drop_path: float = _option(0.0, "Model", "Stochastic depth rate.")
+    pretrained: bool = _option(False, "Model", "Start from timm's pretrained weights.")
+    checkpoint: str | None = _option(
+        None, "Model", "Checkpoint to start from, or folder of a run whose last checkpoint is used."
+    )
+    new_head: bool = _option(False, "Model", "Start with a new classifier instead of that of --checkpoint.")
     token_mode: str = _option("packed", "Model", "Layout of the tokens.", TOKEN_MODES)
 
-    gate: str = _option("learned", "Gate", "The gate that decides which regions are fine.", GATES)
-    gate_file: str | None = _option(None, "Gate", "Start from this gate, a file of msvit.gates.save_gate.")
+    gate: str = _option("learned", "Gate", "Gate that chooses the fine regions.", GATES)
+    gate_file: str | None = _option(None, "Gate", "Load the gate from this file, which msvit.gates.save_gate wrote.")
     freeze: str = _option("none", "Gate", "Part that is not trained; 'none' trains backbone and gate jointly.", FREEZE)
     loss: str = _option("gbas", "Gate", "Loss of the gate.", LOSSES)
-    gate_target: float = _option(0.25, "Gate", "g*: share of regions that should be fine, in (0, 1).")
-    gate_weight: float = _option(4.0, "Gate", "lambda: weight of the gate loss.")
-    gate_delay_epochs: float = _option(0.0, "Gate", "Epochs before the gate learns; until then it is as initialised.")
-    gate_warmup_epochs: float = _option(6.0, "Gate", "Epochs until the gate's learning rate is reached.")
+    gate_target: float = _option(0.25, "Gate", "Target share of fine regions, g*, in (0, 1).")
+    gate_weight: float = _option(4.0, "Gate", "Weight of the gate loss, lambda.")
+    gate_delay_epochs: float = _option(0.0, "Gate", "Epochs before the gate starts to learn.")
+    gate_warmup_epochs: float = _option(6.0, "Gate", "Warm-up epochs of the gate's learning rate.")
     gate_lr_scale: float = _option(1.0, "Gate", "Learning rate of the gate, as a multiple of --lr.")
     prior_lr_scale: float = _option(1.0, "Gate", "Learning rate of the learned priors, as a multiple of --lr.")
     gate_temperature: float = _option(1.0, "Gate", "Temperature of the Gumbel-sigmoid.")
-    prior_temperature: float = _option(0.3, "Gate", "tau of the relaxed Bernoulli priors (bas, gbas).")
-    hyperprior_std: float = _option(0.1, "Gate", "Spread of the learned priors (gbas).")
+    prior_temperature: float = _option(
+        0.3, "Gate", "Temperature tau of the relaxed Bernoulli priors (bas, bas-flat, gbas)."
+    )
+    hyperprior_std: float = _option(0.1, "Gate", "Standard deviation of the hyperprior of learned priors (gbas).")
     center_init: bool = _option(True, "Gate", "Start the priors high at the centre of the image (gbas).")
-    prior_clip: float | None = _option(None, "Gate", "Clip gate outputs as the published loss does, at 1e-3.")
+    prior_clip: float | None = _option(
+        None, "Gate", "Bound c that clips gate outputs to [c, 1 - c] in the gate loss (bas, bas-flat, gbas)."
+    )
     tokens_per_image: float | None = _option(
-        None, "Gate", "Make the highest-scoring regions of each batch fine, up to this many tokens per image."
+        None,
+        "Gate",
+        "Token budget: the highest-scoring regions of a batch become fine, up to this mean number of tokens per image.",
     )
 
-    epochs: int = _option(20, "Optimisation", "Passes over the training images.")
+    epochs: int = _option(20, "Optimisation", "Number of passes over the training images.")
     batch_size: int = _option(512, "Optimisation", "Images per step, over all processes and accumulated parts.")
-    accumulate: int = _option(1, "Optimisation", "Parts of a batch whose gradients are summed one after another.")
-    # timm's "sgd" is Nesterov's; the paper's is not.
-    optimizer: str = _option("momentum", "Optimisation", "Any that timm knows; 'momentum' is SGD.")
-    lr: float = _option(0.03, "Optimisation", "Highest learning rate.")
-    momentum: float = _option(0.9, "Optimisation", "Momentum of SGD.")
+    accumulate: int = _option(1, "Optimisation", "Number of parts of a batch for gradient accumulation.")
+    # timm's "sgd" has Nesterov momentum; the paper's SGD does not.
+    optimizer: str = _option("momentum", "Optimisation", "Name of a timm optimizer; 'momentum' is SGD with momentum.")
+    lr: float = _option(0.03, "Optimisation", "Peak learning rate.")
+    momentum: float = _option(0.9, "Optimisation", "SGD momentum.")
     weight_decay: float = _option(
-        0.0, "Optimisation", "Weight decay of matrices; biases, norms and encodings have none."
+        0.0, "Optimisation", "Weight decay of matrices; biases, norms and position encodings have none."
     )
-    clip_grad: float | None = _option(1.0, "Optimisation", "Largest norm of the gradient; 0 for none.")
+    clip_grad: float | None = _option(1.0, "Optimisation", "Norm at which gradients are clipped; 0 for no clipping.")
     clip_gate_grad: float | None = _option(
         0.1,
         "Optimisation",
-        "Largest gradient of an image's loss on a logit of the gate, in masked and trimmed mode; 0 for none.",
+        "Value at which the gradient of an image's loss is clipped at the gate's logits, in masked and trimmed mode; "
+        "0 for no clipping.",
     )
     label_smoothing: float = _option(0.0, "Optimisation", "Label smoothing, in [0, 1).")
-    schedule: str = _option("cosine", "Optimisation", "Learning rate over time; any that timm knows.")
-    warmup_epochs: float = _option(0.5, "Optimisation", "Epochs until the learning rate is reached.")
+    schedule: str = _option("cosine", "Optimisation", "Name of a timm learning rate schedule.")
+    warmup_epochs: float = _option(0.5, "Optimisation", "Warm-up epochs of the learning rate.")
 
-    seed: int = _option(0, "Run", "Seed of weights, order of images, augmentation and the gate's noise.")
+    seed: int = _option(0, "Run", "Seed of weights, image order, augmentation and gate noise.")
     precision: str = _option("no", "Run", "Mixed precision.", PRECISIONS)
-    cpu: bool = _option(False, "Run", "Train on the CPU although there is a GPU.")
-    checkpoint_steps: int | None = _option(None, "Run", "Steps between checkpoints; one is written after each epoch.")
-    tensorboard: bool = _option(False, "Run", "Write TensorBoard files as well as metrics.csv.")
+    cpu: bool = _option(False, "Run", "Use the CPU even if there is a GPU.")
+    checkpoint_steps: int | None = _option(
+        None, "Run", "Steps between checkpoints in an epoch; one is always written at its end."
+    )
+    tensorboard: bool = _option(False, "Run", "Also write TensorBoard files.")
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(Config)
@@ -140,7 +153,7 @@ class Config:
         _require("mlp_ratio", self, self.mlp_ratio is None or 0 < self.mlp_ratio < math.inf, "a positive number")
         _require("pixel_mean", self, self.pixel_mean is None or 0 <= self.pixel_mean <= 1, "a value in [0, 1]")
         _require("pixel_std", self, self.pixel_std is None or 0 < self.pixel_std < math.inf, "a positive number")
-        _require("flip", self, 0 <= self.flip <= 1, "a probability")
+        _require("flip", self, 0 <= self.flip <= 1, "a probability in [0, 1]")
         _require("gate_target", self, 0 < self.gate_target < 1, "a share inside (0, 1)")
         _require("clip_grad", self, self.clip_grad is None or self.clip_grad >= 0, "0 or more")
         _require("clip_gate_grad", self, self.clip_gate_grad is None or self.clip_gate_grad >= 0, "0 or more")
@@ -149,9 +162,11 @@ class Config:
 
     def _check_combinations(self) -> None:
         if self.freeze == "backbone" and not (self.pretrained or self.checkpoint):
-            raise ValueError("--freeze backbone: expected a trained one, from --pretrained or --checkpoint")
+            raise ValueError(
+                "--freeze backbone: expected --pretrained or --checkpoint for a trained backbone, got neither"
+            )
         if self.freeze == "gate" and self.gate == "learned" and not (self.gate_file or self.checkpoint):
-            raise ValueError("--freeze gate: expected a trained one, from --gate-file or --checkpoint")
+            raise ValueError("--freeze gate: expected --gate-file or --checkpoint for a trained gate, got neither")
         if self.freeze == "backbone" and self.gate != "learned":
             raise ValueError(f"--freeze backbone: expected --gate learned, got {self.gate}; nothing would be trained")
         if self.gate_file is not None and self.gate != "learned":
@@ -163,11 +178,11 @@ class Config:
         return self.gate == "learned" and self.freeze != "gate"
 
     def replace(self, **values: Any) -> "Config":
-        """A copy in which other values replace those of this configuration."""
+        """Returns a copy with the given values in place of the present ones."""
         return dataclasses.replace(self, **values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Values by name, all of which JSON can hold."""
+        """Values by name, all of them types that JSON supports."""
         return dataclasses.asdict(self)
 
     @staticmethod
@@ -176,16 +191,16 @@ class Config:
 
         Raises:
             ValueError: a name is unknown, or a value is out of range.
-            TypeError: a value has another type.
+            TypeError: a value has the wrong type.
         """
         unknown = sorted(values.keys() - {field.name for field in dataclasses.fields(Config)})
         if unknown:
-            raise ValueError(f"config: unknown values {', '.join(unknown)}; written by another version?")
+            raise ValueError(f"config: expected values of this version of msvit, got unknown {', '.join(unknown)}")
         return Config(**values)
 
 
 def flag(name: str) -> str:
-    """The option of a value on the command line, such as "--gate-target"."""
+    """The command-line option of a value, such as "--gate-target"."""
     return "--" + name.replace("_", "-")
 
 

@@ -15,7 +15,7 @@ _NAMED = ("hfds/", "hfids/", "wds/", "tfds/", "torch/")
 # timm also looks for a split under these names.
 _TRAIN_FOLDERS, _TEST_FOLDERS = ("train", "training"), ("val", "valid", "validation", "eval", "test")
 
-# Area of a crop as a share of the image: "Inception" crops, and the light ones of section 4.3.
+# Range of a crop's area as a share of the image, for "Inception" crops and for the light crops of section 4.3.
 _SCALES = {"inception": (0.08, 1.0), "light": (0.7, 1.0)}
 
 
@@ -26,7 +26,7 @@ def make_dataset(config: Config, train: bool, image_size: tuple[int, int], class
         config: values of the run.
         train: True for the training split with augmentation, False for the test split without.
         image_size: (H, W) in pixels.
-        classes: names of the folders of classes in the order of their labels, see `class_names`. None for those of the
+        classes: names of the class folders in the order of their labels, see `class_names`. None for those of the
             training folder, or of the test folder if there is no training folder.
 
     Returns:
@@ -34,7 +34,8 @@ def make_dataset(config: Config, train: bool, image_size: tuple[int, int], class
         (uint8 image [3, H, W], label).
 
     Raises:
-        ValueError: no such folder, split or data set, no image in it, or a test folder with further classes.
+        ValueError: the folder, split or data set does not exist or has no image, or the test folder has classes that
+            the training folder lacks.
     """
     if config.data == "digits":
         if image_size[0] != image_size[1]:
@@ -46,11 +47,11 @@ def make_dataset(config: Config, train: bool, image_size: tuple[int, int], class
         if classes is None and _find_folder(config, True):
             classes = class_names(_timm_dataset(config, True))
         if classes is not None and classes != (found := class_names(dataset)):
-            # timm would leave out the images of other classes.
+            # timm would leave out the images of unknown classes.
             if unknown := sorted({*(found or [])} - {*classes}):
                 raise ValueError(
-                    f"--data {config.data}, split {config.test_split}: expected the classes of the training images "
-                    f"only, got {', '.join(unknown[:5])}"
+                    f"--data {config.data}, split {config.test_split}: expected only classes of the training "
+                    f"images, got {', '.join(unknown[:5])}"
                 )
             dataset = _timm_dataset(config, train, classes)
     dataset.transform = _transform(config, train, image_size)
@@ -58,7 +59,7 @@ def make_dataset(config: Config, train: bool, image_size: tuple[int, int], class
 
 
 def class_names(dataset: Any) -> list[str] | None:
-    """Names of the folders of classes, in the order of their labels; None for other data sets."""
+    """Names of the class folders in the order of their labels; None if the data set is not a folder."""
     by_name = getattr(getattr(dataset, "reader", None), "class_to_idx", None)
     return list(by_name) if isinstance(by_name, dict) else None
 
@@ -69,22 +70,23 @@ def is_streamed(dataset: Any) -> bool:
 
 
 def count_classes(config: Config, dataset: Any) -> int:
-    """Number of classes of a run.
+    """Determines the number of classes of a run.
 
     Args:
         config: values of the run.
-        dataset: its training or test set.
+        dataset: training or test set of the run.
 
     Returns:
         `config.num_classes` if it is given, else the number of classes in the data set.
 
     Raises:
-        ValueError: neither is known, the data set has more classes than `config.num_classes`, or there is one class.
+        ValueError: neither is known, the data set has more classes than `config.num_classes`, or there are fewer than
+            two.
     """
     found = 10 if config.data == "digits" else _count(dataset)
     wanted = found if config.num_classes is None else config.num_classes
     if wanted is None:
-        raise ValueError(f"--num-classes: expected a number, {config.data} does not say")
+        raise ValueError(f"--num-classes: expected a number, since {config.data} does not give its own, got none")
     if found is not None and found > wanted:
         raise ValueError(f"--num-classes: expected at least the {found} classes of {config.data}, got {wanted}")
     if wanted < 2:
@@ -127,15 +129,13 @@ def _timm_dataset(config: Config, train: bool, classes: Sequence[str] | None = N
 
 
 def _folder(config: Config, train: bool) -> Path:
-    """The folder of a split. Without one, timm would take the root, and the splits for classes."""
+    """Finds the folder of a split. Without one, timm would read the root folder, with the splits as classes."""
     if not Path(config.data).is_dir():
-        raise ValueError(
-            f"--data: expected 'digits', a folder or a name such as hfds/cifar10; {config.data} is no folder"
-        )
+        raise ValueError(f"--data: expected 'digits', a folder or a name such as hfds/cifar10, got {config.data}")
     if folder := _find_folder(config, train):
         return folder
     names = " or ".join(_folder_names(config, train))
-    raise ValueError(f"--data {config.data}: expected a folder of that split in it, {names}; got none")
+    raise ValueError(f"--data {config.data}: expected a folder named {names} in it, got none")
 
 
 def _find_folder(config: Config, train: bool) -> Path | None:
@@ -163,7 +163,7 @@ def _transform(config: Config, train: bool, image_size: tuple[int, int]) -> Any:
 
 
 class InMemory(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """Images and labels as two tensors, from which a whole batch is taken at once: `dataset[list of indices]`."""
+    """A data set of two tensors, images and labels; `dataset[list of indices]` returns a whole batch."""
 
     def __init__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
         self.images = images

@@ -1,4 +1,4 @@
-"""The log files that a run extends after every epoch: metrics.csv, priors.csv and, if asked for, TensorBoard files."""
+"""The log files that a run extends after every epoch: metrics.csv, priors.csv and, optionally, TensorBoard files."""
 
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ class Journal:
 
     Args:
         folder: folder of the run.
-        tensorboard: True also writes TensorBoard files.
+        tensorboard: whether to write TensorBoard files too.
 
     Raises:
-        MissingExtraError: TensorBoard is asked for and not installed.
+        MissingExtraError: `tensorboard` is True and TensorBoard is not installed.
     """
 
     def __init__(self, folder: Path, tensorboard: bool) -> None:
@@ -34,7 +34,7 @@ class Journal:
             self._writer.flush()
 
     def write_priors(self, epoch: int, priors: list[float] | None) -> None:
-        """Adds the priors after an epoch, from 1, or those at the start as epoch 0. None adds nothing."""
+        """Adds the priors after epoch number `epoch`; 0 is the start of the run. None adds nothing."""
         if priors is None:
             return
         path = self.folder / PRIORS_FILE
@@ -42,14 +42,14 @@ class Journal:
         write_rows(path, list(row), [*read_numbers(path), row])
 
     def forget_after(self, step: int) -> None:
-        """Removes the epochs after a step, which are going to be trained again."""
+        """Removes the rows of epochs after a step, which will be trained again."""
         path = self.folder / METRICS_FILE
         rows = [row for row in read_numbers(path) if row["step"] <= step]
         if path.exists():
             write_rows(path, COLUMNS, rows)
         path = self.folder / PRIORS_FILE
         if path.exists():
-            # At step 0 the priors are written anew.
+            # From step 0, training writes the initial priors again.
             kept = [row for row in read_numbers(path) if step and row["epoch"] <= len(rows)]
             write_rows(path, list(kept[0]) if kept else ["epoch"], kept)
 

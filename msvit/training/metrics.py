@@ -25,7 +25,7 @@ COLUMNS = (
 
 
 def read_numbers(path: Path) -> list[dict[str, float]]:
-    """Rows of a CSV file of numbers by column; none if the file does not exist.
+    """Reads the rows of a CSV file of numbers, by column; none if the file does not exist.
 
     Raises:
         ValueError: a value is not a number.

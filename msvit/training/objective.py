@@ -1,4 +1,4 @@
-"""The training objective (eq. 6): the task's loss plus lambda times the loss of the gate."""
+"""The training objective (eq. 6): task loss plus lambda times gate loss."""
 
 from typing import NamedTuple
 
@@ -15,10 +15,10 @@ class Losses(NamedTuple):
     """Losses of a batch, each 0-d.
 
     Attributes:
-        total: the sum (eq. 6).
+        total: task loss plus lambda times gate loss.
         task: cross-entropy.
-        gate: loss of the gate, without lambda.
-        tokens_per_image: active patch tokens.
+        gate: gate loss, without lambda.
+        tokens_per_image: mean number of active patch tokens.
     """
 
     total: Tensor
@@ -39,7 +39,7 @@ class Objective(nn.Module):
         self.clip_gate_grad = 0.0 if model.token_mode == "packed" else config.clip_gate_grad or 0.0
 
     def forward(self, images: Tensor, labels: Tensor) -> Losses:
-        """The losses of images, uint8 [batch, 3, H, W], with labels, int64 [batch]."""
+        """Computes the losses for images, uint8 [batch, 3, H, W], with labels, int64 [batch]."""
         model = self.model
         # In bf16 many logits would be equal, and the gate loss depends on their order.
         with torch.autocast(images.device.type, enabled=False):
@@ -67,7 +67,8 @@ def make_gate_loss(config: Config, grid_size: tuple[int, int]) -> nn.Module | No
         grid_size: (Hc, Wc), regions of an image.
 
     Returns:
-        A module that maps gate logits, [batch, Hc * Wc], to a loss, 0-d; None if no gate is trained, or without a loss.
+        A module that maps gate logits, [batch, Hc * Wc], to a loss, 0-d; None if no gate is trained or
+        `config.loss` is "none".
     """
     if not config.trains_gate or config.loss == "none":
         return None

@@ -1,4 +1,4 @@
-"""Optimizers and schedules of timm: one pair for the backbone, one for the gate, which warms up for longer."""
+"""timm optimizers and schedules: one pair for the backbone and one for the gate, which warms up for longer."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,7 +11,7 @@ from torch import nn
 from msvit.models import MixedScaleVisionTransformer
 from msvit.training.config import Config
 
-# The schedule starts at this share of the learning rate: from 0, the first step would do nothing.
+# The schedule starts at this share of the learning rate; from 0, the first step would do nothing.
 _WARMUP_START = 0.01
 
 
@@ -21,7 +21,7 @@ class Part:
     Args:
         groups: groups of parameters, each with "params", "lr" and "weight_decay".
         config: values of the run.
-        warmup_epochs: number of epochs until the learning rate is reached.
+        warmup_epochs: number of warm-up epochs.
         steps_per_epoch: number of steps in an epoch.
         delay_epochs: number of epochs at the start with a learning rate of 0.
 
@@ -50,7 +50,7 @@ class Part:
                 self.optimizer,
                 config.schedule,
                 num_epochs=config.epochs,
-                warmup_epochs=warmup_epochs,  # type: ignore[arg-type] # a part of an epoch is fine with steps
+                warmup_epochs=warmup_epochs,  # type: ignore[arg-type] # steps allow fractions of an epoch
                 warmup_lr=_WARMUP_START * config.lr,
                 step_on_epochs=False,
                 updates_per_epoch=steps_per_epoch,
@@ -59,7 +59,7 @@ class Part:
             raise ValueError(f"--schedule {config.schedule}: {error}") from error
 
     def set_step(self, step: int) -> None:
-        """Sets the learning rates of step number `step`, from 0."""
+        """Sets the learning rates for step number `step`, counted from 0."""
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate
         if self.scheduler is not None:
@@ -75,13 +75,13 @@ def make_parts(
     """Makes the optimizers of a run.
 
     Args:
-        model: the model; parameters without `requires_grad` are left out.
-        loss: loss of the gate, whose learned priors are trained with the gate; or None.
+        model: model to train; parameters without `requires_grad` are left out.
+        loss: loss of the gate, whose learned priors are trained with the gate, or None.
         config: values of the run.
         steps_per_epoch: number of steps in an epoch.
 
     Returns:
-        One part for the backbone and one for the gate, as far as they are trained.
+        One part for the backbone and one for the gate, without those that are not trained.
 
     Raises:
         ValueError: timm does not know the optimizer or the schedule, or nothing is trained.
@@ -109,7 +109,7 @@ def make_parts(
 def _groups(
     named: Iterable[tuple[str, nn.Parameter]], skip: set[str], config: Config, scale: float
 ) -> list[dict[str, Any]]:
-    """With and without weight decay."""
+    """Parameter groups with and without weight decay."""
     groups: dict[bool, list[torch.Tensor]] = {True: [], False: []}
     for name, parameter in named:
         groups[parameter.ndim > 1 and name not in skip].append(parameter)

@@ -18,7 +18,7 @@ _DEIT = _VIT.replace(
     label_smoothing=0.1,
 )
 
-# From scratch on two cores in minutes.
+# Trains from scratch in minutes on two cores.
 _DIGITS = Config(
     preset="digits",
     data="digits",
@@ -27,7 +27,7 @@ _DIGITS = Config(
     depth=4,
     num_heads=3,
     global_pool="avg",
-    # Far from the grey of the backgrounds, which layer norms would otherwise blow up to noise.
+    # Far from the grey of the backgrounds; layer norms would amplify noise in backgrounds near 0.
     pixel_mean=0.65,
     pixel_std=0.25,
     crops="none",
@@ -74,8 +74,8 @@ def make_config(preset: str, **values: Any) -> Config:
         The checked configuration.
 
     Raises:
-        ValueError: the preset is unknown, or a value is out of range; the text names it as on the command line.
-        TypeError: a value has another type, or `Config` has no value of that name.
+        ValueError: the preset is unknown, or a value is out of range; the message names it as on the command line.
+        TypeError: a value has the wrong type, or `Config` has no value of that name.
     """
     if preset not in PRESETS:
         raise ValueError(f"--preset: expected one of {', '.join(PRESETS)}, got {preset!r}")

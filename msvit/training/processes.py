@@ -10,14 +10,14 @@ from msvit.models import MixedScaleVisionTransformer
 from msvit.training.batches import Share, in_memory, ordered_batches
 from msvit.training.config import Config
 
-# Images per batch of an evaluation at most: a batch may be larger than the memory holds without accumulation.
+# Largest batch of an evaluation; without accumulation, a training batch may not fit in memory.
 _MOST_IMAGES = 256
 
 
 def make_accelerator(config: Config) -> Accelerator:
-    """The devices and processes of a run.
+    """Sets up the devices and processes of a run.
 
-    Without an accelerator, torchrun's processes are found only if the CPU is asked for.
+    On a machine without a GPU, Accelerate finds torchrun's processes only with `cpu=True`.
     """
     return Accelerator(mixed_precision=config.precision, cpu=config.cpu or not torch.accelerator.is_available())
 
@@ -33,16 +33,16 @@ def score_test_set(
     """Scores a model on a test set that all processes read together.
 
     Args:
-        model: the model, on the device of the process.
-        dataset: a result of `make_dataset`, or `InMemory`.
-        config: the values of the run.
+        model: model on the device of the process.
+        dataset: result of `make_dataset`, or `InMemory`.
+        config: values of the run.
         accelerator: devices and processes.
 
     Returns:
         The means over the images of all processes.
 
     Raises:
-        ValueError: there is no image, or a label that the model has no output for.
+        ValueError: there is no image, or the model has no output for a label.
     """
     size = min(_MOST_IMAGES, config.batch_size)
     batches = ordered_batches(in_memory(dataset), size, config.num_workers, share_of(accelerator))

@@ -1,4 +1,4 @@
-"""The progress of a run on the terminal: a bar with loss, images per second and tokens per image; a line per epoch."""
+"""The progress of a run on the terminal: a bar with loss, images/s and tokens/image, and a line for each epoch."""
 
 import time
 from collections import deque
@@ -13,12 +13,12 @@ _WINDOW = 50
 
 
 class Progress:
-    """A context that shows a run; silent in all processes but the main one.
+    """A context manager that shows a run, in the main process only.
 
     Args:
         epochs: number of epochs of the run.
         steps_per_epoch: number of steps in an epoch.
-        visible: True if this process shows the run.
+        visible: whether this process shows the run.
     """
 
     def __init__(self, epochs: int, steps_per_epoch: int, visible: bool) -> None:
@@ -52,7 +52,7 @@ class Progress:
         return self._images / max(self._stop - self._start, 1e-9)
 
     def start_epoch(self, epoch: int, done: int) -> None:
-        """Begins epoch number `epoch`, from 0, of which `done` steps are trained already."""
+        """Begins epoch number `epoch`, counted from 0, of which `done` steps are already trained."""
         self._images, self._start = 0, time.perf_counter()
         self._recent.clear()
         self._bar.update(self._task, description=f"epoch {epoch + 1}/{self.epochs}", completed=done, text="")
@@ -68,7 +68,7 @@ class Progress:
         self._bar.update(self._task, advance=1, text=text)
 
     def testing(self, epoch: int) -> None:
-        """Shows that the training of epoch number `epoch`, from 1, is over and its evaluation begins."""
+        """Shows that the evaluation after epoch number `epoch`, counted from 1, begins."""
         self._bar.update(self._task, description=f"epoch {epoch}/{self.epochs}: testing")
 
     def epoch_done(self, row: dict[str, float]) -> None:

@@ -1,10 +1,10 @@
-"""Folders of runs, and how to read them.
+"""Creates and reads the folders of runs.
 
     RUN/
         config.json     {"format": 1, "config": every value of the run, see `msvit.training.Config`,
-                         "num_classes", "classes": names of the folders of classes, else null,
+                         "num_classes", "classes": names of the class folders, else null,
                          "image_size": [H, W], "coarse": pixels, "steps_per_epoch", "parameters",
-                         "gate_setting": radius, probability or threshold of a gate without learning, else null,
+                         "gate_setting": radius, probability or threshold of a radial, random or entropy gate, or null,
                          "versions": {"torch", "timm", "python"}}
         metrics.csv     one row per finished epoch (1, 2, ...):
                          epoch, step;
@@ -12,7 +12,7 @@
                          train_tokens_per_image;
                          on the test images, without noise: test_loss, top1, top5 (shares in [0, 1]), tokens_per_image,
                          fine_share, gmacs (with the gate);
-                         images_per_s of training; seconds since the start, interruptions left out
+                         images_per_s of training; seconds of training so far
         priors.csv      GBaS only: epoch (0 = as initialised), theta_0, theta_1, ... in raster order
         checkpoints/    the newest two, see `msvit.training.checkpoints`
         tensorboard/    with --tensorboard
@@ -53,7 +53,7 @@ class Run:
         folder: folder of the run.
         config: values of the run.
         derived: the other entries of config.json, such as num_classes, classes and image_size.
-        metrics: values by column of metrics.csv, for each finished epoch.
+        metrics: row of metrics.csv for each finished epoch, by column.
     """
 
     folder: Path
@@ -68,7 +68,7 @@ class Run:
 
     @property
     def priors(self) -> Tensor | None:
-        """Learned priors theta, fp32 [1 + epochs, Hc, Wc], the first as initialised; None without GBaS."""
+        """Learned priors theta, fp32 [1 + epochs, Hc, Wc], initial ones first; None without GBaS."""
         rows = read_numbers(self.folder / PRIORS_FILE)
         if not rows:
             return None
@@ -120,27 +120,27 @@ class Run:
 
 
 def load_run(folder: str | os.PathLike[str]) -> Run:
-    """Reads the folder of a run; its checkpoints are read when they are asked for.
+    """Reads the folder of a run; its checkpoints are read on demand.
 
     Args:
-        folder: a folder that `msvit train` or `start_run` has written.
+        folder: folder that `msvit train` or `start_run` wrote.
 
     Returns:
         The run with its configuration and its metrics.
 
     Raises:
-        FileNotFoundError: there is no such folder, or no config.json in it.
+        FileNotFoundError: the folder does not exist, or it has no config.json.
         ValueError: config.json or metrics.csv is damaged or was written by another version.
     """
     folder = Path(folder)
     path = folder / CONFIG_FILE
     if not path.is_file():
-        found = "a folder without config.json" if folder.is_dir() else "nothing there"
+        found = "a folder without config.json" if folder.is_dir() else "no such path"
         raise FileNotFoundError(f"{folder}: expected the folder of a run, got {found}")
     try:
         stored = json.loads(path.read_text())
         if stored["format"] != _FORMAT:
-            raise ValueError(f"format {stored['format']}, expected {_FORMAT}")
+            raise ValueError(f"expected format {_FORMAT}, got {stored['format']}")
         config = Config.from_dict(stored["config"])
         if missing := sorted(_DERIVED - stored.keys()):
             raise ValueError(f"it lacks {', '.join(missing)}")
@@ -162,7 +162,7 @@ def create_run(folder: Path, config: Config, derived: dict[str, Any]) -> Run:
         The run, without metrics.
 
     Raises:
-        FileExistsError: the folder is that of a run already.
+        FileExistsError: the folder already contains a run.
         OSError: the folder or its config.json cannot be written.
     """
     check_new(folder)
@@ -174,6 +174,6 @@ def create_run(folder: Path, config: Config, derived: dict[str, Any]) -> Run:
 
 
 def check_new(folder: Path) -> None:
-    """Raises FileExistsError if the folder is that of a run already."""
+    """Raises FileExistsError if the folder already contains a run."""
     if (folder / CONFIG_FILE).exists():
-        raise FileExistsError(f"{folder}: expected a new folder, got that of a run; --resume {folder} continues it")
+        raise FileExistsError(f"{folder}: expected a new folder, got a run; --resume {folder} continues it")

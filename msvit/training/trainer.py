@@ -1,4 +1,4 @@
-"""The training loop: epochs of steps, each followed by an evaluation, a row of metrics and a checkpoint."""
+"""The training loop: after each epoch it evaluates the model and writes a row of metrics and a checkpoint."""
 
 import datetime
 import math
@@ -32,19 +32,19 @@ _SUMS = ("train_loss", "task_loss", "gate_loss", "train_tokens_per_image")
 
 
 def start_run(config: Config, folder: Path | None = None) -> Run:
-    """Trains in a new folder.
+    """Trains a model in a new folder.
 
     Args:
         config: values of the run.
-        folder: folder of the run; None for runs/PRESET-TIME.
+        folder: new folder for the run; None for runs/PRESET-TIME.
 
     Returns:
         The finished run.
 
     Raises:
-        FileExistsError: the folder is that of a run already.
-        ValueError: data, model or weights are not as expected.
-        FloatingPointError: a loss or a gradient is not finite; the text names the step and the images.
+        FileExistsError: the folder already contains a run.
+        ValueError: the data, the model or the weights are invalid.
+        FloatingPointError: a loss or a gradient is not finite; the message names the step and the images.
         OSError: a file cannot be written; all complete files remain.
     """
     accelerator = make_accelerator(config)
@@ -74,18 +74,18 @@ def start_run(config: Config, folder: Path | None = None) -> Run:
 
 
 def resume_run(folder: Path) -> Run:
-    """Continues a run from its last checkpoint, to the losses that it would have had without an interruption.
+    """Continues a run from its last checkpoint, with the same losses as without an interruption.
 
     Args:
-        folder: folder of a run. If the run has no checkpoint yet, it starts again.
+        folder: folder of a run. If it has no checkpoint yet, the run starts again.
 
     Returns:
         The finished run.
 
     Raises:
-        FileNotFoundError: the folder is not that of a run.
-        ValueError: files of the run are damaged, or do not fit the data.
-        FloatingPointError: a loss or a gradient is not finite; the text names the step and the images.
+        FileNotFoundError: the folder does not contain a run.
+        ValueError: files of the run are damaged, or they do not fit the data.
+        FloatingPointError: a loss or a gradient is not finite; the message names the step and the images.
         OSError: a file cannot be written; all complete files remain.
     """
     run = load_run(folder)
@@ -110,9 +110,9 @@ class Trainer:
         config: values of the run.
         folder: folder of the run.
         model: model of the run, on the CPU.
-        train_set: training images, a result of `make_dataset`.
+        train_set: training images, result of `make_dataset`.
         derived: the other entries of config.json, see `msvit.training.runs`.
-        accelerator: devices and processes.
+        accelerator: devices and processes of the run.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class Trainer:
         self.sums = dict.fromkeys(_SUMS, 0.0)
 
     def train(self) -> Run:
-        """Trains from the present step to the end of the run, and reads the finished run."""
+        """Trains from the present step to the end of the run, and returns the finished run."""
         main = self.accelerator.is_main_process
         with Progress(self.config.epochs, self.steps_per_epoch, main) as progress:
             if main and self.step == 0:
@@ -154,7 +154,7 @@ class Trainer:
         return load_run(self.folder)
 
     def restore(self, checkpoint: Checkpoint | None) -> None:
-        """Takes over the state of a checkpoint, None for that of the start, and removes later rows of the log files."""
+        """Restores the state of a checkpoint, None for the initial state, and removes later rows of the log files."""
         if checkpoint is not None:
             msvit.load_checkpoint(self.model, checkpoint.folder / MODEL_FILE)
             state = checkpoint.trainer_state()
@@ -163,7 +163,7 @@ class Trainer:
             for part, saved in zip(self.parts, state["optimizers"], strict=True):
                 part.optimizer.load_state_dict(saved)
             self.step, self.seconds = state["step"], state["seconds"]
-            if self.accelerator.is_main_process:  # the saved sums are those of all processes
+            if self.accelerator.is_main_process:  # the saved sums are over all processes
                 self.sums = state["sums"]
         if self.accelerator.is_main_process:
             self.journal.forget_after(self.step)
@@ -171,7 +171,7 @@ class Trainer:
     def _train_epoch(self, progress: Progress) -> None:
         epoch, done = divmod(self.step, self.steps_per_epoch)
         set_training(self.model, self.config)
-        if is_streamed(self.train_set):  # a reader may remember how far it was read
+        if is_streamed(self.train_set):  # a reader may remember its position
             self.train_set = make_dataset(self.config, True, self.model.image_size)
         batches = training_batches(self.train_set, self.config, epoch, done, self.share)
         progress.start_epoch(epoch, done)
@@ -225,7 +225,7 @@ class Trainer:
 
     def _not_finite(self, quantity: str, terms: str, batch: Batch) -> str:
         epoch, number = divmod(self.step, self.steps_per_epoch)
-        images = "" if batch.indices is None else f", images {batch.indices[:8]} and so on of the training set"
+        images = "" if batch.indices is None else f", images {batch.indices[:8]}... of the training set"
         return (
             f"the {quantity} is not finite at step {self.step} (batch {number} of epoch {epoch + 1}{images}): {terms}; "
             f"{self._advice()}"
@@ -254,7 +254,7 @@ class Trainer:
         return row
 
     def _total_sums(self) -> dict[str, float]:
-        """Sums of all processes, as means over them."""
+        """The sums of the epoch, averaged over processes."""
         if self.share.world_size == 1:
             return dict(self.sums)
         local = torch.tensor(list(self.sums.values()), dtype=torch.float32, device=self.accelerator.device)
@@ -267,7 +267,7 @@ class Trainer:
             trainer = {
                 "step": self.step,
                 "seconds": self.seconds,
-                # After a resumption process 0 continues with the sums of all processes.
+                # After a resume, process 0 continues with the sums of all processes.
                 "sums": {name: value * self.share.world_size for name, value in sums.items()},
                 "optimizers": [part.optimizer.state_dict() for part in self.parts],
             }
@@ -283,23 +283,23 @@ class Trainer:
 
 
 def _warn(config: Config) -> None:
-    """Warns of values that are allowed but unlikely to be meant."""
+    """Warns of values that are allowed but probably mistakes."""
     if config.trains_gate and config.gate_delay_epochs >= config.epochs:
         warnings.warn(
-            f"the gate would learn after epoch {config.gate_delay_epochs:g}, the run ends after {config.epochs}: "
-            "it stays as initialised; see --gate-delay-epochs",
+            f"--gate-delay-epochs: expected less than the {config.epochs} epochs of the run, "
+            f"got {config.gate_delay_epochs:g}; the gate stays as initialised",
             stacklevel=3,
         )
     if config.preset in ("vit", "deit") and not (config.pretrained or config.checkpoint):
         warnings.warn(
-            f"the recipe of --preset {config.preset} is for a trained backbone, from --pretrained or --checkpoint; "
-            "this one starts from nothing",
+            f"--preset {config.preset}: expected a trained backbone from --pretrained or --checkpoint, got neither; "
+            "the run starts from random weights",
             stacklevel=3,
         )
 
 
 def _default_folder(config: Config) -> Path:
-    """All processes take the folder of the first."""
+    """runs/PRESET-TIME, with the time of the first process in all processes."""
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     folders = [str(Path("runs") / f"{config.preset}-{now}")]
     broadcast_object_list(folders)
@@ -307,5 +307,5 @@ def _default_folder(config: Config) -> Path:
 
 
 def _synchronised(accelerator: Accelerator, module: nn.Module, last: bool) -> Any:
-    """Gradients are averaged over processes once, after the last part of a batch."""
+    """A context that averages gradients over processes only after the last part of a batch."""
     return nullcontext() if last else accelerator.no_sync(module)

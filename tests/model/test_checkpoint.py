@@ -104,7 +104,7 @@ def test_truncated_file_is_named(tmp_path: Path, suffix: str, keep: float) -> No
         msvit.save_checkpoint(model, path)
     content = path.read_bytes()
     path.write_bytes(content[: int(keep * len(content))])
-    with pytest.raises(ValueError, match=rf"model\.{suffix} cannot be read, damaged or of another kind"):
+    with pytest.raises(ValueError, match=rf"model\.{suffix} cannot be read; it is damaged or not a checkpoint"):
         msvit.load_checkpoint(model, path)
 
 

@@ -62,5 +62,5 @@ def test_side_by_side(image):
     assert canvas.height > picture.height
     caption = np.asarray(canvas)[picture.height :]
     assert (caption < 100).any(), "the captions are drawn"
-    with pytest.raises(ValueError, match="captions: expected one for each of 1 pictures, got 2"):
+    with pytest.raises(ValueError, match="pictures, captions: expected one or more, equally many, got 1 and 2"):
         side_by_side([picture], ["a", "b"])

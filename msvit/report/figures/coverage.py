@@ -1,4 +1,4 @@
-"""The share of fine regions on the object, against chance."""
+"""The share of fine regions on the object, compared with chance."""
 
 import textwrap
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from msvit.report.style import COLOURS, GREY, new_figure, save, tidy
 
 
 def draw_coverage(groups: Sequence[Group], path: Path) -> Path:
-    """Two bars for each setting: share of fine regions on the object, and the object's regions that are fine.
+    """Draws two bars for each setting: the share of fine regions on the object, and of its regions that are fine.
 
-    The tick across a bar is the value for fine regions placed at random.
+    The tick across a bar is the expected value for fine regions placed at random.
     """
     figure, panels = new_figure(2, width=5.6, height=1.4 + 0.35 * len(groups))
     names = ("on_object", "found")

@@ -12,7 +12,7 @@ _PANELS = (("train_loss", "training loss", 1), ("top1", "top-1 accuracy on test 
 
 
 def draw_history(groups: Sequence[Group], path: Path) -> Path:
-    """One line for each run, coloured by setting, from the runs' metrics.csv."""
+    """Draws one line for each run, coloured by setting, from the run's metrics.csv."""
     figure, panels = new_figure(3, width=4.2, height=3.6)
     columns = (*_PANELS, ("tokens_per_image", "tokens per test image", 1))
     for axes, (column, label, factor) in zip(panels, columns, strict=True):

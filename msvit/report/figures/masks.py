@@ -17,7 +17,7 @@ _COLUMNS = 6
 
 @dataclass(frozen=True)
 class _Row:
-    """A map [Hc, Wc] for each setting, the value of the last colour, and the label of the row."""
+    """A map [Hc, Wc] for each setting, the largest value on the colour scale, and the label of the row."""
 
     maps: Sequence[Tensor]
     largest: float
@@ -25,31 +25,31 @@ class _Row:
 
 
 def draw_masks(groups: Sequence[Group], path: Path) -> Path:
-    """Two maps for each setting, means over its runs: how often each region is fine, and its variance over images."""
+    """Draws two maps for each setting, averaged over runs: share of images in which a region is fine, and variance."""
     upper, lower = [], []
     for group in groups:
         evaluations = [run.evaluation for run in group.runs]
         upper.append(torch.stack([one.position_mean for one in evaluations]).mean(0))
         lower.append(torch.stack([one.position_variance for one in evaluations]).mean(0))
-    rows = (_Row(upper, 1.0, "share of images\nwhere fine"), _Row(lower, 0.25, "variance\nover images"))
+    rows = (_Row(upper, 1.0, "share of images\nin which it is fine"), _Row(lower, 0.25, "variance\nover images"))
     return _draw([group.label for group in groups], rows, path)
 
 
 def draw_priors(groups: Sequence[Group], path: Path) -> Path | None:
-    """Draws the priors as initialised and as learned, for the first run of each setting; None if no run has priors."""
+    """Draws the initial and the learned priors of the first run of each setting; None if no run has priors."""
     found = [(group.label, priors) for group in groups if (priors := group.runs[0].run.priors) is not None]
     if not found:
         return None
     largest = max(float(priors.max()) for _, priors in found)
     rows = (
-        _Row([priors[0] for _, priors in found], largest, "prior at the start"),
+        _Row([priors[0] for _, priors in found], largest, "initial prior"),
         _Row([priors[-1] for _, priors in found], largest, "learned prior"),
     )
     return _draw([label for label, _ in found], rows, path)
 
 
 def _draw(labels: Sequence[str], rows: tuple[_Row, _Row], path: Path) -> Path:
-    """Maps of a setting above each other; after `_COLUMNS` settings it goes on below."""
+    """Draws the two maps of a setting above each other, with at most `_COLUMNS` settings side by side."""
     columns = min(len(labels), _COLUMNS)
     figure, panels = new_figure(columns, 2 * -(-len(labels) // columns), width=2.9, height=2.7)
     for axes in panels:

@@ -1,4 +1,4 @@
-"""Random zooms and shifts: the gain of the learned gate over a fixed pattern (figures 8 and 14)."""
+"""The gain of the learned gate over a fixed pattern under random zooms and shifts (figures 8 and 14)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ _SHOWN = 6
 
 
 def draw_shifts(comparisons: Sequence[Comparison], path: Path, title: str) -> Path:
-    """One point for each transform: gain in accuracy (colour), tokens of the learned gate (size), against the shift."""
+    """Draws a point for each transform: gain (colour) and cost (area) by shift and zoom, and gain by tokens."""
     figure, (axes, tokens) = new_figure(2, width=5.2, height=4.0)
     distance = [float(np.hypot(pair.transform.shift_x, pair.transform.shift_y)) for pair in comparisons]
     gain = [100 * (pair.learned.top1 - pair.radial.top1) for pair in comparisons]
@@ -24,21 +24,21 @@ def draw_shifts(comparisons: Sequence[Comparison], path: Path, title: str) -> Pa
     points = axes.scatter(
         distance, zooms, s=[140 * c**2 for c in cost], c=gain, cmap="RdBu", vmin=-limit, vmax=limit, edgecolors="black"
     )
-    figure.colorbar(points, ax=axes, label="accuracy, learned minus radial, points")
+    figure.colorbar(points, ax=axes, label="accuracy gain of learned over radial, percentage points")
     axes.set_xlabel("shift, image widths")
     axes.set_ylabel("zoom")
-    tidy(axes, "area: GMACs, learned over radial, squared")
+    tidy(axes, "marker area: squared ratio of GMACs, learned to radial")
     tokens.plot(
         [pair.learned.tokens_per_image for pair in comparisons],
         gain,
         "o",
         color="#0072B2",
-        label="a zoom and shift",
+        label="one zoom and shift",
     )
-    tokens.axvline(comparisons[0].radial.tokens_per_image, color="black", lw=1, ls="--", label="radial gate, always")
+    tokens.axvline(comparisons[0].radial.tokens_per_image, color="black", lw=1, ls="--", label="radial gate")
     tokens.axhline(0, color="#999999", lw=1)
-    tokens.set_xlabel("tokens per image, learned gate")
-    tokens.set_ylabel("accuracy, learned minus radial, points")
+    tokens.set_xlabel("tokens per image of the learned gate")
+    tokens.set_ylabel("accuracy gain, percentage points")
     tidy(tokens)
     tokens.legend(frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=10)
@@ -46,7 +46,7 @@ def draw_shifts(comparisons: Sequence[Comparison], path: Path, title: str) -> Pa
 
 
 def draw_shifted_maps(examined: Examined, comparisons: Sequence[Comparison], path: Path) -> Path:
-    """The first test image under the first transforms, with the learned gate's regions."""
+    """Draws the first test image under the first transforms, with the learned gate's regions."""
     shown = comparisons[:_SHOWN]
     figure, panels = new_figure(len(shown), width=2.0, height=2.3)
     for axes, pair in zip(panels, shown, strict=True):

@@ -1,4 +1,4 @@
-"""Token maps of the first test images, and the number of tokens of all."""
+"""Token maps of the first test images, and the distribution of tokens over all images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ _COLUMNS = 6
 
 
 def draw_token_maps(examined: Examined, path: Path, count: int = 12) -> Path:
-    """Fine and coarse regions of the first `count` test images, not chosen; a frame is the object's box."""
+    """Draws the fine and coarse regions of the first `count` test images; a frame marks the object."""
     count = min(count, len(examined.test.images))
     columns = min(count, _COLUMNS)
     figure, panels = new_figure(columns, -(-count // columns), width=2.0, height=2.15)
@@ -29,13 +29,13 @@ def draw_token_maps(examined: Examined, path: Path, count: int = 12) -> Path:
         axes.imshow(np.asarray(picture))
         if examined.test.boxes is not None:
             _frame(axes, examined.test.boxes[i].tolist(), picture.width / examined.test.images.shape[3])
-        verdict = "right" if evaluation.correct[i] else "wrong"
+        verdict = "correct" if evaluation.correct[i] else "wrong"
         axes.set_title(f"{int(evaluation.tokens[i])} tokens, {verdict}", fontsize=8)
     return save(figure, path)
 
 
 def draw_histogram(groups: Sequence[Group], path: Path) -> Path:
-    """Share of the test images by number of tokens, over all runs of a setting."""
+    """Draws the share of test images by number of tokens, over all runs of a setting."""
     figure, (axes,) = new_figure(width=6.5, height=3.6)
     for i, group in enumerate(groups):
         tokens = np.concatenate([run.evaluation.tokens.numpy() for run in group.runs])
@@ -43,7 +43,7 @@ def draw_histogram(groups: Sequence[Group], path: Path) -> Path:
         colour = COLOURS[i % len(COLOURS)]
         axes.plot(values, 100 * counts / len(tokens), color=colour, marker=".", lw=1.2, label=group.label)
         axes.axvline(tokens.mean(), color=colour, lw=0.8, ls=":")
-    axes.set_xlabel("tokens per image (dotted: mean)")
+    axes.set_xlabel("tokens per image (dotted line: mean)")
     axes.set_ylabel("share of images, %")
     axes.set_ylim(bottom=0)
     tidy(axes)

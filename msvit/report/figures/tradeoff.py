@@ -11,12 +11,14 @@ from msvit.report.style import COLOURS, MARKERS, new_figure, save, tidy
 
 
 def draw_tradeoff(groups: Sequence[Group], path: Path, device: str) -> Path:
-    """Two panels; the large marker is the mean over the runs of a setting, with one standard deviation.
+    """Draws accuracy against GMACs and against time; a large marker is the mean of a setting's runs.
+
+    Error bars are one standard deviation.
 
     Args:
         groups: settings with their runs.
         path: PNG to write.
-        device: name of the device on which the latency was measured, for the axis.
+        device: name of the device on which the latency was measured, for the axis label.
 
     Returns:
         The path.
@@ -26,7 +28,7 @@ def draw_tradeoff(groups: Sequence[Group], path: Path, device: str) -> Path:
         colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i // len(COLOURS) % len(MARKERS)]
         _points(by_macs, group, [run.evaluation.gmacs for run in group.runs], colour, marker)
         _points(by_time, group, [run.latency_ms for run in group.runs], colour, marker)
-    by_macs.set_xlabel("GMACs per image, with the gate")
+    by_macs.set_xlabel("GMACs per image, gate included")
     by_time.set_xlabel(f"milliseconds per image, packed ({device})")
     for axes in (by_macs, by_time):
         axes.set_ylabel("top-1 accuracy, %")

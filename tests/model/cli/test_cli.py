@@ -66,9 +66,9 @@ def test_learned_gate_of_a_checkpoint(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("nothing",), "nothing: no such file, and not one of the sample photographs"),
+        (("nothing",), "nothing: expected an image file or one of the photographs astronaut"),
         (("chelsea", "--tokens", 20), "expected 49 (all coarse) to 196 (all fine), got 20"),
-        (("chelsea", "--tokens", 100, "--threshold", 0.5), "expected one of them, got both"),
+        (("chelsea", "--tokens", 100, "--threshold", 0.5), "expected at most one of them, got both"),
         (("chelsea", "--threshold", 2), "expected a value in [0, 1]"),
         (("chelsea", "--size", 100), "--size: expected a multiple of 32"),
         (("chelsea", "--gate", "magic"), "--gate: expected one of entropy"),

@@ -104,8 +104,8 @@ def broken_folder(tmp_path: Path) -> Path:
 
 
 ERRORS = [
-    pytest.param(["--data", "nowhere"], "nowhere is no folder", id="missing-folder"),
-    pytest.param(["--data", "."], "expected a folder of that split in it, train or training; got none", id="no-train"),
+    pytest.param(["--data", "nowhere"], "name such as hfds/cifar10, got nowhere", id="missing-folder"),
+    pytest.param(["--data", "."], "expected a folder named train or training in it, got none", id="no-train"),
     pytest.param(
         ["--data", "wds/x", "--data-root", "nowhere"], "--data wds/x, split train: cannot be read", id="no-data"
     ),
@@ -128,7 +128,7 @@ ERRORS = [
     pytest.param(
         ["--num-classes", 5], "--num-classes: expected at least the 10 classes of digits, got 5", id="classes"
     ),
-    pytest.param(["--freeze", "gate"], "--freeze gate: expected a trained one, from --gate-file", id="frozen-gate"),
+    pytest.param(["--freeze", "gate"], "--freeze gate: expected --gate-file or --checkpoint", id="frozen-gate"),
     pytest.param(["--embed-dim", 30], "head_dim 15; expected a multiple of 8", id="heads-that-do-not-divide"),
 ]
 
@@ -176,7 +176,7 @@ def test_eval_of_a_file_asks_for_the_gate_that_it_had(run: Path, tmp_path: Path)
     command = ["eval", tmp_path / "model.safetensors", "--preset", "digits", *options()[:4], "--pixel-mean", 0.5]
     command += ["--pixel-std", 0.5, "--test-size", 40, "--batch-size", 16]
     result = call(*command)
-    assert (result.exit_code, "expected a checkpoint with a gate, got none" in result.stderr) == (1, True)
+    assert (result.exit_code, "expected a checkpoint with a gate, got one without" in result.stderr) == (1, True)
     row = load_run(trained).metrics[-1]
     result = call(*command, "--gate", "coarse")
     assert f"top-1 {row['top1']:.2%}" in result.output
@@ -200,13 +200,13 @@ def test_checkpoint_with_another_number_of_classes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["train", "--resume", "nowhere"], "nowhere: expected the folder of a run, got nothing there"),
-        (["train", "--resume", "RUN", "--epochs", 3], "--resume continues a run as it was configured; --epochs cannot"),
-        (["train", "--preset", "digits", *options(), "-o", "RUN"], "got that of a run; --resume"),
+        (["train", "--resume", "nowhere"], "nowhere: expected the folder of a run, got no such path"),
+        (["train", "--resume", "RUN", "--epochs", 3], "--resume: expected no other option, got --epochs"),
+        (["train", "--preset", "digits", *options(), "-o", "RUN"], "got a run; --resume"),
         (["eval", "nowhere"], "nowhere: expected a checkpoint or the folder of a run"),
         (["eval", "RUN", "--preset", "vit"], "--preset: "),
         (["eval", "."], "expected the folder of a run, got a folder without config.json"),
-        (["eval", "RUN/config.json", "--preset", "digits"], "cannot be read, damaged or of another kind"),
+        (["eval", "RUN/config.json", "--preset", "digits"], "cannot be read; it is damaged or not a checkpoint"),
     ],
 )
 def test_errors_with_runs(run: Path, arguments: list[Any], words: str) -> None:
@@ -234,8 +234,8 @@ def test_warnings(tmp_path: Path) -> None:
         "train", "--preset", "deit", "--data", "digits", *sizes, "--gate-delay-epochs", 1, "-o", tmp_path / "a"
     )
     assert result.exit_code == 0, result.output
-    assert "warning: the gate would learn after epoch 1, the run ends after 1" in result.stderr
-    assert "warning: the recipe of --preset deit is for a trained backbone" in result.stderr
+    assert "warning: --gate-delay-epochs: expected less than the 1 epochs of the run, got 1" in result.stderr
+    assert "warning: --preset deit: expected a trained backbone" in result.stderr
 
 
 def test_out_of_memory_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

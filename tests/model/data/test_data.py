@@ -115,7 +115,7 @@ def test_no_readable_image_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda folder: folder / "missing", "missing: expected a folder of images, got nothing there"),
+        (lambda folder: folder / "missing", "missing: expected a folder of images, got no such path"),
         (lambda folder: folder, "expected images .*, got none"),
         (lambda folder: folder / "file.png", "expected a folder of images, got a file"),
     ],

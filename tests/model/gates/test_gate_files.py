@@ -110,7 +110,7 @@ def test_errors(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"gate .* cannot be read"):
         load_gate(path)
     msvit.save_checkpoint(gate_of(), path)
-    with pytest.raises(ValueError, match=r"cannot be read: it holds no gate of its own; .*save_gate"):
+    with pytest.raises(ValueError, match=r"cannot be read: expected a gate file; .*save_gate"):
         load_gate(path)
-    with pytest.raises(ValueError, match=r"same regions, at least one, got \[4, 3, 3\] and \[4, 6, 6\]"):
+    with pytest.raises(ValueError, match=r"same shape with at least one region, got \[4, 3, 3\] and \[4, 6, 6\]"):
         agreement(gate_of(), ConstantGate(8), pixels())

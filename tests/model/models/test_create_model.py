@@ -103,7 +103,7 @@ WRONG_CALLS = [
         ("msvit_tiny_patch8_16_224",),
         {"pretrained": True},
         ValueError,
-        "pretrained: timm has no weights of a vit_tiny_patch8; use checkpoint_path",
+        "pretrained: timm has no weights for a vit_tiny_patch8; use checkpoint_path",
         id="no-weights",
     ),
 ]

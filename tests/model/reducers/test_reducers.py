@@ -268,7 +268,7 @@ def test_layout_is_returned_without_reducers() -> None:
 
 def test_macs_are_not_counted_wrong() -> None:
     model = make_model({1: EverySecond("before_block")})
-    with pytest.raises(NotImplementedError, match="expected one without reducers, got one with reducers at blocks 1"):
+    with pytest.raises(NotImplementedError, match="expected a model without reducers, got reducers at blocks 1"):
         msvit.macs(model, 20)
 
 
@@ -282,8 +282,8 @@ WRONG_REDUCERS = [
         [EverySecond("before_block")], TypeError, "expected a dict from block to reducer, got list", id="list"
     ),
     pytest.param(nn.ModuleDict({"0": Best()}), TypeError, "got ModuleDict", id="module-dict"),
-    pytest.param({"0": Best()}, TypeError, "expected numbers of blocks, got '0'", id="name"),
-    pytest.param({True: Best()}, TypeError, "expected numbers of blocks, got True", id="bool"),
+    pytest.param({"0": Best()}, TypeError, "expected block numbers as keys, got '0'", id="name"),
+    pytest.param({True: Best()}, TypeError, "expected block numbers as keys, got True", id="bool"),
     pytest.param({2: Best()}, ValueError, "expected blocks from 0 to 1, got 2", id="beyond"),
     pytest.param({-1: Best()}, ValueError, "expected blocks from 0 to 1, got -1", id="negative"),
     pytest.param({0: "evit"}, TypeError, r"reducers\[0\]: expected a callable, got str", id="not-callable"),

@@ -106,7 +106,7 @@ def test_one_run_on_data_without_places(folders, tmp_path, monkeypatch):
     monkeypatch.setattr(Run, "test_dataset", items)
     options = {"latency_seconds": 0.0, "limit": 20, "maps": 5}
     page = build_report([folders["radial-0"]], tmp_path, device=torch.device("cpu"), **options).read_text()
-    assert "Left out: the data set does not know the place of the object" in page
+    assert "Left out: the data set does not give the place of the object" in page
     assert "Left out: only the generalized batch-shaping loss learns priors" in page
     assert "Left out: there is no learned gate" in page
     assert {path.name for path in tmp_path.glob("*.png")} == {
@@ -171,9 +171,9 @@ def damaged(folders, tmp_path, what):
 @pytest.mark.parametrize(
     ("what", "words"),
     [
-        ("missing", "expected the folder of a run, got nothing there"),
+        ("missing", "expected the folder of a run, got no such path"),
         ("empty", "expected the folder of a run, got a folder without config.json"),
-        ("unfinished", "no checkpoint in it"),
+        ("unfinished", "expected a checkpoint, got none"),
         ("config", "config.json: cannot be read"),
         ("checkpoint", "all of its checkpoints are damaged"),
     ],

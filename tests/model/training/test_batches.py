@@ -88,5 +88,5 @@ def test_folders_give_uint8_images_and_their_indices(tmp_path) -> None:
 def test_errors() -> None:
     with pytest.raises(ValueError, match="--batch-size: expected at most the 20 training images, got 64"):
         steps_per_epoch(dataset(), small_config(batch_size=64))
-    with pytest.raises(ValueError, match="--batch-size: expected a multiple of 3, processes times accumulated parts"):
+    with pytest.raises(ValueError, match="--batch-size: expected a multiple of 3 \\(processes x accumulated parts\\)"):
         next(training_batches(dataset(), small_config(batch_size=4), 0, 0, Share(0, 3)))

@@ -99,7 +99,7 @@ def test_damage_is_named_and_the_one_before_used(tmp_path: Path, file: str, how:
 
 
 def test_unfinished_ones_do_not_count(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no checkpoint in it"):
+    with pytest.raises(FileNotFoundError, match="expected a checkpoint, got none"):
         latest_checkpoint(tmp_path)
     write(tmp_path, 1)
     (tmp_path / "checkpoints" / ".step-00000002-123").mkdir()

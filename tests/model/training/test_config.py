@@ -64,7 +64,7 @@ def test_every_value_has_a_text() -> None:
         ({"token_mode": "ragged"}, ValueError, "--token-mode: expected one of packed"),
         ({"batch_size": 9, "accumulate": 2}, ValueError, "--batch-size: expected a multiple of 2, got 9"),
         ({"prior_clip": 0.7}, ValueError, r"--prior-clip: expected a value inside \(0, 0.5\)"),
-        ({"freeze": "backbone"}, ValueError, "--freeze backbone: expected a trained one"),
+        ({"freeze": "backbone"}, ValueError, "--freeze backbone: expected --pretrained or"),
         ({"freeze": "backbone", "pretrained": True, "gate": "radial"}, ValueError, "expected --gate learned"),
         ({"gate": "radial", "gate_file": "x"}, ValueError, "--gate-file: expected --gate learned, got radial"),
     ],
@@ -77,5 +77,5 @@ def test_errors(values: dict[str, Any], error: type[Exception], words: str) -> N
 def test_unknown_names() -> None:
     with pytest.raises(ValueError, match="--preset: expected one of vit, deit, digits, digits-large, got 'resnet'"):
         make_config("resnet")
-    with pytest.raises(ValueError, match="config: unknown values colour"):
+    with pytest.raises(ValueError, match=r"config: .* got unknown colour"):
         Config.from_dict({"colour": 1})
