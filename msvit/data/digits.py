@@ -109,7 +109,7 @@ def digit_scans(split: str) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         MissingExtraError: scikit-learn is not installed.
     """
-    require_extra("train")
+    require_extra("train", "sklearn")
     from sklearn.datasets import load_digits
 
     data = load_digits()

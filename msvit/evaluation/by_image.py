@@ -1,5 +1,6 @@
 """The decision, prediction and cost of a model for each test image."""
 
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -103,10 +104,11 @@ def evaluate(
     """
     batches = zip(test.images.split(batch_size), test.labels.split(batch_size), strict=True)
     decided, tokens, correct = [], [], []
-    for decision, logits, labels in outcomes(model, batches, masks=masks):
-        decided.append(decision.fine_mask.cpu())
-        tokens.append(decision.num_patches().cpu())
-        correct.append((logits.argmax(1) == labels).cpu())
+    with closing(outcomes(model, batches, masks=masks)) as results:
+        for decision, logits, labels in results:
+            decided.append(decision.fine_mask.cpu())
+            tokens.append(decision.num_patches().cpu())
+            correct.append((logits.argmax(1) == labels).cpu())
     counts = torch.cat(tokens)
     gmacs = float(gmacs_by_patches(model)[counts].mean())
     return Evaluation(torch.cat(decided), torch.cat(correct), counts, gmacs)

@@ -1,7 +1,7 @@
 """The pass over test images on which every evaluation is based, and the cost of an image by its number of tokens."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
@@ -35,7 +35,7 @@ def outcomes(
     *,
     masks: Tensor | None = None,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
-) -> Iterator[Outcome]:
+) -> Generator[Outcome]:
     """Runs a model over batches, in evaluation mode and with a random gate at the start of its sequence.
 
     Args:

@@ -1,7 +1,7 @@
 """Means over a test set: loss, accuracy, tokens and multiply-accumulates, over the images of all processes."""
 
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -63,13 +63,14 @@ def score(
     loss, share, cost = (MeanMetric(nan_strategy="disable").to(device) for _ in range(3))
     costs = gmacs_by_patches(model).float().to(device)
     images = torch.zeros((), dtype=torch.int64, device=device)
-    for decision, logits, labels in outcomes(model, batches, autocast=autocast):
-        top1.update(logits, labels)
-        top5.update(logits, labels)
-        loss.update(F.cross_entropy(logits, labels, reduction="none"))
-        share.update(decision.fine_shares())
-        cost.update(costs[decision.num_patches()])
-        images += len(labels)
+    with closing(outcomes(model, batches, autocast=autocast)) as results:
+        for decision, logits, labels in results:
+            top1.update(logits, labels)
+            top5.update(logits, labels)
+            loss.update(F.cross_entropy(logits, labels, reduction="none"))
+            share.update(decision.fine_shares())
+            cost.update(costs[decision.num_patches()])
+            images += len(labels)
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(images)
     if not int(images):

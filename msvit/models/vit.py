@@ -125,7 +125,15 @@ class MixedScaleVisionTransformer(GatedBackbone):
         self.reducers.clear()
 
     def classify(self, images: Tensor, decision: Decision) -> Tensor:
-        """The second half of `forward`: logits [batch, num_classes] for a decision of `decide`."""
+        """Embeds and classifies images for a given decision: the second half of `forward`.
+
+        Args:
+            images: uint8 or floating [batch, 3, H, W], as in `forward`.
+            decision: result of `decide` for the same images.
+
+        Returns:
+            Logits [batch, num_classes], in the dtype of the model.
+        """
         return self._head(*self._encode(images, decision))
 
     def forward_features(

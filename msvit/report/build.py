@@ -178,8 +178,8 @@ def _shifts(groups: Sequence[Group], output: Path, transforms: int) -> list[Sect
             f"The learned gate of {one.run.name} is compared with a radial pattern, which has as many fine regions as "
             f"the gate chooses for unchanged images and runs on {source}. The learned gate is more accurate under "
             f"{better} of {len(pairs) - 1} transforms. On unchanged images its accuracy is "
-            f"{100 * pairs[0].learned.top1:.2f} % with {pairs[0].learned.tokens_per_image:.1f} tokens per image; that of the radial pattern is "
-            f"{100 * pairs[0].radial.top1:.2f} % with {pairs[0].radial.tokens_per_image:.1f}."
+            f"{100 * pairs[0].learned.top1:.2f} % with {pairs[0].learned.tokens_per_image:.1f} tokens per image; that "
+            f"of the radial pattern is {100 * pairs[0].radial.top1:.2f} % with {pairs[0].radial.tokens_per_image:.1f}."
         )
         pictures = [
             draw_shifts(pairs, output / f"shifts-{i}.png", group.label),

@@ -98,7 +98,7 @@ def embed_packed(images: Tensor, decision: Decision, embedding: Embedding) -> tu
 def embed_masked(images: Tensor, decision: Decision, embedding: Embedding) -> tuple[Tensor, PaddedSequences]:
     """Embeds all candidates of every image (eq. 10, appendix F.1).
 
-    Args: as in `embed_packed`.
+    The arguments are those of `embed_packed`.
 
     Returns:
         Tokens [batch * num_candidates, dim] and their sequences.
@@ -117,7 +117,7 @@ def embed_trimmed(images: Tensor, decision: Decision, embedding: Embedding) -> t
 
     A stable sort puts the active candidates of an image first. Prefix tokens are always active, so they stay in front.
 
-    Args: as in `embed_packed`.
+    The arguments are those of `embed_packed`.
 
     Returns:
         Tokens [batch * k, dim] and their sequences.

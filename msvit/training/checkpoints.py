@@ -10,6 +10,7 @@ A checkpoint is written into a hidden folder, flushed to the disk and renamed. O
 that two checkpoints remain.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -103,7 +104,8 @@ def write_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
         older = checkpoint_folders(run)
         hint = f"; the previous one is {older[0]}" if older else ""
-        raise OSError(f"checkpoint {final} cannot be written ({error}){hint}") from error
+        text = f"checkpoint {final} cannot be written ({error}){hint}"
+        raise OSError(getattr(error, "errno", None) or errno.EIO, text) from error
     for old in checkpoint_folders(run)[KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
     return final
