@@ -9,7 +9,7 @@ from bench.gpu_report import commands
 
 
 class SkipPart(Exception):  # noqa: N818  no error
-    """The part has nothing to do here; the text says why."""
+    """The part is skipped; the text is the reason."""
 
 
 @dataclass
@@ -19,8 +19,8 @@ class Report:
     Attributes:
         device: device that is measured.
         quick: small shapes.
-        output: folder of the results; None: nothing is written.
-        notes: findings, and what was left out, by part.
+        output: folder of the results; if None, nothing is written.
+        notes: findings and omissions, by part.
         outcomes: outcomes of the tests, by test.
         log: output of all commands.
     """
@@ -48,7 +48,7 @@ class Report:
             raise SkipPart(f"no GPU: {what}")
 
     def module(self, part: str, limit: float, module: str, *arguments: object) -> commands.Result:
-        """Runs a measuring module of `bench`; lines of what it left out become notes."""
+        """Runs a measuring module of `bench`; its lines about omissions become notes."""
         command = commands.module(module, *map(str, arguments), "--device", self.device.type)
         if self.output is not None:
             command += ["--output", str(self.output)]

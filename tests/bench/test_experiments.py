@@ -86,10 +86,12 @@ def test_collecting_loses_no_row(monkeypatch, tmp_path):
     assert collected(1) == ["pretrained-s0", "l0-s0"]
     assert collected(2) == ["pretrained-s0", "pretrained-s1", "l0-s0"]
     before = output.read_text()
-    with pytest.raises(ValueError, match=r"it has rows of pretrained-s1, unfinished or beyond --seeds; remove it first"):
+    with pytest.raises(
+        ValueError, match=r"it has rows of pretrained-s1, unfinished or beyond --seeds; remove it first"
+    ):
         collected(1)
     finished.remove("l0-s0")
-    with pytest.raises(ValueError, match=r"it has rows of l0-s0, not finished or beyond --seeds; remove it first"):
+    with pytest.raises(ValueError, match=r"it has rows of l0-s0, unfinished or beyond --seeds; remove it first"):
         collected(2)
     assert output.read_text() == before
     output.unlink()
