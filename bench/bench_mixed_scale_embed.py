@@ -2,16 +2,16 @@
 
     python bench/bench_mixed_scale_embed.py
 
-Random regions are fine, so that an image has half of its 196 fine tokens on average. All methods make the same packed
-rows of the same images:
+Random regions are fine, so that an image has half of its 196 fine tokens on average. All methods compute the same
+packed rows from the same images:
 
     reference          the eager specification of this project
     torch conv         convolves all candidates of both scales, then selects the active rows
     torch gather       gathers the active patches, then multiplies once
 
-The time includes the normalisation of uint8 images. The backward pass (weight, bias, table) is timed alone, on a graph
-that is kept, and together with the forward pass: torch gather keeps all active patches in its graph, this operator cuts
-them from the images again. Operations: 6 patch_size^2 dim for each active patch token, in each direction.
+The time includes the normalisation of uint8 images. The backward pass (weight, bias, table) is timed alone, on a
+retained graph, and together with the forward pass: torch gather keeps all active patches in its graph, but this
+operator cuts them from the images again. Operations: 6 patch_size^2 dim for each active patch token, in each direction.
 """
 
 from collections.abc import Callable, Sequence
@@ -79,7 +79,7 @@ class Inputs:
         return self.ours(backend)[0]
 
     def conv(self) -> Tensor:
-        """The same by convolution of every candidate."""
+        """The same rows, by convolution of every candidate."""
         images, batch = self._normalised(), self.layout.batch
         coarse = F.conv2d(F.avg_pool2d(images, SCALE), self.weight, self.bias, stride=PATCH).flatten(2)
         fine = F.conv2d(images, self.weight, self.bias, stride=PATCH).flatten(2)
@@ -88,7 +88,7 @@ class Inputs:
         return torch.cat([prefix, patches], dim=1).flatten(0, 1).index_select(0, self.row)
 
     def gather(self) -> Tensor:
-        """The same by one product of the active patches."""
+        """The same rows, by one product of the active patches."""
         images = self._normalised()
         coarse = _patches(F.avg_pool2d(images, SCALE))[self.coarse_index]
         rows = torch.cat([coarse, _patches(images)[self.fine_index]]).flatten(1)  # [active patches, 3 * p * p]
@@ -111,7 +111,7 @@ class Inputs:
         cell, width = token[is_fine] - first_fine, coarse * SCALE
         self.fine_index = (image[is_fine], cell // width, cell % width)
         self.patch_candidate = torch.cat([token[is_coarse], token[is_fine]])
-        # Where each packed row lies in [prefix, coarse patches, fine patches].
+        # Index of each packed row in [prefix, coarse patches, fine patches].
         self.source = token.clone()
         self.source[is_coarse] = PREFIX + torch.arange(int(is_coarse.sum()), device=token.device)
         self.source[is_fine] = PREFIX + is_coarse.sum() + torch.arange(int(is_fine.sum()), device=token.device)

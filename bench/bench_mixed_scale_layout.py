@@ -2,13 +2,13 @@
 
     python bench/bench_mixed_scale_layout.py
 
-A third of the regions is fine, at random. The number of packed rows is known beforehand, as a budget fixes it, so that
-nothing waits for the device. All methods make the same offsets and indices:
+A random third of the regions is fine. The number of packed rows is known beforehand, as with a budget, so that nothing
+waits for the device. All methods compute the same offsets and indices:
 
     reference                        the eager specification of this project: a scatter over all candidates
-    torch repeat_interleave          every region repeated as often as it has tokens
-    torch nonzero                    places of the active tokens in a table with room for all of them
-    torch repeat_interleave compiled the first by torch.compile (GPU)
+    torch repeat_interleave          repeats every region once per token
+    torch nonzero                    finds the active tokens in a table with room for all candidates
+    torch repeat_interleave compiled the same through torch.compile (GPU)
 
 Bytes: the mask is read once; the first rows of the regions and both indices are written once. There is no gradient.
 """
@@ -60,7 +60,7 @@ class Inputs:
         )
 
     def repeat(self) -> Layout:
-        """The same with every region repeated as often as it has tokens; prefix tokens are a region in front."""
+        """The same tensors, with every region repeated once per token; the prefix tokens are an extra first region."""
         num_tokens, cu_seqlens, region_start = self._offsets()
         first = torch.cat([cu_seqlens[:-1, None], region_start.view(len(num_tokens), -1)], dim=1)  # [batch, 1 + Nc]
         ends = torch.cat([first.flatten()[1:], cu_seqlens[-1:]])
@@ -74,7 +74,7 @@ class Inputs:
         return num_tokens, cu_seqlens, region_start, image, torch.where(is_prefix, local, patch)
 
     def nonzero(self) -> Layout:
-        """The same from a table [batch, prefix + regions * s * s] of places, of which the active ones are found."""
+        """The same tensors, from the active entries of a table [batch, prefix + regions * s * s]."""
         num_tokens, cu_seqlens, region_start = self._offsets()
         batch, fine = len(num_tokens), self.mask.flatten(1)[:, :, None]  # [batch, Nc, 1]
         active = fine.expand(-1, -1, SCALE**2).clone()
@@ -99,7 +99,7 @@ def _tensors(layout: MixedScaleLayout) -> Layout:
 
 
 def methods(x: Inputs) -> dict[str, Callable[[], Layout]]:
-    """All methods by name, the compiled one on a GPU alone."""
+    """All methods by name; the compiled one only on a GPU."""
     found = {name: partial(x.ours, name) for name in backends_to_time("mixed_scale_layout", x.mask.device, torch.bool)}
     calls: dict[str, Callable[[], Layout]] = {
         **found, "torch repeat_interleave": x.repeat, "torch nonzero": x.nonzero
@@ -110,7 +110,7 @@ def methods(x: Inputs) -> dict[str, Callable[[], Layout]]:
 
 
 def check(name: str, actual: Layout, x: Inputs) -> None:
-    """Raises AssertionError unless all tensors are those of the reference."""
+    """Raises AssertionError unless all tensors equal those of the reference."""
     for what, mine, wanted in zip(TENSORS, actual, x.wanted, strict=True):
         assert torch.equal(mine, wanted), f"{name}: {what} differs from the reference"
 

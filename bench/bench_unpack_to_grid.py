@@ -2,13 +2,13 @@
 
     python bench/bench_unpack_to_grid.py
 
-Random regions are fine, so that an image has half of its fine tokens on average. The alternatives in torch have their
-indices made beforehand:
+Random regions are fine, so that an image has half of its fine tokens on average. The indices of the alternatives in
+torch are computed beforehand:
 
     torch index         takes tokens[rows of all cells], then transposes into a contiguous grid
     torch gather        transposes the tokens, then selects columns
 
-Bytes: tokens are read once and the grid is written once, or vice versa in the backward pass, which is timed alone.
+Bytes: tokens are read once and the grid is written once; the reverse in the backward pass, which is timed alone.
 """
 
 from collections.abc import Callable
@@ -46,11 +46,11 @@ class Inputs:
         return unpack_to_grid(self.tokens, self.layout, backend=backend)
 
     def index(self) -> Tensor:
-        """The same with rows first, then the transposition."""
+        """The same grid, by selecting rows and then transposing."""
         return self.tokens[self.row].permute(0, 3, 1, 2).contiguous()
 
     def gather(self) -> Tensor:
-        """The same with the transposition first."""
+        """The same grid, by transposing first."""
         batch, height, width = self.row.shape
         grid = self.tokens.t().contiguous().index_select(1, self.row.flatten())  # [dim, batch * Hf * Wf]
         return grid.view(-1, batch, height, width).transpose(0, 1).contiguous()

@@ -1,11 +1,11 @@
-"""Times `varlen_attention` against the best that torch offers for the same sequences, forward and backward.
+"""Times `varlen_attention` against the alternatives in torch on the same sequences, forward and backward.
 
     python bench/bench_varlen_attention.py
 
 The work is self-attention inside every sequence of a packed batch, 6 heads of 64 as in ViT-S; q, k and v are views of
 one packed projection. The alternatives are the exact peers of bench/peers.py that run on the device.
 
-The backward pass is timed alone, on a graph that is kept; ours includes the gradient of the key weights, which no
+The backward pass is timed alone, on a retained graph; ours includes the gradient of the key weights, which no
 alternative computes. Operations: 4 n^2 heads head_dim forward, 2.5 times that backward.
 """
 
@@ -35,7 +35,7 @@ SHAPES = {
 
 
 def prepare_peers(x: Buffers) -> dict[str, Prepared]:
-    """The exact peers that run on the buffers' device, by name; one that fails is named and left out."""
+    """The exact peers that run on the buffers' device, by name; a peer that fails is left out with a message."""
     found = {}
     for peer in PEERS:
         if x.device.type not in peer.device_types or not is_exact(peer, x.workload.lengths):
@@ -46,7 +46,7 @@ def prepare_peers(x: Buffers) -> dict[str, Prepared]:
             with torch.no_grad():
                 prepared.forward()
             prepared.backward()
-        except Exception as error:  # what torch refuses on this GPU or in this dtype is no part of the comparison
+        except Exception as error:  # torch refuses some peers on this GPU or in this dtype
             if is_fatal(error):
                 raise
             print(f"{name} is left out: {reason(error)}")
@@ -56,7 +56,7 @@ def prepare_peers(x: Buffers) -> dict[str, Prepared]:
 
 
 def make_case(x: Buffers, fields: dict[str, Any], backward: bool) -> Case:
-    """All methods in one direction; backward ours have key weights."""
+    """All methods in one direction; in the backward pass ours have key weights."""
     backends = backends_to_time("varlen_attention", x.device, x.dtype, head_dim=x.workload.head_dim)
     ours = {backend: prepare_ours(x, backend, weighted=backward) for backend in backends}
     peers = prepare_peers(x)
@@ -74,13 +74,13 @@ def make_case(x: Buffers, fields: dict[str, Any], backward: bool) -> Case:
         name: prepared.backward if backward else prepared.forward for name, prepared in {**ours, **peers}.items()
     }
     flop = x.workload.flop(backward)
-    # Moving the bytes limits short sequences on a GPU; on a CPU they stay in its caches.
+    # On a GPU, memory bandwidth limits short sequences; on a CPU the data stay in its caches.
     moved = x.workload.bytes(backward, x.dtype.itemsize) if x.device.type == "cuda" else 0
     return Case(fields, methods, check, flop, moved, few=("reference", "torch sdpa nested"))
 
 
 def host_case(dtype_name: str, device: torch.device) -> Case:
-    """One token and one head, so that the time is what the host spends on a call."""
+    """One token and one head, so that the time is the host's cost of a call."""
     dtype = DTYPES[dtype_name]
     q, k, v = testing.qkv_views(1, 1, 16, dtype, device)
     offsets = testing.offsets([1], device)
@@ -100,7 +100,7 @@ def host_case(dtype_name: str, device: torch.device) -> Case:
 
 
 def shape_case(shape: tuple[int, int, int], dtype_name: str, direction: str, device: torch.device) -> Case:
-    """All methods on sequences of a shape, of lengths drawn once."""
+    """All methods on sequences of a shape, with fixed random lengths."""
     count, shortest, longest = shape
     label = f"{count} x {shortest}" + (f"..{longest}" if longest > shortest else "")
     fields = {"shape": label, "direction": direction, "dtype": dtype_name}

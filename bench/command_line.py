@@ -28,17 +28,17 @@ def add_output(parser: argparse.ArgumentParser, files: str, default: str) -> Non
 
 
 def split_names(text: str, separator: str = ",") -> tuple[str, ...]:
-    """The names in "a,b"; none in an empty text."""
+    """The names in "a,b"; an empty text has none."""
     return tuple(filter(None, text.split(separator)))
 
 
 def short_name(dtype: torch.dtype) -> str:
-    """Such as "bfloat16"."""
+    """Name of a dtype, such as "bfloat16"."""
     return str(dtype).removeprefix("torch.")
 
 
 def make_console() -> Console:
-    """A console at least 150 columns wide, whatever the terminal: a wrapped line is better than a cut column."""
+    """A console at least 150 columns wide on any terminal: a wrapped line is better than a cut column."""
     console = Console(highlight=False)
     console.width = max(console.width, 150)
     return console

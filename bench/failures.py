@@ -1,4 +1,4 @@
-"""Errors of a bench: refusals to time a wrong result, and the text of errors that others raise."""
+"""Errors of a bench: refusals to time a wrong result, and short texts for errors of other code."""
 
 import sys
 from collections.abc import Iterator

@@ -26,7 +26,7 @@ class Times:
     Attributes:
         eager: seconds of one call launched by the host.
         graph: seconds of one call in a replayed CUDA graph; empty if there is none.
-        graph_error: why there is no graph.
+        graph_error: the reason why there is no graph.
     """
 
     eager: list[float] = field(default_factory=list)
@@ -35,7 +35,7 @@ class Times:
 
     @property
     def best(self) -> list[float]:
-        """Samples of the graph, which has least of the host in it, or the eager ones if there is no graph."""
+        """Samples of the graph, which have the least host time, or the eager samples if there is no graph."""
         return self.graph or self.eager
 
 
@@ -53,7 +53,7 @@ def capture(calls: Calls, pool: Any = None) -> tuple[torch.cuda.CUDAGraph, list[
     """
     graph = torch.cuda.CUDAGraph()
     collecting = gc.isenabled()
-    gc.disable()  # or memory of another graph may be freed while this one is captured
+    gc.disable()  # otherwise memory of another graph may be freed while this one is captured
     try:
         graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         try:
@@ -103,7 +103,7 @@ def _time_graphs(
     for name, calls in methods.items():
         try:
             graphs[name], _ = capture(calls)
-        except Exception as error:  # of a library, perhaps: the other methods are still worth timing
+        except Exception as error:  # perhaps of a library; the other methods are still timed
             if is_fatal(error):
                 raise
             times[name].graph_error = reason(error)

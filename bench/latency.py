@@ -2,21 +2,21 @@
 
     python bench/latency.py --tokens 64..576
 
-For each number of tokens N it times timm's ViT-S/16 on an image with N patches (the nearest square), and MSViT-S
-(224 px up to 196 tokens, 384 px above) with N tokens per image on average, as near below N as the budget comes; an
-entropy gate chooses the regions. "transformer" is the time of the blocks, "all" the time of the whole call from uint8
-images to logits, gate included, in milliseconds per image. GMACs and the share of the peak count active tokens only.
+For each number of tokens N, it times timm's ViT-S/16 on an image with about N patches (the nearest square) and MSViT-S
+(224 px up to 196 tokens, 384 px above) with a budget of N tokens per image on average. An entropy gate chooses the
+regions. "transformer" is the time of the blocks; "all" is the time of the whole call, from uint8 images to logits,
+including the gate. Both are in milliseconds per image. GMACs and the share of the peak count only active tokens.
 
-With --compile packed and dense run through torch.compile, too (static shapes); dense with 196 and 576 tokens, which
-speed-ups refer to. With --cuda-graph (GPU) they run as CUDA graphs as well, compiled and not; a replay includes the
-copy of the images to the graph's memory. The headline compiles first: dense with 196 tokens and packed with 98, at the
-largest batch and at one image.
+With --compile, packed and dense also run through torch.compile (static shapes); dense only with 196 and 576 tokens, the
+reference of the speed-ups. With --cuda-graph (GPU), they also run as CUDA graphs, compiled and not; a replay includes
+the copy of the images to the graph's memory. The headline pair compiles first: dense with 196 tokens and packed with
+98, at the largest batch and then with one image.
 
     python bench/latency.py --tokens 98,196 --batch 256 --cuda-graph --seconds 100
 
-Every method takes its turn in each round, and rounds go on until the time is over. Timings are noisy; compare ratios.
-The masked model computes every candidate whatever N is, so that it is timed once for each image size and round, at one
-N after the other. The CSV is written again and again, so that a run that is stopped leaves the rows measured so far.
+Every method takes its turn in each round, and rounds continue until the time is over. Timings are noisy; compare
+ratios. The masked model computes every candidate for any N, so it is timed only once per image size and round, each
+time at another N. The CSV is rewritten during the run, so a run that is stopped leaves the rows measured so far.
 """
 
 import argparse
@@ -39,7 +39,7 @@ METHODS = ("dense", *MODES, *FORMS)
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line, not checked yet."""
+    """Parses the command line without checking its values."""
     parser = make_parser(__doc__)
     parser.add_argument(
         "--tokens", default=DEFAULT_TOKENS, help="such as 64..576, 64,100,196 or 98 (default: %(default)s)"
@@ -48,9 +48,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--images", type=Path, help="folder of images (default: photographs of scikit-image)")
     add_device(parser)
     parser.add_argument("--dtype", choices=DTYPES, help="default: fp32 on a CPU, bf16 on a GPU")
-    parser.add_argument("--compile", action="store_true", help="dense and packed through torch.compile, too")
-    parser.add_argument("--cuda-graph", action="store_true", help="as --compile, and as CUDA graphs (GPU)")
-    parser.add_argument("--methods", help=f"only these, separated by commas: {', '.join(METHODS)}")
+    parser.add_argument("--compile", action="store_true", help="also time dense and packed through torch.compile")
+    parser.add_argument("--cuda-graph", action="store_true", help="also time them compiled and as CUDA graphs (GPU)")
+    parser.add_argument("--methods", help=f"methods to time, separated by commas (default: all): {', '.join(METHODS)}")
     parser.add_argument("--seconds", type=float, default=200, help="time limit of the run (default: %(default)s)")
     add_output(parser, "CSV and PNG files", "bench/results/<device>")
     return parser.parse_args(argv)
@@ -116,7 +116,7 @@ def make_request(arguments: argparse.Namespace, start: float) -> Request:
 
 
 def main(argv: Sequence[str] | None = None, start: float | None = None) -> None:
-    """Runs the bench; its time limit counts from `start`, a moment of `time.perf_counter`, or from now."""
+    """Runs the bench; its time limit counts from `start`, a value of `time.perf_counter`, or from now."""
     arguments = parse_arguments(argv)
     with errors_in_one_line():
         run(make_request(arguments, time.perf_counter() if start is None else start), make_console())

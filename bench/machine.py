@@ -15,10 +15,10 @@ from bench import RESULTS, ROOT
 
 
 def find_device(name: str | None) -> torch.device:
-    """The device `name`; if it is None a GPU, or the CPU if torch finds no GPU.
+    """The device `name`; if it is None, a GPU, or the CPU if torch finds no GPU.
 
     Raises:
-        ValueError: `name` is no device, or not one that this machine has.
+        ValueError: `name` is not a device of this machine.
     """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -63,23 +63,23 @@ def machine_name(device: torch.device) -> str:
 
 
 def results_dir(device: torch.device) -> Path:
-    """bench/results/<device>; a CPU's folder is named after the kernels' instruction set, too."""
+    """bench/results/<device>; the name of a CPU's folder includes the kernels' instruction set."""
     words = [device.type, machine_name(device), *([_isa()] if device.type == "cpu" else [])]
     slug = re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower().replace("(r)", "").replace("(tm)", "")).strip("-")
     return RESULTS / slug
 
 
 def commit() -> str:
-    """Commit of the tree that is measured, with "-dirty" if tracked files differ from it; "unknown" outside of git.
+    """Commit of the measured tree, with "-dirty" if tracked files differ from it; "unknown" outside git.
 
-    MSVIT_COMMIT wins: a copy on another machine has no git, or an older commit.
+    MSVIT_COMMIT takes precedence: a copy on another machine has no .git, or an older one.
     """
     if named := os.environ.get("MSVIT_COMMIT"):
         return named
     revision = _output("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD")
     if not revision:
         return "unknown"
-    # Benches write results: these do not change what is measured.
+    # Results that benches write do not count as changes of the measured code.
     pathspec = [".", ":!bench/results", ":!docs"]
     changed = _output("git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no", "--", *pathspec)
     return revision + ("-dirty" if changed else "")

@@ -9,9 +9,9 @@ import torch
 
 
 def peak_megabytes(call: Callable[[], Any], device: torch.device) -> float | None:
-    """Megabytes (2**20 bytes) that a call needs at most, beyond those held before it; None if the system does not say.
+    """Peak megabytes (2**20 bytes) of a call beyond the memory held before it; None if the system has no such figure.
 
-    On a CPU they are those of the resident size of the process.
+    On a CPU the figure is the resident size of the process.
     """
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -21,8 +21,8 @@ def peak_megabytes(call: Callable[[], Any], device: torch.device) -> float | Non
         torch.cuda.synchronize()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # freed memory of earlier calls would hide the need of this one
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew at the present size
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # freed memory of earlier calls would hide the peak of this one
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the current size
         before = _status("VmRSS")
         call()
         return (_status("VmHWM") - before) / 2**10

@@ -1,4 +1,4 @@
-"""Backward passes to be timed: alone on a graph that is kept, or together with the forward pass."""
+"""Backward passes to be timed: alone on a retained graph, or together with the forward pass."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,7 +13,7 @@ torch._functorch.config.donated_buffer = False
 def backward_alone(
     call: Callable[[], Tensor], leaves: Sequence[Tensor], grad: Tensor
 ) -> Callable[[], tuple[Tensor, ...]]:
-    """The backward pass of `call` alone; the first use builds its graph, which is kept."""
+    """The backward pass of `call` alone; the first use builds its graph, which is retained."""
     kept: list[Tensor] = []
 
     def backward() -> tuple[Tensor, ...]:

@@ -1,21 +1,21 @@
-"""The list of attention peers: everything else that attends over sequences of different lengths.
+"""The list of attention peers: other implementations of attention over sequences of different lengths.
 
     sdpa loop                one F.scaled_dot_product_attention call for each sequence
     sdpa padded              one call on [batch, heads, longest, head_dim] with a key mask, or without it if all lengths
                              are equal; torch chooses the kernel
-    sdpa padded efficient    the same by the memory-efficient kernel
-    sdpa padded cudnn        the same by cuDNN
-    sdpa padded flash        the same by flash, which takes no key mask: padded keys are attended to, so that short
+    sdpa padded efficient    the same with the memory-efficient kernel
+    sdpa padded cudnn        the same with cuDNN
+    sdpa padded flash        the same with flash, which takes no key mask: queries attend to padded keys, so short
                              sequences get a wrong result
-    sdpa nested              nested tensors of layout jagged, of contiguous q, k, v; both bounds of the lengths given
-    varlen_attn flash        torch.nn.attention.varlen, kept from cuDNN
-    varlen_attn cudnn        the same if cuDNN is its own choice: torch 2.14 on sm90 and sm100
+    sdpa nested              nested tensors of layout jagged, from contiguous q, k, v, with both bounds of the lengths
+    varlen_attn flash        torch.nn.attention.varlen with cuDNN disabled
+    varlen_attn cudnn        the same if cuDNN is its default: torch 2.14 on sm90 and sm100
     flex_attention           compiled, with a document mask
     cudnn thd                packed sequences by nvidia-cudnn-frontend
     flash-attn-4             flash_attn.cute
 
-Padding and masks beforehand and unpadding afterwards are not in the times. Only flex_attention could give the gradient
-of a key weight, and no peer is asked for it.
+The times do not include padding, masks and unpadding. Only flex_attention could compute the gradient of a key weight;
+no peer is timed with it.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,9 +36,9 @@ class Peer:
         name: name in tables.
         prepare: makes it ready on one set of buffers; raises UnavailableError if it does not run there.
         device_types: devices that it is measured on.
-        exact: whether it does the same work as ours; if not, it is not among those to beat.
-        compiled: whether it takes many seconds to get ready.
-        limit_s: seconds; if getting ready takes longer, it is left out afterwards.
+        exact: whether it does the same work as ours; if not, ours is not compared with it.
+        compiled: whether it compiles, which takes many seconds.
+        limit_s: seconds; if its preparation takes longer, it is left out afterwards.
         note: remark for the table.
         of_torch: whether it is part of torch.
     """
@@ -71,5 +71,5 @@ PEERS = (
 
 
 def is_exact(peer: Peer, lengths: Sequence[int]) -> bool:
-    """Whether the peer does the same work as ours: without padding an unmasked call does."""
+    """Whether the peer does the same work as ours; without padding, an unmasked call does too."""
     return peer.exact or len(set(lengths)) == 1

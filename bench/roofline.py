@@ -13,7 +13,7 @@ from bench.timing import elapsed_seconds
 
 @dataclass(frozen=True)
 class Roofline:
-    """The most that the machine does, as measured in this run.
+    """The ceilings of the machine, as measured in this run.
 
     Attributes:
         peak_gflop_s: GFLOP/s of multiply-adds in the dtype; each counts as two operations.
@@ -40,7 +40,7 @@ class Roofline:
         return Roofline(peak.peak_gflop_s, peak.peak_source, max(self.copy_gb_s, other.copy_gb_s))
 
     def floor_us(self, moved: float, flop: float) -> float:
-        """Microseconds that no kernel can beat which moves `moved` bytes and does `flop` operations."""
+        """Minimum microseconds for a kernel that moves `moved` bytes and does `flop` operations."""
         return max(moved / self.copy_gb_s, flop / self.peak_gflop_s) / 1e3
 
     def columns(self) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def _fma_gflop_s(dtype: torch.dtype, seconds: float) -> float:
     native = native_module()
     if native is None:
         return 0.0
-    # Without an instruction for bfloat16 products a kernel has to multiply in fp32.
+    # Without an instruction for bfloat16 products, a kernel has to multiply in fp32.
     best, iterations = 0.0, 2_000_000
     end = time.perf_counter() + seconds
     while best == 0 or time.perf_counter() < end:
@@ -76,7 +76,7 @@ def _matmul_gflop_s(device: torch.device, dtype: torch.dtype, seconds: float) ->
 
 
 def _copy_gb_s(device: torch.device, seconds: float) -> float:
-    # Far above the caches of both.
+    # Far larger than the caches of a GPU or a CPU.
     source = torch.zeros(2**30 if device.type == "cuda" else 2**27, dtype=torch.uint8, device=device)
     if device.type == "cuda":  # a GPU may move zeros faster
         source.random_(generator=torch.Generator(device))

@@ -1,4 +1,4 @@
-"""CSV rows of benches: files that may not exist yet, columns that follow from the rows, short numbers."""
+"""CSV rows of benches: files that may not exist yet, columns taken from the rows, short numbers."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Replaces a CSV file in one step, in a folder that it makes if necessary. A value that a row lacks stays empty."""
+    """Replaces a CSV file in one step and creates its folder if necessary. A value that a row lacks stays empty."""
     shown = [{name: _plain(value) for name, value in row.items()} for row in rows]
     columns = list(dict.fromkeys(name for row in shown for name in row))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -23,7 +23,7 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def latency_rows(folder: Path) -> list[Row]:
-    """Rows of every latency_bf16*.csv; the newest if a method was timed again with the same tokens and batch."""
+    """Rows of every latency_bf16*.csv; only the newest row of a method with the same tokens and batch."""
     rows = [row for path in sorted(folder.glob("latency_bf16*.csv")) for row in read_rows(path)]
     rows.sort(key=lambda row: row["date"])
     return list({(row["method"], row["wanted_tokens"], row["batch"]): row for row in rows}.values())

@@ -1,6 +1,6 @@
-"""Interleaved timing: methods that are compared take turns, so that noise of the machine hits all of them alike.
+"""Interleaved timing: methods that are compared take turns, so that noise of the machine affects all of them equally.
 
-A time is the wall-clock time of one call on the CPU, and the time between two events of the stream on a GPU.
+On the CPU a time is wall-clock time; on a GPU it is the time between two events of the stream.
 """
 
 import time
@@ -41,8 +41,8 @@ def interleave(
         methods: calls by name.
         device: device of the calls.
         seconds: limit for all methods together.
-        sample_seconds: least time of a sample; a faster method is called several times for each.
-        few: slow methods that take part in the first three rounds only, as nobody compares their times closely.
+        sample_seconds: minimum time of a sample; a faster method is called several times for each sample.
+        few: slow methods that take part only in the first three rounds, because a rough time is enough.
 
     Returns:
         Seconds of one call by name, one number for each round that the method took part in.

@@ -2,10 +2,11 @@
 
     python bench/train_step.py --target 0.1
 
-A step is forward pass, cross-entropy and loss on the gate, backward pass into backbone and gate, and optimizer. The
-learned gate makes a share of `--target` of the regions fine, drawn anew at every step, with the threshold policy, as in
-training; the plain ViT sees all fine tokens. On a GPU the models run under bf16 autocast. Methods take turns. Peak
-memory is the need of a step beyond the weights and the optimizer's state, on a CPU by the process's resident size.
+A step is forward pass, cross-entropy and gate loss, backward pass into backbone and gate, and optimizer step. The
+learned gate makes a share of `--target` of the regions fine, sampled at every step, with the threshold policy, as in
+training. The plain ViT gets all fine tokens. On a GPU the models run under bf16 autocast. Methods take turns. Peak
+memory is the memory of a step beyond the weights and the optimizer's state; on a CPU it is measured by the process's
+resident size.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from bench.vit.trainers import Trainer, check, make_trainers
 
 
 def measure(trainers: list[Trainer], seconds: float, device: torch.device) -> list[dict[str, Any]]:
-    """CSV rows of all trainers, whose steps are timed in turn."""
+    """CSV rows of all trainers, which take turns."""
     memory = {}
     for trainer in trainers:
         trainer.optimizer.zero_grad(set_to_none=True)

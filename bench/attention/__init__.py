@@ -1,1 +1,1 @@
-"""The one harness for attention: workloads and their tensors, our backends, other implementations, and verdicts."""
+"""The common harness for attention: workloads and their tensors, our backends, other implementations, and checks."""

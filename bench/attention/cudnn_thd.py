@@ -1,4 +1,4 @@
-"""Packed sequences through nvidia-cudnn-frontend: the offsets of each sequence displace its base pointer."""
+"""Packed sequences through nvidia-cudnn-frontend, in which an offset is added to the base pointer of each sequence."""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -17,7 +17,7 @@ def _handle() -> Any:
 
 
 class Plans:
-    """The forward and the backward plan for the shapes of one workload; they serve all of its sets of buffers."""
+    """The forward and the backward plan for the shapes of one workload, used with all of its sets of buffers."""
 
     def __init__(self, x: Buffers) -> None:
         work = x.workload
@@ -40,7 +40,7 @@ class Plans:
         plan.execute(tensors, self.workspace, handle=_handle())
 
     def stats(self, device: torch.device) -> Tensor:
-        # Padded, with no offsets: cuDNN takes both, and this one in every version.
+        # Padded, without offsets: every version of cuDNN takes this form.
         return torch.empty(self.batch, self.heads, self.longest, 1, dtype=torch.float32, device=device)
 
     def _strides(self, x: Tensor) -> list[int]:
@@ -106,7 +106,7 @@ class Plans:
 
 
 def _workspace(graphs: Sequence[Any], device: torch.device) -> Tensor:
-    """uint8, one buffer for all graphs, as they run one after the other."""
+    """uint8 buffer shared by all graphs, which run one after the other."""
     size = max(1, *(graph.get_workspace_size() for graph in graphs))
     return torch.empty(size, dtype=torch.uint8, device=device)
 
@@ -123,7 +123,7 @@ _plans: dict[tuple[Any, ...], Plans] = {}
 
 
 def prepare(x: Buffers) -> tuple[Callable[[], Tensor], Callable[[], Sequence[Tensor]]]:
-    """Forward and backward calls on one set of buffers; the backward pass reads what the forward pass left.
+    """Forward and backward calls on one set of buffers; the backward pass reads the results of the forward pass.
 
     Raises:
         Exception: cuDNN refuses the shapes.

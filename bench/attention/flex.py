@@ -1,4 +1,4 @@
-"""FlexAttention with a document mask, which is built once and outside of the time."""
+"""FlexAttention with a document mask, which is built once and not timed."""
 
 import time
 from collections.abc import Callable
@@ -16,7 +16,7 @@ _masks: dict[tuple[int, ...], Any] = {}
 
 
 def document(x: Buffers) -> Prepared:
-    """flex_attention in which a query attends to the keys of its own sequence; compiled on a GPU."""
+    """flex_attention with a document mask; compiled on a GPU."""
     from torch.nn.attention.flex_attention import flex_attention
 
     lengths = x.workload.lengths
@@ -46,7 +46,7 @@ def document_mask(x: Buffers) -> Any:
 
 
 def mask_build_seconds(x: Buffers) -> float:
-    """Seconds that the document mask takes to build, which are no part of the times of flex_attention."""
+    """Seconds to build the document mask, which the times of flex_attention do not include."""
     document_mask(x)
     _synchronize(x.device)
     start = time.perf_counter()

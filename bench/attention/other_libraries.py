@@ -15,7 +15,7 @@ def cudnn_thd(x: Buffers) -> Prepared:
     if importlib.util.find_spec("cudnn") is None:
         raise UnavailableError("nvidia-cudnn-frontend is not installed")
     if os.environ.get("MSVIT_CUDNN_THD") != "1":
-        raise UnavailableError("its forward plan has lost an H100 (cuDNN 9.19); MSVIT_CUDNN_THD=1 tries it again")
+        raise UnavailableError("its forward plan crashed an H100 (cuDNN 9.19); set MSVIT_CUDNN_THD=1 to try it again")
     from bench.attention.cudnn_thd import prepare
 
     forward, backward = prepare(x)

@@ -1,4 +1,4 @@
-"""The backends of this project on attention buffers, and the verdicts on them and on others, all against fp64."""
+"""The backends of this project on attention buffers, and checks of all implementations against fp64."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -12,7 +12,7 @@ from bench.passes import backward_alone
 from msvit_kernels import testing, varlen_attention
 
 RESULTS = ("out", "dq", "dk", "dv", "dweight")
-MAX_ERROR = 0.02  # relative, of the implementations of others
+MAX_ERROR = 0.02  # relative error allowed for other implementations
 
 
 def prepare_ours(x: Buffers, backend: str, weighted: bool) -> Prepared:
@@ -39,7 +39,7 @@ def reference(x: Buffers, dtype: torch.dtype, weighted: bool) -> list[Tensor]:
 
 
 class Oracle:
-    """Results of the reference on one set of buffers, each computed once, and the verdicts that follow from them."""
+    """Results of the reference on one set of buffers, each computed once, and checks against them."""
 
     def __init__(self, x: Buffers) -> None:
         self.dtype = x.dtype
@@ -52,7 +52,7 @@ class Oracle:
         self.results = results
 
     def judge_ours(self, prepared: Prepared, weighted: bool) -> None:
-        """Raises AssertionError if a backend of ours is less accurate than `testing.assert_accurate` demands."""
+        """Raises AssertionError if a backend of ours is less accurate than `testing.assert_accurate` requires."""
         eager, oracle = self.results(self.dtype, weighted), self.results(torch.float64, weighted)
         for name, actual, same_dtype, exact in zip(RESULTS, _run(prepared), eager, oracle, strict=False):
             testing.assert_accurate(name, actual, same_dtype, exact)
@@ -60,7 +60,7 @@ class Oracle:
     def judge_other(self, prepared: Prepared) -> None:
         """Raises AssertionError if a result of another implementation has a relative error above `MAX_ERROR`."""
         actual = [prepared.packed(result) for result in _run(prepared)]
-        # Without a mask gradients of keys come from padded queries too: only the result is comparable.
+        # Without a mask, gradients of keys also come from padded queries: only the output is comparable.
         names = RESULTS[:4] if prepared.rows is None else RESULTS[:1]
         for name, result, oracle in zip(names, actual, self.results(torch.float64, weighted=False), strict=False):
             error = relative_error(result, oracle, prepared.rows)

@@ -19,7 +19,7 @@ def _padded(x: Buffers, backend: SDPBackend | None, masked: bool) -> Prepared:
     full = bool(x.present.all())
     mask = None
     if masked and not full:
-        # Added to the scores: a boolean one would be made into this at every call.
+        # Added to the scores: a boolean mask would be converted to this form at every call.
         mask = torch.zeros_like(x.present, dtype=x.dtype).masked_fill(~x.present, -torch.inf)[:, None, None, :]
     dout = x.pad(x.dout).transpose(1, 2)
     if backend and x.device.type == "cpu":
@@ -69,7 +69,7 @@ def loop(x: Buffers) -> Prepared:
 
 
 def nested(x: Buffers) -> Prepared:
-    """Nested tensors of layout jagged, of contiguous q, k, v, with both bounds of the lengths."""
+    """Nested tensors of layout jagged, from contiguous q, k, v, with both bounds of the lengths."""
     offsets = x.offsets.long()  # jagged tensors want int64
     shortest, longest = min(x.workload.lengths), x.workload.longest
     # Not cuDNN, which may build a plan at every call.

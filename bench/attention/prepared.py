@@ -1,4 +1,4 @@
-"""An implementation of attention made ready on one set of buffers, so that a call has nothing to do but attend."""
+"""An implementation of attention prepared on one set of buffers, so that a call does only the attention."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class UnavailableError(Exception):
-    """An implementation does not run on this machine or on these inputs; the text says why."""
+    """An implementation does not run on this machine or on these inputs; the text is the reason."""
 
 
 def _as_it_is(x: Tensor) -> Tensor:
@@ -22,7 +22,7 @@ class Prepared:
         forward: the forward call.
         backward: the backward call, which gives dq, dk, dv (and dweight) for the upstream gradient.
         packed: turns a result in the implementation's layout into [total, heads, head_dim].
-        rows: int64, packed rows in which the result is right; None if all are.
+        rows: int64, packed rows with a correct result; None if all are correct.
         note: remark on these inputs, for a table.
     """
 

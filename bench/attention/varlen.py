@@ -16,12 +16,12 @@ from bench.passes import backward_alone
 
 
 def flash(x: Buffers) -> Prepared:
-    """`varlen_attn`, kept from cuDNN."""
+    """`varlen_attn` with cuDNN disabled."""
     return _prepare(x, cudnn=False)
 
 
 def cudnn(x: Buffers) -> Prepared:
-    """`varlen_attn` if cuDNN is its own choice: torch 2.14 on sm90 and sm100."""
+    """`varlen_attn` if its default is cuDNN: torch 2.14 on sm90 and sm100."""
     return _prepare(x, cudnn=True)
 
 
@@ -40,7 +40,7 @@ def _prepare(x: Buffers, cudnn: bool) -> Prepared:
     longest = x.workload.longest
 
     def attend() -> Tensor:
-        # Non-causal by default, in every version; what else it takes has changed.
+        # Attention is non-causal by default in every version; other arguments have changed.
         return varlen.varlen_attn(x.q, x.k, x.v, x.offsets, x.offsets, longest, longest)
 
     differentiate = backward_alone(attend, x.leaves, x.dout)
@@ -57,12 +57,12 @@ def _prepare(x: Buffers, cudnn: bool) -> Prepared:
 
 @contextmanager
 def _flash_only(varlen: Any) -> Iterator[None]:
-    """Keeps `varlen_attn` from cuDNN, forward and backward, in every version of it."""
+    """Disables cuDNN in `varlen_attn`, forward and backward, in every version of it."""
     if hasattr(varlen, "_select_backend"):  # follows the backends of scaled_dot_product_attention
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
             yield
         return
-    # Looked up at every call, in the backward pass once more.
+    # It is looked up at every call, and again in the backward pass.
     name = "_can_use_cudnn" if hasattr(varlen, "_can_use_cudnn") else "_should_use_cudnn"
     kept = getattr(varlen, name)
     setattr(varlen, name, lambda *_, **__: False)
@@ -73,12 +73,12 @@ def _flash_only(varlen: Any) -> Iterator[None]:
 
 
 def _takes_cudnn(varlen: Any, x: Buffers) -> bool:
-    """Whether cuDNN is the own choice of `varlen_attn` for these inputs."""
+    """Whether cuDNN is the default of `varlen_attn` with these inputs."""
     longest, window = x.workload.longest, [-1, -1]
     if hasattr(varlen, "_select_backend"):
         chosen = varlen._select_backend(x.q, x.k, x.v, x.offsets, x.offsets, longest, window)
         return bool(chosen == SDPBackend.CUDNN_ATTENTION.value)
     if hasattr(varlen, "_can_use_cudnn"):  # torch 2.14
         return bool(varlen._can_use_cudnn(x.q, x.k, x.v, longest, window))
-    # Torch 2.10 and 2.11 answer no for every device.
+    # In torch 2.10 and 2.11 the answer is no for every device.
     return bool(varlen._should_use_cudnn(x.device.index))

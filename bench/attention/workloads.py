@@ -1,7 +1,7 @@
-"""Sequences that attention is measured on, the least work that they need, and their tensors.
+"""Sequences on which attention is measured, the minimum work for them, and their tensors.
 
-The width of the embedding is that of ViT-S, 384, whatever the head_dim. Least bytes: every input is read once and every
-output is written once. Operations: 4 n^2 heads head_dim forward, 2.5 times that backward, the usual count.
+The width of the embedding is 384, as in ViT-S, for every head_dim. Minimum bytes: every input is read once and every
+output is written once. Operations, by the usual count: 4 n^2 heads head_dim forward, 2.5 times that backward.
 """
 
 from collections.abc import Sequence
@@ -53,12 +53,12 @@ class Workload:
         return 4.0 * sum(n * n for n in self.lengths) * self.num_heads * self.head_dim * (2.5 if backward else 1)
 
     def bytes(self, backward: bool, element_size: int, weighted: bool = False) -> float:
-        """Least bytes to move: q, k, v, out, lse; backward dout, dq, dk, dv too; key weights and their gradient.
+        """Minimum bytes to move: q, k, v, out, lse; backward also dout, dq, dk, dv; key weights and their gradient.
 
         Args:
-            backward: the backward pass instead of the forward pass.
+            backward: whether to count the backward pass instead of the forward pass.
             element_size: bytes of an element of q.
-            weighted: keys have weights.
+            weighted: whether keys have weights.
         """
         tensors = self.total * self.num_heads * self.head_dim * element_size * (8 if backward else 4)
         lse = self.total * self.num_heads * 4
@@ -67,7 +67,7 @@ class Workload:
 
 
 def uniform(count: int, shortest: int, longest: int, seed: int = 0) -> tuple[int, ...]:
-    """Lengths drawn from shortest..longest; both bounds occur if there are two sequences or more."""
+    """Random lengths in shortest..longest; with two or more sequences, both bounds occur."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(shortest, longest + 1, (count,), generator=generator).tolist()
     if count > 1:
@@ -76,7 +76,7 @@ def uniform(count: int, shortest: int, longest: int, seed: int = 0) -> tuple[int
 
 
 def gpu_workloads() -> list[Workload]:
-    """Workloads in the order of their importance: if the time is over, the last ones are left out."""
+    """Workloads in the order of their importance: if time runs out, the last ones are left out."""
     lengths = {
         HEADLINE: uniform(256, 64, 196),
         "57 x 576": (576,) * 57,
@@ -92,12 +92,12 @@ def gpu_workloads() -> list[Workload]:
 
 
 def cpu_workloads() -> list[Workload]:
-    """Small workloads, to try the paths of a GPU without one."""
+    """Small workloads, to test the GPU paths without a GPU."""
     return [Workload("4 x 16..64", uniform(4, 16, 64), 32, 64), Workload("3 x 20", (20,) * 3, 16, 64)]
 
 
 def rotations(bytes_of_one: float, cache_bytes: float, most: int = 128) -> int:
-    """Sets of buffers, at most `most`, so that between two uses of a set the cache sees three times its size."""
+    """Sets of buffers, at most `most`, so that three times the cache size passes between two uses of a set."""
     return max(2, min(most, -(-int(3 * cache_bytes) // max(1, int(bytes_of_one)))))
 
 
@@ -108,7 +108,7 @@ class Buffers:
         workload: lengths and head_dim.
         dtype: dtype of q, k, v and dout; the key weight is fp32.
         device: device of all tensors.
-        seed: seed of the values, another one for every set of buffers.
+        seed: seed of the values, different for every set of buffers.
 
     Attributes:
         qkv: [total, 3, heads, head_dim], of which q, k, v [total, heads, head_dim] are leaves.
@@ -155,7 +155,7 @@ class Buffers:
 
 
 def rows_of_full_sequences(lengths: Sequence[int]) -> Tensor:
-    """int64: packed rows of the longest sequences, the ones without padding."""
+    """int64: packed rows of the longest sequences, which have no padding."""
     start, rows = 0, []
     for length in lengths:
         if length == max(lengths):

@@ -56,7 +56,7 @@ SETTINGS = (
     # A radial gate has 1 or 5 of the 25 regions fine: the learned gate is compared with the stronger one.
     Setting("radial", "fixed gate, the 5 central regions fine", {"gate": "radial", "gate_target": 0.2, **_FIXED}),
     Setting("random", "random gate", {"gate": "random", **_FIXED}),
-    # The test photographs are smoother: 28 % of the training regions exceed its threshold, 11 % of theirs.
+    # 28 % of the training regions exceed the threshold, but 11 % of the test regions: those photographs are smoother.
     Setting("entropy", "entropy gate, as many test regions fine", {"gate": "entropy", "gate_target": 0.28, **_FIXED}),
     Setting("frozen", "gate of `gbas`, frozen, backbone trained", {"freeze": "gate"}, gate_of="gbas"),
     Setting("gbas-trimmed", "`gbas` trained trimmed", {"loss": "gbas", "token_mode": "trimmed"}),

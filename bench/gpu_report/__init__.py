@@ -1,1 +1,1 @@
-"""Builds, tests and times this project on a GPU, and reports it: parts, their commands, their checks, summaries."""
+"""Builds, tests and times this project on a GPU, and writes a report: parts, their commands, checks and summaries."""

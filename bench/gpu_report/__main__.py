@@ -2,13 +2,14 @@
 
     python -m bench.gpu_report
 
-Parts share the time of --seconds; the next ones have the time that one leaves. A part that fails stops no other; the
-exit code is the number of failed parts. CSV rows, pictures and report.md go to bench/results/<device>. On a machine
-without a GPU it tries the same paths on small shapes, says what it skipped, and writes only into --output.
+Parts share the time of --seconds; if a part needs less than its share, the following parts get the rest. If a part
+fails, the others still run; the exit code is the number of failed parts. CSV rows, pictures and report.md go to
+bench/results/<device>. On a machine without a GPU, the same code runs on small shapes on the CPU, the output lists the
+skipped parts, and results are written only into --output.
 
     python -m bench.gpu_report --tables DIR
 
-measures nothing and makes DIR/report.md from the CSV rows there, on any machine.
+This form measures nothing and writes DIR/report.md from the CSV rows there, on any machine.
 """
 
 import argparse
@@ -61,7 +62,7 @@ def print_end(report: Report, outcomes: list[Outcome], verified: list[tuple[str,
         for file, kernel in verified:
             console.print(f"  {file} {kernel}")
     if report.on_gpu and report.output is not None:
-        table = Table("what", "target", "measured", "", box=box.SIMPLE_HEAD, padding=(0, 1))
+        table = Table("figure", "target", "measured", "", box=box.SIMPLE_HEAD, padding=(0, 1))
         for target in all_targets(report.output):
             table.add_row(*target.cells())
         console.print(table)
@@ -70,19 +71,19 @@ def print_end(report: Report, outcomes: list[Outcome], verified: list[tuple[str,
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = make_parser(__doc__)
     parser.add_argument("--seconds", type=float, default=500, help="time limit of the run (default: %(default)s)")
     parser.add_argument("--parts", default=",".join(SHARES), help="parts, separated by commas (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="small shapes: a smoke test")
     add_device(parser)
     add_output(parser, "results", "on a GPU bench/results/<device>, else none")
-    parser.add_argument("--tables", type=Path, metavar="DIR", help="only make DIR/report.md from the CSV rows there")
+    parser.add_argument("--tables", type=Path, metavar="DIR", help="only write DIR/report.md from the CSV rows there")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the parts; the number of those that failed is the exit code."""
+    """Runs the parts and returns the number of failed parts, the exit code."""
     arguments = parse_arguments(argv)
     names = arguments.parts.split(",")
     if unknown := [name for name in names if name not in PARTS]:

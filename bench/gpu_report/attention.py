@@ -2,8 +2,8 @@
 
     python -m bench.gpu_report.attention --seconds 150
 
-Everything that is timed has matched fp64 before: ours within the project's tolerance, peers within a relative error of
-0.02. Rows are written after every workload, so that a run that is stopped leaves the rows measured so far.
+Every method is checked against fp64 before it is timed: ours within the project's tolerance, peers within a relative
+error of 0.02. Rows are written after every workload, so a run that is stopped leaves the rows measured so far.
 """
 
 import argparse
@@ -36,10 +36,10 @@ class Part:
 
     Args:
         workloads: workloads in the order of their importance.
-        preparation: what makes the methods ready; has the time limit, notes and failures.
+        preparation: preparation of the methods; has the time limit, notes and failures.
         seconds: time limit of the part.
-        quick: few samples.
-        output: folder of attention.csv; None: nothing is written.
+        quick: whether few samples are enough.
+        output: folder of attention.csv; if None, nothing is written.
 
     Attributes:
         rows: CSV rows, unfinished.
@@ -50,7 +50,7 @@ class Part:
     ) -> None:
         self.workloads, self.preparation, self.quick, self.output = workloads, preparation, quick, output
         self.device, self.dtype, self.seconds = preparation.device, preparation.dtype, seconds
-        # The share of the clock once everything is prepared and checked, for each workload and direction.
+        # Time for the samples of each workload and direction, after preparation and checks.
         self.sample_seconds = 0.1 if quick else min(2.0, max(0.3, 0.3 * seconds / len(workloads) / 2))
         self.rows: list[Row] = []
         self.ceilings = self._measured_ceilings()
@@ -96,7 +96,7 @@ class Part:
                 self.rows.append(row | {"host_us": hosts.get(name)})
 
     def write(self) -> None:
-        """Writes the rows so far, with the ceilings as known by now."""
+        """Writes the rows so far, with the ceilings measured so far."""
         if self.output is not None and self.rows:
             write_rows(self.output / "attention.csv", finished(self.rows, self.ceilings, self.facts))
 
@@ -104,7 +104,7 @@ class Part:
         return Roofline.measure(self.device, self.dtype, 0.1 if self.quick else 1.0)
 
     def _runs(self, name: str, calls: Sequence[Callable[[], Any]], workload: Workload) -> bool:
-        """Whether a method runs on every set of buffers, which it warms up."""
+        """Whether a method runs on every set of buffers; the calls also warm it up."""
         try:
             for call in calls:
                 call()
@@ -140,17 +140,19 @@ def make_part_parser(documentation: str | None) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the part; 1 if a backend of ours is wrong, `commands.LOST_DEVICE` if the device was lost."""
+    """Runs the part; returns 1 if a backend of ours is wrong, `commands.LOST_DEVICE` if the device was lost."""
     parser = make_part_parser(__doc__)
     parser.add_argument("--without", default="", help="backends and peers to leave out, separated by commas")
     parser.add_argument("--methods", default="", help="backends and peers to measure, separated by commas")
-    parser.add_argument("--workloads", default="", help="to measure, separated by semicolons, such as '512 x 49'")
+    parser.add_argument(
+        "--workloads", default="", help="workloads to measure, separated by semicolons, such as '512 x 49'"
+    )
     arguments = parser.parse_args(argv)
     device, quick = find_device(arguments.device), arguments.quick
     deadline = time.perf_counter() + arguments.seconds
     workloads = choose_workloads(split_names(arguments.workloads, ";"), quick or device.type == "cpu")
     without, methods = (split_names(each) for each in (arguments.without, arguments.methods))
-    # Graphs are captured, and backward passes run, on the stream of the forward pass: not the default one.
+    # Graphs are captured and backward passes run on the stream of the forward pass, which must not be the default one.
     with torch.cuda.stream(torch.cuda.Stream()) if device.type == "cuda" else nullcontext():
         preparation = Preparation(device, deadline, without, methods)
         part = Part(workloads, preparation, arguments.seconds, quick, arguments.output)

@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 
 def make_row(workload: Workload, backward: bool, name: str, times: graphs.Times, dtype: torch.dtype, sets: int) -> Row:
-    """The row of one method in one direction, without shares and ratios; `sets`: number of buffer sets."""
+    """The row of one method in one direction, without shares and ratios; `sets` is the number of buffer sets."""
     peer = next((peer for peer in PEERS if peer.name == name), None)
     best = median(times.best)
     moved = workload.bytes(backward, dtype.itemsize, name.endswith(WEIGHTED))

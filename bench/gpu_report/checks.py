@@ -1,4 +1,4 @@
-"""The build and the tests on the device: without them a time means nothing."""
+"""The build and the tests on the device, without which a time means nothing."""
 
 import importlib.util
 import os
@@ -9,7 +9,7 @@ from bench import RESULTS, ROOT
 from bench.gpu_report import commands
 from msvit_kernels import dispatch
 
-# Files of the tests that run on a GPU, the most important ones first: they are handed out in this order.
+# Files of the tests that run on a GPU, in the order in which they are distributed: the most important ones first.
 GPU_TESTS = (
     "varlen_attention",
     "varlen_attention_edges",
@@ -28,7 +28,7 @@ _LINES = (
 
 
 def needs_build(root: Path = ROOT) -> str:
-    """Why the native modules must be built; empty if they are newer than their sources."""
+    """The reason why the native modules must be built; empty if they are newer than their sources."""
     sources = [path for path in (root / "csrc").rglob("*") if path.suffix in (".cu", ".cuh", ".cpp", ".h", ".cmake")]
     newest = max((path.stat().st_mtime for path in sources), default=0.0)
     wanted = ["_C"] + (["_cuda"] if commands.find("nvcc") else [])
@@ -42,7 +42,7 @@ def needs_build(root: Path = ROOT) -> str:
 
 
 def parse_outcomes(output: str) -> dict[str, str]:
-    """Outcome by test, from the output of `pytest -v`, finished or not."""
+    """Outcome by test, from the complete or partial output of `pytest -v`."""
     found = {}
     for line in output.splitlines():
         for pattern in _LINES:
@@ -52,11 +52,11 @@ def parse_outcomes(output: str) -> dict[str, str]:
 
 
 def run_tests(limit: float, device: str = "cuda", log: Path | None = None) -> tuple[commands.Result, dict[str, str]]:
-    """The operators' tests of the GPU backends on the device, the contents of index tensors checked before kernels.
+    """Runs the operator tests of the GPU backends on the device; index tensors are checked before every kernel.
 
     Args:
         limit: seconds, after which no further test runs; outcomes so far are kept.
-        device: "cuda"; "cpu" takes the emulator and the interpreter, to rehearse.
+        device: "cuda"; "cpu" uses the emulator and the interpreter, for a rehearsal.
         log: file that gets a line as each test ends, so that outcomes outlive this process.
     """
     result = commands.run(pytest_command(limit, device), limit, {"MSVIT_CHECK": "1"}, log)
@@ -68,23 +68,23 @@ def pytest_command(limit: float, device: str) -> list[str]:
     backends = ("cuda", "triton", "reference") if device == "cuda" else ("cuda", "triton")
     command = ["-m", "pytest", "-v", *(f"tests/kernels/test_{name}.py" for name in GPU_TESTS)]
     command += ["-k", " or ".join(f"{backend}-{device}" for backend in backends), "--durations", "15"]
-    # Nothing is written into the working tree, and no plugin is loaded that needs time and is not used.
+    # Nothing is written into the working tree, and no unused plugin is loaded, as that takes time.
     command += ["-p", "no:cacheprovider", "-p", "no:benchmark", "-o", "addopts=", "--tb", "short"]
-    # From a thread, as no signal is handled while a process waits for a kernel: that process ends, others go on.
+    # By a thread, because no signal is handled while a process waits for a kernel: only that process ends.
     command += ["--timeout", str(int(min(max(limit / 2, 30), 300))), "--timeout-method", "thread"]
     if importlib.util.find_spec("xdist"):
-        # In their order, a few tests at a time: those that follow one another share what Triton compiles for them.
+        # In order, a few tests at a time: consecutive tests share the kernels that Triton compiles.
         command += ["-n", str(workers(os.cpu_count() or 1)), "--dist", "load", "--maxschedchunk", "8"]
     return commands.python(*command)
 
 
 def workers(cores: int) -> int:
-    """Number of test processes: each has its own context on the device, and compilers beside it need cores, too."""
+    """Number of test processes: each has its own context on the device, and compilers need cores too."""
     return max(1, min(12, cores - 2))
 
 
 def count(outcomes: dict[str, str]) -> str:
-    """Such as "120 passed, 3 skipped"."""
+    """Summary of the outcomes, such as "120 passed, 3 skipped"."""
     words = {outcome: list(outcomes.values()).count(outcome) for outcome in _OUTCOME.split("|")}
     return ", ".join(f"{number} {word.lower()}" for word, number in words.items() if number) or "no test ran"
 
@@ -95,7 +95,7 @@ def unverified_lines(text: str) -> list[tuple[str, str]]:
 
 
 def covered(lines: list[tuple[str, str]], outcomes: dict[str, str]) -> list[tuple[str, str]]:
-    """Lines whose operator and backend have passed on a GPU, with no test of them that failed."""
+    """Lines whose operator and backend have passed on a GPU without a failed test."""
     done = []
     for file, kernel in lines:
         path = Path(file)

@@ -1,4 +1,4 @@
-"""Commands with a time limit, whose output is kept."""
+"""Commands with a time limit and recorded output."""
 
 import os
 import re
@@ -42,14 +42,14 @@ class Result:
 
     @property
     def lost_by(self) -> str | None:
-        """The backend or peer that was being prepared when the device was lost or did not answer; None if neither."""
+        """The backend or peer in preparation when the device was lost or stopped responding; None if neither."""
         if self.code != LOST_DEVICE and "Timeout (" not in self.output:
             return None
         prepared = re.findall(r"^preparing: (.+)$", self.output, re.MULTILINE)
         return prepared[-1] if prepared else None
 
     def failure(self, limit: float) -> str:
-        """Why the command failed, or that it was stopped after `limit` seconds."""
+        """The reason why the command failed, such as being stopped after `limit` seconds."""
         return f"stopped after {limit:.0f} s" if self.code is None else f"exit code {self.code}: {self.last_line}"
 
 

@@ -1,14 +1,14 @@
-"""A ladder for a GPU that is at hand for minutes: three calls, the most important results first.
+"""Three calls for a GPU that is available for a few minutes, the most important results first.
 
     python3 -m bench.gpu_report.first --call 1 --seconds 150 --output DIR
 
     1  facts; every kernel against fp64, in processes of their own; attention at the headline and four more workloads
-    2  the operators' tests and the sanitizers, side by side; the model's claim; counters; configurations of Triton
+    2  operator tests and sanitizers in parallel; headline latency of the model; counters; configurations of Triton
     3  attention with every peer, the other operators, the training step, latency of ViT-S: the tables of the README
 
-Results are written as soon as they are known, into at most eight files; a step that fails, hangs or loses the device
-stops no other. The last lines say how each step ended. With --device cpu the same steps run on small shapes through the
-emulator and the interpreter, under `python -m tests.cuda_emulator` (docs/cuda.md): a rehearsal.
+Results are written as soon as they are known, into at most eight files. If a step fails, hangs or loses the device, the
+other steps still run. The last lines show how each step ended. For a rehearsal, --device cpu runs the same steps on
+small shapes with the emulator and the interpreter, under `python -m tests.cuda_emulator` (docs/cuda.md).
 """
 
 import json
@@ -111,7 +111,7 @@ CALLS: dict[int, Callable[[Ladder], None]] = {1: first, 2: second, 3: third}
 
 
 def attention(ladder: Ladder, seconds: float, *options: object) -> None:
-    """Times of attention; once more without the backend or peer that has lost the device."""
+    """Times attention; if a backend or peer loses the device, times it once more without that one."""
     until = time.monotonic() + seconds
     without: list[str] = []
     for _ in range(2):
@@ -125,7 +125,7 @@ def attention(ladder: Ladder, seconds: float, *options: object) -> None:
 
 
 def show_facts(ladder: Ladder) -> None:
-    """Logs installed packages; builds the native modules if the present ones cannot be imported."""
+    """Shows what is installed; builds the native modules if the given ones cannot be imported."""
     if program := shutil.which("nvidia-smi"):
         query = [program, "--query-gpu=name,driver_version,memory.total,clocks.sm,power.limit", "--format=csv,noheader"]
         ladder.say(commands.run(query, 10).output.strip())
@@ -154,7 +154,7 @@ def kernel_lines(path: Path) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs one call."""
     parser = make_parser(__doc__)
-    parser.add_argument("--call", type=int, choices=sorted(CALLS), required=True, help="which of the three")
+    parser.add_argument("--call", type=int, choices=sorted(CALLS), required=True, help="number of the call, 1 to 3")
     parser.add_argument("--seconds", type=float, default=150, help="time limit of the call (default: %(default)s)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default: %(default)s")
     parser.add_argument("--output", type=Path, required=True, help="folder of the results")

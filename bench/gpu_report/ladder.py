@@ -1,4 +1,4 @@
-"""Steps of a ladder: commands with time limits, of which a failure stops no other."""
+"""Steps of a ladder: commands with time limits; if one fails, the others still run."""
 
 import time
 from collections.abc import Sequence
@@ -58,7 +58,7 @@ class Ladder:
             file.write(line + "\n")
 
     def run(self, step: Step, alone: bool = True) -> commands.Result:
-        """One step; its output goes to steps.log, and if it is alone to a file of its own until it ends."""
+        """Runs one step; its output goes to steps.log and, if it runs alone, to a file of its own until it ends."""
         limit = min(step.limit, self.left)
         if limit < 2:
             result = commands.Result(None, "", 0)
@@ -75,12 +75,12 @@ class Ladder:
         return result
 
     def at_once(self, steps: Sequence[Step], workers: int = 8) -> list[commands.Result]:
-        """Several steps side by side: nothing of them is timed."""
+        """Runs several steps in parallel; none of them measures times."""
         with ThreadPoolExecutor(workers) as pool:
             return list(pool.map(partial(self.run, alone=False), steps))
 
     def show(self, result: commands.Result, lines: int = 80) -> None:
-        """The end of what a step printed."""
+        """Prints the last lines of a step's output."""
         self.say("\n" + "\n".join(result.output.splitlines()[-lines:]))
 
     def module(self, name: str, limit: float, module: str, *arguments: object) -> Step:
@@ -89,6 +89,6 @@ class Ladder:
         return Step(name, commands.module(module, *words), limit)
 
     def own(self, name: str, seconds: float) -> Step:
-        """A step of steps.py, in a process of its own, which has ten seconds more than the step."""
+        """A step of steps.py in a process of its own, whose limit is ten seconds above that of the step."""
         step = self.module(name, seconds + 10, "gpu_report.steps", name, "--seconds", seconds)
         return replace(step, environment=FEW_THREADS)

@@ -87,7 +87,7 @@ def _number(text: str, unit: str) -> float | None:
 
 
 def main() -> None:
-    """Each of our GPU backends forward and backward at the headline shape, once between marks for the profiler."""
+    """Runs our GPU backends forward and backward at the headline shape, once between marks for the profiler."""
     device = find_device("cuda")
     x = Buffers(gpu_workloads()[0], torch.bfloat16, device)
     for backend in testing.backends_for("varlen_attention", "cuda", x.dtype, head_dim=x.workload.head_dim):

@@ -50,7 +50,7 @@ def write_tables(folder: Path) -> None:
     """Writes report.md from the CSV rows of a folder.
 
     Raises:
-        ValueError: the folder has none.
+        ValueError: the folder has no CSV rows.
     """
     rows = [row for path in folder.glob("*.csv") for row in read_rows(path)]
     if not rows:
@@ -66,6 +66,6 @@ def heading(known: Mapping[str, Any]) -> list[str]:
         f"# GPU report: {known['machine']}",
         "",
         f"torch {known['torch']}, triton {known['triton']}, timm {known['timm']}, commit {known['commit']}, "
-        f"{known['date']}. Written by `python -m bench.gpu_report`; what is measured and how: "
-        "[docs/gpu.md](../../../docs/gpu.md).",
+        f"{known['date']}. Written by `python -m bench.gpu_report`; [docs/gpu.md](../../../docs/gpu.md) describes the "
+        "method.",
     ]

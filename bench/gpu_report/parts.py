@@ -6,7 +6,7 @@ from bench.gpu_report import checks, commands, ncu, sanitizers
 from bench.gpu_report.report import Report, SkipPart
 from bench.rows import write_rows
 
-# Percent of the time, in the order of the report: errors are known before anything is timed.
+# Percent of the time, in the order of execution: errors are known before anything is timed.
 SHARES = {
     "build": 12,
     "tests": 17,
@@ -65,8 +65,10 @@ def attention(report: Report, seconds: float) -> None:
     result = report.module("attention", limit, "gpu_report.attention", "--seconds", seconds, *quick)
     left = seconds - result.seconds
     if (culprit := result.lost_by) and left > 20:
-        # The times of the others are still worth knowing.
-        report.note("attention", f"FAILED the device was lost, or did not answer, with {culprit}; once more without it")
+        # The other backends and peers are still timed.
+        report.note(
+            "attention", f"FAILED the device was lost or did not respond with {culprit}; running again without it"
+        )
         options = ["--seconds", left, *quick, "--without", culprit]
         report.module("attention", left * 1.3 + 30, "gpu_report.attention", *options)
     require(result, limit)

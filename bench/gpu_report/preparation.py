@@ -1,4 +1,4 @@
-"""Makes backends and peers ready on the buffers of a workload, and checks each before it is timed."""
+"""Prepares backends and peers on the buffers of a workload, and checks each before it is timed."""
 
 import faulthandler
 import sys
@@ -21,7 +21,7 @@ LOST_EARLIER = "it has stopped an earlier run"
 
 
 class Preparation:
-    """Makes methods ready, within a time limit.
+    """Prepares methods within a time limit.
 
     Args:
         device: device of the buffers.
@@ -31,7 +31,7 @@ class Preparation:
 
     Attributes:
         dtype: dtype of the buffers: bf16 on a GPU, fp32 on a CPU.
-        notes: methods that were left out, and why.
+        notes: methods that were left out, with reasons.
         failures: errors of our backends.
     """
 
@@ -50,13 +50,13 @@ class Preparation:
         return self.deadline - time.perf_counter()
 
     def note(self, text: str) -> None:
-        """Keeps and prints that something was left out, once."""
+        """Records and prints, only once, that something was left out."""
         if text not in self.notes:
             self.notes.append(text)
             print(f"left out: {text}", flush=True)
 
     def ready(self, buffers: Sequence[Buffers], with_compiled: bool) -> dict[str, list[Prepared]]:
-        """All methods that are right, by name, on every set of buffers; `with_compiled`: peers that compile, too."""
+        """All correct methods by name, on every set of buffers; `with_compiled` includes peers that compile."""
         oracle = Oracle(buffers[0])
         found: dict[str, list[Prepared]] = {}
         head_dim = buffers[0].workload.head_dim
@@ -81,7 +81,7 @@ class Preparation:
 
     def _ours(self, buffers: Sequence[Buffers], backend: str, weighted: bool, oracle: Oracle) -> list[Prepared] | None:
         print(f"preparing: {backend}", flush=True)
-        # A kernel that never ends would take the time of everything else.
+        # A kernel that never ends would use up the time of all others.
         faulthandler.dump_traceback_later(READY_SECONDS, exit=True, file=sys.__stderr__ or sys.stderr)
         try:
             first = prepare_ours(buffers[0], backend, weighted)
@@ -122,7 +122,7 @@ class Preparation:
         return prepared
 
     def _why_not(self, peer: Peer, label: str, with_compiled: bool) -> str:
-        """Why a peer is not even tried; empty if it is."""
+        """The reason why a peer is not tried; empty if it is."""
         if self.device.type not in peer.device_types:
             return f"{peer.name}: not on a {self.device.type.upper()}"
         if peer.name in self._slow:

@@ -9,7 +9,7 @@ from bench.gpu_report import commands
 
 
 class SkipPart(Exception):  # noqa: N818  no error
-    """The part has nothing to do here; the text says why."""
+    """The part is skipped; the text is the reason."""
 
 
 @dataclass
@@ -19,7 +19,7 @@ class Report:
     Attributes:
         device: device that is measured.
         quick: small shapes.
-        output: folder of the results; None: nothing is written.
+        output: folder of the results; if None, nothing is written.
         notes: findings and omissions, by part.
         outcomes: outcomes of the tests, by test.
         log: output of all commands.

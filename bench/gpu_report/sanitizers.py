@@ -16,7 +16,7 @@ class Finding:
 
     Attributes:
         tool: name of the tool.
-        ok: whether it found nothing.
+        ok: whether it found no error.
         text: its summary, and its first errors.
         result: its command.
     """
@@ -28,11 +28,11 @@ class Finding:
 
 
 def run_sanitizers(limit: float, tools: Sequence[str] = TOOLS, backend: str | None = None) -> list[Finding]:
-    """compute-sanitizer with its tools over small shapes, of one backend or all; nothing if it is not installed."""
+    """Runs compute-sanitizer's tools on small shapes of one or all backends; no findings if it is not installed."""
     program = commands.find("compute-sanitizer")
     if program is None:
         return []
-    # Without torch's cache of freed memory every tensor is an allocation of its own, whose bounds are known.
+    # Without torch's memory cache, every tensor is an allocation of its own with known bounds.
     env = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     script = commands.module("gpu_report.small_shapes", "--device", "cuda")
     script += ["--backend", backend] if backend else []
@@ -41,7 +41,7 @@ def run_sanitizers(limit: float, tools: Sequence[str] = TOOLS, backend: str | No
         result = commands.run([program, "--tool", tool, "--error-exitcode", "86", *script], limit, env)
         return Finding(tool, result.ok, verdict(result, limit), result)
 
-    # Nothing is timed, so that they may run at once.
+    # Nothing is timed, so the tools may run in parallel.
     with ThreadPoolExecutor(len(tools)) as pool:
         return list(pool.map(run, tools))
 

@@ -1,4 +1,4 @@
-"""Jobs of small_shapes.py: operators of every backend, forward and backward, on shapes that reach certain kernels."""
+"""Jobs of small_shapes.py: operators of every backend, forward and backward, on shapes that select certain kernels."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from torch import Tensor
 from bench.command_line import short_name
 from msvit_kernels import mixed_scale_embed, mixed_scale_layout, testing, unpack_to_grid, varlen_attention
 
-# Partial tiles, tiles of one row, an empty sequence; "long": keys that do not stay on the chip, two passes backward.
+# Partial tiles, tiles of one row, an empty sequence; "long" has keys beyond shared memory, and two backward passes.
 LENGTHS = {"32": (0, 1, 17, 49), "64": (49, 0, 130, 196, 1), "128": (70, 520), "long": (600, 3, 130)}
 HEAD_DIMS = {"32": 32, "64": 64, "128": 128, "long": 64}
 PATCH, SCALE, PREFIX, DIM = 8, 2, 1, 32
@@ -27,11 +27,11 @@ class Job:
 
     Attributes:
         name: name on the command line.
-        backend: backend that is tried.
-        operator: operator of the table of backends; a backend that refuses it skips the job.
-        results: (backend, dtype, device) -> names and tensors, one after the other, so that a kernel that fails leaves
-            the results before it.
-        kernels: names of the kernels that compute the results, by result; for messages, and for UNVERIFIED.md.
+        backend: backend to run.
+        operator: operator in the table of backends; if the backend refuses it, the job is skipped.
+        results: (backend, dtype, device) -> names and tensors, one by one, so that the results before a failing
+            kernel are kept.
+        kernels: name of the kernel that computes each result, for messages and for UNVERIFIED.md.
         details: arguments of the operator's `unsupported_reason`.
     """
 
@@ -44,7 +44,7 @@ class Job:
 
 
 def attention(name: str, backend: str, dtype: torch.dtype, place: torch.device) -> Results:
-    """Forward, with key weights and lse, and backward from both outputs."""
+    """Forward pass with key weights and lse, and backward pass from both outputs."""
     lengths, head_dim = LENGTHS[name], HEAD_DIMS[name]
     torch.manual_seed(0)
     qkv = testing.qkv_views(sum(lengths), 2, head_dim, torch.bfloat16)
@@ -65,7 +65,7 @@ def attention(name: str, backend: str, dtype: torch.dtype, place: torch.device) 
 
 
 def small_mask() -> Tensor:
-    """bool [3, 2, 2]: an image of both scales, a coarse and a fine one."""
+    """bool [3, 2, 2]: an image with both scales, an all-coarse and an all-fine image."""
     return torch.tensor([[[1, 0], [0, 1]], [[0, 0], [0, 0]], [[1, 1], [1, 1]]], dtype=torch.bool)
 
 
@@ -144,6 +144,6 @@ def jobs() -> list[Job]:
 
 
 def supported(job: Job, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the job's backend takes it on this machine."""
+    """Whether the job's backend can run it on this machine."""
     kind = torch.bool if job.operator == "mixed_scale_layout" else dtype
     return job.backend in testing.backends_for(job.operator, device.type, kind, **job.details)

@@ -1,11 +1,11 @@
-"""Runs every operator of every backend once, forward and backward, on small shapes, and holds its results to fp64.
+"""Runs every operator of every backend once, forward and backward, on small shapes, and checks it against fp64.
 
     python -m bench.gpu_report.small_shapes --device cuda --jobs cuda-attention-64 --json kernels.jsonl
     compute-sanitizer --tool memcheck python -m bench.gpu_report.small_shapes --device cuda
 
-A job is one operator of one backend on shapes that reach certain kernels (`--list`). Results are compared with the
-reference on the CPU, which launches nothing on a GPU, and named by the kernel that computed them: with --json each gets
-a line of its own as soon as it is known. Inputs are made on the CPU too.
+A job is one operator of one backend on shapes that select certain kernels (`--list`). Results are compared with the
+reference on the CPU, which launches nothing on a GPU, and carry the name of the kernel that computed them. With --json,
+each result is written as a line as soon as it is known. Inputs are made on the CPU too.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from msvit_kernels import testing
 
 
 def run(job: Job, dtype: torch.dtype, device: torch.device, lines: Path | None) -> tuple[int, list[str]]:
-    """Number of right results, and the errors of the others; with `lines` each result adds a line to that file."""
+    """Number of correct results, and the errors of the others; each result adds a line to `lines`, if that is given."""
     cpu = torch.device("cpu")
     oracle = dict(job.results("reference", torch.float64, cpu))
     eager = dict(job.results("reference", dtype, cpu))
@@ -51,7 +51,7 @@ def run(job: Job, dtype: torch.dtype, device: torch.device, lines: Path | None) 
 
 
 def append(lines: Path, row: Mapping[str, object]) -> None:
-    """One line at a time: several processes write to the file."""
+    """Appends a row in a single write, because several processes write to the file."""
     with lines.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
 
@@ -68,7 +68,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the chosen jobs; the number of results that are wrong."""
+    """Runs the chosen jobs and returns the number of wrong results."""
     arguments = _parse(argv)
     device = find_device(arguments.device)
     default = "bf16" if device.type == "cuda" else "fp32"

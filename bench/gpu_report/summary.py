@@ -1,4 +1,4 @@
-"""Tables of a report as markdown, made from its CSV rows."""
+"""Markdown tables of a report, made from its CSV rows."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -58,7 +58,7 @@ def latency_lines(rows: Sequence[Row]) -> list[str]:
     """Milliseconds per image of every method, one table for each batch size."""
     lines: list[str] = []
     if len(dict.fromkeys(row["commit"] for row in rows)) > 1:
-        lines += [f"Runs of {commits(rows)} share these tables. The host's part of a time differs between runs."]
+        lines += [f"These tables combine runs of commits {commits(rows)}. The host time differs between runs."]
     for batch in dict.fromkeys(row["batch"] for row in rows):
         mine = [row for row in rows if row["batch"] == batch]
         methods = list(dict.fromkeys(row["method"] for row in mine))
@@ -88,7 +88,7 @@ def profile_lines(rows: Sequence[Row]) -> list[str]:
     heads = ("kernel", "µs", "read MB", "written MB", "DRAM %", "occupancy %", "tensor pipe %", "registers", "stalls")
     cells = ([f"`{row['kernel']}`", *(_text(row, name, spec) for name, spec in columns), row["stalls"]] for row in rows)
     return [
-        f"One launch of each kernel with a cold cache, of commit {commits(rows)}.",
+        f"One launch of each kernel with a cold cache, at commit {commits(rows)}.",
         "",
         *markdown_table(heads, cells),
     ]
@@ -105,9 +105,9 @@ def tune_lines(rows: Sequence[Row]) -> list[str]:
         fastest = [_configuration(row) for row in group[:3]]
         cells.append([key[0], kernel, *fastest, *[""] * (3 - len(fastest)), _configuration(used) if used else ""])
     return [
-        "Each cell: µs in a CUDA graph, BLOCK_M x BLOCK_N, warps (w), stages (s), and the limit of registers (r).",
+        "Each cell: µs in a CUDA graph, BLOCK_M x BLOCK_N, warps (w), stages (s), and the register limit (r).",
         "",
-        *markdown_table(("workload", "kernel", "fastest", "second", "third", "in use then"), cells, 2),
+        *markdown_table(("workload", "kernel", "fastest", "second", "third", "in use at that time"), cells, 2),
     ]
 
 
@@ -119,11 +119,11 @@ def _configuration(row: Row) -> str:
 
 def target_lines(targets: Sequence[Target]) -> list[str]:
     """Target, measured value and verdict."""
-    return markdown_table(("what", "target", "measured", ""), (target.cells() for target in targets))
+    return markdown_table(("figure", "target", "measured", ""), (target.cells() for target in targets))
 
 
 def report_lines(folder: Path, with_targets: bool) -> list[str]:
-    """All tables of a folder that has their CSV files; `with_targets`: those of a GPU, too."""
+    """All tables whose CSV files are in the folder; `with_targets` adds the targets for a GPU."""
     parts = (
         ("Attention", read_rows(folder / "attention.csv"), attention_lines),
         ("Other operators", read_rows(folder / "token_operators.csv"), operator_lines),

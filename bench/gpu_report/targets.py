@@ -1,4 +1,4 @@
-"""The figures that the project set itself for an H100 or H200, and whether the rows of a report reach them."""
+"""The project's performance targets for an H100 or H200, and whether the rows of a report meet them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ SHORT, LONG = (HEADLINE, "512 x 49", "256 x 196"), ("57 x 576", "32 x 1024")
 
 @dataclass(frozen=True)
 class Target:
-    """A figure that the project set itself.
+    """A performance target of the project.
 
     Attributes:
         what: name of the figure.
         wanted: bound of the figure.
         unit: unit of the figure.
-        at_most: whether the bound is an upper one, as of a time.
+        at_most: whether the bound is an upper bound, as for a time.
         measured: measured value; None if no row has it.
         detail: remark for the table.
     """
@@ -107,7 +107,7 @@ def _host_target(attention: Sequence[Row]) -> Target:
 
 
 def best_of_ours(rows: Sequence[Row], workload: str, direction: str, head_dim: str = "64") -> Row | None:
-    """Our fastest backend, in the backward pass with the gradient of the key weight."""
+    """Our fastest backend; in the backward pass, with the gradient of the key weight."""
     mine = [
         row
         for row in rows
@@ -118,7 +118,7 @@ def best_of_ours(rows: Sequence[Row], workload: str, direction: str, head_dim: s
 
 
 def against_best_peer(rows: Sequence[Row], workload: str, direction: str, mine: Row | None) -> float | None:
-    """Time of the fastest peer that does the same work over ours, both as graphs if both have one."""
+    """Time of the fastest exact peer divided by ours, both as graphs if both have one."""
     if mine is None:
         return None
     for column in ("graph_p50_us", "eager_p50_us"):

@@ -1,8 +1,8 @@
-"""The operators beside attention as cases of the report: every backend against eager and compiled torch.
+"""The operators other than attention as cases of the report: every backend against eager and compiled torch.
 
-The inputs and the methods in torch are those of bench/bench_<operator>.py. Least bytes: images, tokens or masks are
-read once and the result is written once; gradients count the bytes that they read and write. Weights are small beside
-them.
+The inputs and the methods in torch are those of bench/bench_<operator>.py. Minimum bytes: images, tokens or masks are
+read once and the result is written once; gradients count the bytes that they read and write. Weights are not counted,
+because they are small.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,8 +35,8 @@ class Case:
         fields: columns that identify the case.
         methods: makers of calls by name, one for each set of buffers; names of alternatives begin with "torch".
         check: takes a name and its first call; raises AssertionError if the call computes something wrong.
-        bytes: bytes moved at least.
-        flop: operations at least.
+        bytes: minimum bytes moved.
+        flop: minimum operations.
     """
 
     fields: dict[str, Any]
@@ -111,8 +111,8 @@ def unpack_case(shape: tuple[int, int, int], backward: bool, device: torch.devic
 
 
 def layout_case(batch: int, coarse: int, device: torch.device) -> Case:
-    """`mixed_scale_layout` with the total given, as a budget does."""
-    # One set of buffers: the mask is small, and the model has just put it into the cache.
+    """`mixed_scale_layout` with a given total, as with a budget."""
+    # One set of buffers: the mask is small, and in the model it is in the cache.
     x = layout.Inputs(batch, coarse, device)
 
     def maker(call: Call) -> Callable[[], Call]:
@@ -171,5 +171,5 @@ def _dtype(device: torch.device) -> torch.dtype:
 
 
 def _more(moved: float, device: torch.device) -> int:
-    """Number of sets of buffers beside the first."""
+    """Number of sets of buffers after the first."""
     return 1 if device.type == "cpu" else rotations(moved, cache_bytes(device)) - 1

@@ -1,4 +1,4 @@
-"""Times the operators beside attention, every backend against eager and compiled torch; a part of the GPU report.
+"""Times the operators other than attention against eager and compiled torch; a part of the GPU report.
 
 python -m bench.gpu_report.token_operators --seconds 60
 """
@@ -25,7 +25,7 @@ COMPILE_SECONDS = 25.0
 
 
 def run(device: torch.device, seconds: float, quick: bool, output: Path | None) -> tuple[list[dict[str, Any]], int]:
-    """CSV rows of all cases until the time is over, and the number of our methods that are wrong."""
+    """CSV rows of the cases measured before the time is over, and the number of our methods that are wrong."""
     deadline = time.perf_counter() + seconds
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     ceilings = Roofline.measure(device, dtype, 0.1 if quick else 1.0)
@@ -50,7 +50,7 @@ def run(device: torch.device, seconds: float, quick: bool, output: Path | None) 
 
 
 def _ready(case: Case, deadline: float) -> tuple[dict[str, list[Call]], int]:
-    """The calls that are right, by name, and the number of our methods that are not; all that are not are named."""
+    """The correct calls by name, and the number of our wrong methods; the wrong ones are printed."""
     calls: dict[str, list[Call]] = {}
     failures = 0
     for name, makers in case.methods.items():
@@ -104,7 +104,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the part; 1 if a backend of ours is wrong."""
+    """Runs the part; returns 1 if a backend of ours is wrong."""
     arguments = make_part_parser(__doc__).parse_args(argv)
     device = find_device(arguments.device)
     with torch.cuda.stream(torch.cuda.Stream()) if device.type == "cuda" else nullcontext():

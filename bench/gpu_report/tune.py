@@ -1,10 +1,10 @@
-"""Times the launch configurations of the Triton attention kernels on the GPU at hand, for `launch_config`.
+"""Times the launch configurations of the Triton attention kernels on this machine's GPU, for `launch_config`.
 
     python -m bench.gpu_report.tune --output DIR
     python -m bench.gpu_report.tune --compile-only 90    # without a GPU: fills Triton's cache for it
 
 Every kernel is timed alone, in a CUDA graph over rotated buffers, in every combination of tile sizes, warps and stages.
-A configuration is timed after its results have matched those of the configuration in use.
+A configuration is timed only if its results match those of the configuration in use.
 """
 
 import time
@@ -31,7 +31,7 @@ WORKLOADS = ("256 x 64..196", "512 x 49", "256 x 196", "64 x 144..576", "57 x 57
 
 
 def calls_of(kernel: str, weighted: bool, buffers: Sequence[Buffers]) -> list[Callable[[], Any]]:
-    """The launcher of one kernel on each set of buffers; the backward ones get the results of the forward pass."""
+    """The launcher of one kernel on each set of buffers; backward launchers get the results of the forward pass."""
     calls: list[Callable[[], Any]] = []
     for x in buffers:
         q, k, v = (leaf.detach() for leaf in x.leaves)
@@ -48,13 +48,13 @@ def calls_of(kernel: str, weighted: bool, buffers: Sequence[Buffers]) -> list[Ca
 
 
 def results_of(kernel: str, returned: Any) -> Sequence[Tensor]:
-    """Those of a launcher's results that this kernel writes."""
+    """The results of a launcher that this kernel writes."""
     found: dict[str, Sequence[Tensor]] = {"fwd": returned, "dq": returned[:1], "dkv": returned[1:]}
     return found[kernel]
 
 
 def time_one(kernel: str, config: Config, calls: Sequence[Callable[[], Any]], seconds: float) -> list[float]:
-    """Seconds of one launch, several samples."""
+    """Several samples of the seconds of one launch."""
     device = torch.device("cuda")
     with forced(kernel, config):
         calls[0]()

@@ -21,7 +21,7 @@ Config = dict[str, int]
 
 
 def candidates(kernel: str) -> list[Config]:
-    """Configurations to try for "fwd", "dq" or "dkv"; programs split the queries, for "dkv" the keys."""
+    """Configurations to try for "fwd", "dq" or "dkv"; programs split the queries or, for "dkv", the keys."""
     tiles = [(64, other, 4, stages) for other in (32, 64) for stages in (1, 2, 3, 4)]
     tiles += [(128, other, 4, stages) for other in (32, 64) for stages in (2, 3)]
     tiles += [(128, other, 8, stages) for other in (32, 64, 128) for stages in (2, 3)]
@@ -29,7 +29,7 @@ def candidates(kernel: str) -> list[Config]:
     for split, other, warps, stages in tiles:
         blocks = (other, split) if kernel == "dkv" else (split, other)
         found.append({"BLOCK_M": blocks[0], "BLOCK_N": blocks[1], "num_warps": warps, "num_stages": stages})
-    # With fewer registers one more program fits beside the others.
+    # With fewer registers, one more program fits on a multiprocessor.
     smallest = {"fwd": (96, 112), "dq": (96, 112), "dkv": (128, 168)}[kernel]
     usual = [each for each in found if min(each["BLOCK_M"], each["BLOCK_N"]) == 32 and each["num_warps"] == 4]
     found += [each | {"maxnreg": most} for each in usual[:3] for most in smallest]
@@ -47,7 +47,7 @@ def jobs() -> list[tuple[str, bool, Config]]:
 
 @contextmanager
 def forced(kernel: str, config: Config, alone: bool = True) -> Iterator[None]:
-    """Makes `launch_config` give `config` for one kernel; if `alone`, the launchers launch no other."""
+    """Makes `launch_config` return `config` for one kernel; if `alone`, the launchers launch no other kernel."""
     module: Any = kernels
     usual_config, usual_launch = module.launch_config, module.launch
 
@@ -70,7 +70,7 @@ def compile_one(arch: int | None, job: tuple[str, bool, Config]) -> str:
     """Fills Triton's cache with one configuration of `jobs`.
 
     Args:
-        arch: compute capability such as 90; None: that of the GPU.
+        arch: compute capability such as 90; if None, that of the GPU.
         job: kernel, whether keys have weights, and configuration.
 
     Returns:
@@ -84,7 +84,7 @@ def compile_one(arch: int | None, job: tuple[str, bool, Config]) -> str:
     try:
         with forced(kernel, config):
             aot._attention(DTYPE, HEAD_DIM, 196, weighted, weighted, aligned=True, dlse=False)
-    except Exception as error:  # too much shared memory, say: a candidate that does not exist
+    except Exception as error:  # for example too much shared memory: not a valid candidate
         return f"{kernel} {config}: {reason(error)}"
     finally:
         triton_common.compile_hook = None

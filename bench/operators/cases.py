@@ -20,10 +20,10 @@ class Case:
         fields: columns that identify the case, "dtype" among them.
         methods: calls by name; names of alternatives in plain torch begin with "torch".
         check: raises AssertionError if a method computes something wrong.
-        flop: operations that the work needs at least; 0 leaves out the column.
-        bytes: bytes that the work moves at least; 0 leaves out the column.
-        host: time the host's part of a call, without waiting for a GPU.
-        few: methods of which three samples are enough.
+        flop: minimum operations of the work; 0 leaves out the column.
+        bytes: minimum bytes that the work moves; 0 leaves out the column.
+        host: whether to time only the host's part of a call, without waiting for a GPU.
+        few: methods for which three samples are enough.
     """
 
     fields: dict[str, Any]
@@ -44,8 +44,8 @@ class Setting:
 
     Attributes:
         device: device of all inputs.
-        dtypes: names of dtypes, of `command_line.DTYPES`.
-        quick: small shapes and few rounds.
+        dtypes: names of dtypes, keys of `command_line.DTYPES`.
+        quick: whether to use small shapes and few rounds.
     """
 
     device: torch.device
@@ -60,6 +60,6 @@ def backends_to_time(operator: str, device: torch.device, dtype: torch.dtype, **
 
 
 def check_baseline(name: str, actual: Tensor, oracle: Tensor) -> None:
-    """Raises AssertionError if an alternative computes something else; rounding up to 2 % is its own affair."""
+    """Raises AssertionError if an alternative computes something else; rounding of up to 2 % is allowed."""
     error = (actual.detach().double() - oracle).norm() / oracle.norm()
     assert error < MAX_BASELINE_ERROR, f"{name}: relative error {float(error):.3g} against fp64: it does other work"

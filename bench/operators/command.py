@@ -30,9 +30,9 @@ def main(
 
     Args:
         operator: name of the operator, and of the CSV file.
-        cases: the makers of all cases of a setting.
+        cases: function from a setting to the makers of all cases.
         documentation: text of --help.
-        argv: command line; None: that of the process.
+        argv: command line; if None, that of the process.
     """
     arguments = _parse(documentation, argv)
     console = make_console()
@@ -85,7 +85,7 @@ def _run(
             samples = interleave(case.methods, timer, 0.1 if setting.quick else seconds, few=case.few)
         measured.append(Measured(case.fields, case.flop, case.bytes, samples))
     rooflines = {name: roofline.best(_roofline(name, setting)) for name, roofline in before.items()}
-    # An operator on masks has no dtype of its own: the roofline of the first one, of which only the copy matters.
+    # An operator on masks has no dtype of its own: the first roofline serves, because only its copy is used.
     default = rooflines[setting.dtypes[0]]
     return [row | known for each in measured for row in make_rows(operator, each, rooflines.get(each.dtype, default))]
 

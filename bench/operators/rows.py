@@ -18,8 +18,8 @@ class Measured:
 
     Attributes:
         fields: columns that identify the case.
-        flop: operations, 0 if they say nothing.
-        bytes: bytes moved, 0 if they say nothing.
+        flop: operations, 0 if they are not meaningful.
+        bytes: bytes moved, 0 if they are not meaningful.
         samples: seconds of a call by method.
     """
 

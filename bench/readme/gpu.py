@@ -54,8 +54,8 @@ def latency_lines(rows: Sequence[Row]) -> list[str]:
     lines = [
         *_paragraph(
             "Milliseconds per image of ViT-S, from uint8 images to logits. The last column is the paper's GPU time "
-            "(RTX 2080 Ti), which is the same from 64 to 576 tokens. Masked and trimmed run eagerly. For dense and packed "
-            "the table shows the fastest form: eager or as a CUDA graph, compiled or not."
+            "(RTX 2080 Ti), which is the same from 64 to 576 tokens. Masked and trimmed run eagerly. For dense and "
+            "packed the table shows the fastest form: eager or as a CUDA graph, compiled or not."
             f"{_compiled(rows)}{_host_time(rows)}"
         ),
         "",

@@ -1,4 +1,4 @@
-"""The dense and the packed model through torch.compile, held against fp64 before they are timed."""
+"""The dense and the packed model through torch.compile, checked against fp64 before they are timed."""
 
 import copy
 from collections.abc import Callable
@@ -12,17 +12,17 @@ from bench.failures import RefusalError
 from bench.vit.zoo import Method, Zoo, logits_of, require_same
 from msvit.policies import Budget
 
-# Every size, budget and batch compiles the same few lines of Python again, which torch by default does eight times.
+# Every size, budget and batch compiles the same few lines of Python again; torch's default limit is eight times.
 torch._dynamo.config.recompile_limit = 256
-CHECKED = 4  # images of a batch whose logits are held against fp64
+CHECKED = 4  # images of a batch whose logits are checked against fp64
 
 
 def compiled(zoo: Zoo, method: Method, batch: int) -> Method:
     """The dense or the packed model through torch.compile with static shapes, compiled and checked for a batch size.
 
     Raises:
-        RefusalError: its logits differ from those of the same model uncompiled by more than rounding does.
-        Exception: of the compiler; a break in the graph is an error too.
+        RefusalError: its logits differ from those of the uncompiled model by more than rounding.
+        Exception: an error of the compiler; a graph break is an error too.
     """
     make = {"dense": _dense, "packed": _packed}[method.name]
     return replace(
@@ -41,7 +41,7 @@ def _dense(zoo: Zoo, method: Method, images: Tensor) -> Callable[[Tensor], Tenso
 
 
 def _packed(zoo: Zoo, method: Method, images: Tensor) -> Callable[[Tensor], Tensor]:
-    # One model for each budget, or the code of one budget would be compiled again for the next.
+    # One model for each budget; a shared model would be compiled again for each.
     model = zoo.bare_mixed(method.image_size)
     model.token_mode, model.policy = "packed", Budget(method.wanted)
 
@@ -52,8 +52,8 @@ def _packed(zoo: Zoo, method: Method, images: Tensor) -> Callable[[Tensor], Tens
     compiled = torch.compile(with_mask, dynamic=False, fullgraph=True)
     (logits, mask), few = compiled(images), images[:CHECKED]
     name = f"compiled packed MSViT-S with {method.wanted} tokens"
-    # Rounding may choose another of two regions with nearly the same entropy: the scores are compared, and then the
-    # logits for the chosen regions.
+    # Rounding may swap two regions with nearly the same entropy: first the scores are compared, then the logits for
+    # the chosen regions.
     scores, wanted = model.gate(images).double(), model.decide(images).fine_mask
     gap = ((scores * wanted).sum() - (scores * mask).sum()).abs().item()
     if int(mask.sum()) != int(wanted.sum()) or gap > 1e-5 * wanted.numel():

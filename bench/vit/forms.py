@@ -15,7 +15,7 @@ from bench.vit.tokens import IMAGE_SIZES
 from bench.vit.zoo import Method, Zoo
 from msvit_kernels import testing
 
-HEADLINE_TOKENS = 98  # half of 196: packed against dense is the figure that the project is judged by
+HEADLINE_TOKENS = 98  # half of 196: the headline compares packed with dense
 FASTER = ("dense", "packed")  # the masked model is a yardstick only, and trimming waits for the device
 FORMS = tuple(f"{name}{form}" for name in FASTER for form in (" compiled", " graph", " compiled graph"))
 Tables = dict[int, list[list[Method]]]
@@ -31,18 +31,18 @@ def add_forms(
     reserve: float = 0.0,
     forms: Collection[str] = FORMS,
 ) -> list[str]:
-    """Adds to the methods of each batch size their graphs, then one by one the compiled models with theirs.
+    """Adds the graphs of the methods of each batch size, then the compiled models and their graphs one by one.
 
     Args:
         zoo: zoo that made the methods.
-        tables: lists of methods by batch size, which grow.
-        deadline: moment of `time.perf_counter` by which compiling must be over.
+        tables: lists of methods by batch size, which are extended.
+        deadline: value of `time.perf_counter` at which compilation must end.
         added: function that is called with a batch size and its new methods as soon as they are ready.
-        reserve: seconds before the deadline that only the first two, the pair of the headline, may use.
+        reserve: seconds before the deadline that only the headline pair, which compiles first, may use.
         forms: wanted forms, some of FORMS.
 
     Returns:
-        Notes on forms that are left out, and why.
+        Notes on forms that are left out, with reasons.
     """
     notes: list[str] = []
     graphs = Graphs(zoo, notes) if any(form.endswith("graph") for form in forms) else None
@@ -61,7 +61,7 @@ def add_forms(
             continue
         try:
             found = compiled(zoo, method, batch)
-        except Exception as error:  # of the compiler, or its result is wrong: the other methods are still worth timing
+        except Exception as error:  # of the compiler, or a wrong result: the other methods are still timed
             if is_fatal(error):
                 raise
             notes.append(f"{name} at {method.wanted} tokens and batch {batch}: {reason(error)}")
@@ -78,8 +78,8 @@ def add_forms(
 def _to_compile(tables: Tables, forms: Collection[str]) -> list[tuple[int, list[Method], Method]]:
     """(batch, row, method), the most important ones first.
 
-    The pair of the headline comes first, at the largest batch, one image and the others; then the dense model at 576
-    tokens, which speed-ups refer to as well, and the packed one at all other numbers of tokens.
+    The headline pair comes first, at the largest batch, then one image, then the other batches. The dense model at 576
+    tokens follows, the other reference of speed-ups, and then the packed model at all other numbers of tokens.
     """
     found = [(batch, row, method) for batch, rows in tables.items() for row in rows for method in row]
     found = [each for each in found if {f"{each[2].name} compiled", f"{each[2].name} compiled graph"} & {*forms}]
@@ -99,12 +99,12 @@ def _to_compile(tables: Tables, forms: Collection[str]) -> list[tuple[int, list[
 
 
 def _expected_seconds(took: list[float]) -> float:
-    """Expected seconds of the next compilation; the first one loads the compiler, too, and takes longer."""
+    """Expected seconds of the next compilation; the first one takes longer, because it also loads the compiler."""
     return max(took[1:], default=0.6 * took[0]) if took else 0.0
 
 
 class Graphs:
-    """Captures methods into one pool of memory; says in `notes` what cannot be captured."""
+    """Captures methods into one pool of memory; `notes` lists methods that cannot be captured."""
 
     def __init__(self, zoo: Zoo, notes: list[str]) -> None:
         self.zoo, self.notes = zoo, notes
@@ -126,10 +126,10 @@ class Graphs:
 def graphed(
     call: Callable[[Tensor], Tensor], images: Tensor, zoo: Zoo, pool: Any, stream: torch.cuda.Stream
 ) -> Callable[[Tensor], None]:
-    """A function that copies images to where the graph of `call` reads them, and replays it.
+    """A function that copies images to the input of the graph of `call`, and replays it.
 
     Raises:
-        AssertionError: the replay gives other logits than the call.
+        AssertionError: the logits of the replay differ from those of the call.
         RuntimeError: the call cannot be captured.
     """
     static = images.clone()

@@ -18,7 +18,7 @@ def make_rows(
         for sweep in sweeps
         for group in tables[sweep.batch]
         for method in group
-        if sweep.key(method) in sweep.samples  # or the time was over before its turn came
+        if sweep.key(method) in sweep.samples  # otherwise the time was over before its turn
     ]
 
 

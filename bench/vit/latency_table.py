@@ -35,14 +35,14 @@ def print_table(rows: list[dict[str, Any]], console: Console) -> None:
         table.add_row(*(map(str, group) if new else ("", "")), *cells(row, ratios), style=style)
     console.print(table)
     console.print(
-        "* dense ViT-S with 196 tokens where MSViT-S sees 224 px, with 576 where it sees 384 px. "
+        "* dense ViT-S with 196 tokens if MSViT-S gets 224 px, with 576 tokens if it gets 384 px. "
         f"Peak: {first['peak_gflop_s']:.0f} GFLOP/s ({first['peak_source']}), measured now.",
         highlight=False,
     )
 
 
 def cells(row: dict[str, Any], ratios: Iterable[str] = ("times_masked", "times_dense")) -> list[str]:
-    """The cells of a row behind batch and tokens asked for; empty if there is no time or ratio."""
+    """The cells of a row after batch and requested tokens; empty if there is no time or ratio."""
     cells = [row["method"], f"{row['tokens']:.1f}".removesuffix(".0"), f"{row['gmacs']:.2f}"]
     for part in ("transformer", "all"):
         low, middle, high = (row[f"{part}_p{q}_ms"] for q in QUANTILES)

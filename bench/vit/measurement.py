@@ -1,4 +1,4 @@
-"""One run of bench/latency.py: builds and checks the models, times them until the time is over, writes as it goes."""
+"""One run of bench/latency.py: builds and checks the models, times them until the time is over, writes in between."""
 
 import time
 from dataclasses import dataclass
@@ -33,13 +33,13 @@ class Request:
         tokens: numbers of tokens.
         batches: batch sizes.
         methods: names of the methods that are wanted.
-        forms: those of them that are compiled or captured.
-        images: folder of images; None: photographs of scikit-image.
+        forms: the names of compiled or captured methods among them.
+        images: folder of images; if None, photographs of scikit-image.
         device: device of the models.
-        dtype_name: dtype of the weights, of `command_line.DTYPES`.
-        seconds: time limit from `start` on.
-        start: moment of `time.perf_counter`.
-        path: CSV file to write; the picture stands beside it.
+        dtype_name: dtype of the weights, a key of `command_line.DTYPES`.
+        seconds: time limit, counted from `start`.
+        start: value of `time.perf_counter`.
+        path: CSV file to write; the picture is written next to it.
     """
 
     tokens: list[int]
@@ -74,7 +74,7 @@ class Measurement:
         self.request, self.console = request, console
         torch.manual_seed(0)
         images = image_source(request.images, max([*request.batches, 2]), request.device, console)
-        images(min(IMAGE_SIZES))  # bad folders are an error before anything is built
+        images(min(IMAGE_SIZES))  # raises an error for a bad folder before anything is built
         self.tables: Tables = {}
         self.notes: list[str] = []
         with console.status("building and checking the models"), torch.inference_mode():

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 
 from msvit_kernels.files import replacing
 
-# Okabe and Ito's colours, which the colour-blind can tell apart, and a dark red. A compiled model is drawn once, as a
-# graph if it is one.
+# Okabe and Ito's colours, which colour-blind readers can distinguish, and a dark red. A compiled model is drawn once,
+# as a graph if there is one.
 STYLES = {
     "masked": ("MSViT-S masked", "#999999", "s"),
     "trimmed": ("MSViT-S trimmed", "#E69F00", "^"),
@@ -101,7 +101,7 @@ def _panel(axes: Axes, rows: list[dict[str, Any]]) -> None:
 
 
 def _proportional(axes: Axes, rows: list[dict[str, Any]]) -> None:
-    """A line through the dense model at its most tokens: the time at the same GMACs/s for all other numbers."""
+    """A line through the dense model with the most tokens: the time of other token counts at the same GMACs/s."""
     dense = sorted((row for row in rows if row["method"] == "dense"), key=lambda row: row["tokens"])
     if len(dense) < 2:
         return

@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 class Stopwatch:
-    """Takes the time of a whole call and, from marks that hooks set, of its transformer blocks.
+    """Measures the time of a whole call and, by marks that hooks set, of its transformer blocks.
 
     Attributes:
-        paused: marks nothing, as while a graph is captured, which would contain the events.
+        paused: whether marks are disabled, as during the capture of a graph, which would contain the events.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -21,13 +21,13 @@ class Stopwatch:
         self.paused = False
 
     def watch(self, model: Any) -> Any:
-        """The model, with hooks that mark the begin of its first block and the end of its last one."""
+        """The model, with hooks that mark the start of its first block and the end of its last block."""
         model.blocks[0].register_forward_pre_hook(lambda *_: self.mark("first_block"))
         model.blocks[-1].register_forward_hook(lambda *_: self.mark("last_block"))
         return model
 
     def mark(self, name: str) -> None:
-        """Remembers now, on a GPU as an event of the stream."""
+        """Records the current time, on a GPU as an event of the stream."""
         if self.paused:
             return
         if self.device.type == "cuda":

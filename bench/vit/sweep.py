@@ -61,7 +61,7 @@ class Sweep:
         self.others += methods
 
     def run(self, advance: Callable[[], None], keep: bool = True, deadline: float = math.inf) -> None:
-        """One round, which ends early after the deadline; if `keep` is False it only warms up."""
+        """Runs one round, which ends early after the deadline; if `keep` is False, it is only a warm-up."""
         start = time.perf_counter()
         turns = [(group[self.rounds % len(group)], group) for group in self.masked]
         turns += [(method, [method]) for method in self.others]
@@ -84,7 +84,7 @@ class Sweep:
 
 
 def first_rounds(sweeps: list[Sweep], deadline: float, progress: Progress) -> None:
-    """One round of every batch size; only the smallest is complete even after the deadline."""
+    """Runs one round of every batch size; only that of the smallest one is completed after the deadline."""
     task = progress.add_task("first round", total=sum(sweep.calls_per_round for sweep in sweeps))
     small = min(sweeps, key=lambda sweep: sweep.batch)
     small.run(lambda: None, keep=False)
@@ -94,7 +94,7 @@ def first_rounds(sweeps: list[Sweep], deadline: float, progress: Progress) -> No
 
 
 def more_rounds(sweeps: list[Sweep], deadline: float, progress: Progress, write: Callable[[], None]) -> None:
-    """Rounds of all batch sizes, evenly, until the next would end after the deadline."""
+    """Runs rounds of all batch sizes evenly, until the next one would end after the deadline."""
     start = written = time.perf_counter()
     task = progress.add_task("measuring", total=max(deadline - start, 1e-3))
     while fitting := [s for s in sweeps if s.rounds < MAX_SAMPLES and time.perf_counter() + s.seconds < deadline]:
@@ -106,5 +106,5 @@ def more_rounds(sweeps: list[Sweep], deadline: float, progress: Progress, write:
 
 
 def seconds_of_rounds(sweeps: Iterable[Sweep], deadline: float) -> float:
-    """Seconds that compiling leaves for rounds: five of them, or half of the time."""
+    """Seconds reserved for rounds before compilation: five rounds, but at most half of the time."""
     return min((deadline - time.perf_counter()) / 2, 5 + 5 * sum(sweep.seconds for sweep in sweeps))

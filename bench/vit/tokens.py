@@ -6,7 +6,7 @@ IMAGE_SIZES = {224: 196, 384: 576}
 
 
 def image_size(tokens: int) -> int:
-    """Side in pixels of the images of which MSViT-S makes `tokens` tokens.
+    """Side in pixels of the images for which MSViT-S makes `tokens` tokens.
 
     Raises:
         ValueError: more tokens than all fine, or fewer than all coarse.
@@ -23,7 +23,7 @@ def image_size(tokens: int) -> int:
 def parse_tokens(text: str) -> list[int]:
     """Numbers of tokens: "196", "64,100,196", or "64..576" for the squares of the even numbers in that range.
 
-    Even, because regions of two patches must divide the image.
+    The sides are even, because regions of two patches must divide the image.
 
     Raises:
         ValueError: anything else.
@@ -47,7 +47,7 @@ def parse_tokens(text: str) -> list[int]:
 
 
 def reference_tokens(wanted: int) -> int:
-    """Tokens of the dense model that speed-ups with `wanted` tokens refer to: all fine, at MSViT's image size."""
+    """Tokens of the dense reference for speed-ups with `wanted` tokens: all fine, at MSViT's image size."""
     try:
         return IMAGE_SIZES[image_size(wanted)]
     except ValueError:

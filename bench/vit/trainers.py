@@ -23,7 +23,7 @@ NUM_CLASSES = 1000
 
 
 class RecordingPolicy:
-    """A policy that remembers its last mask, so that tokens can be counted without waiting in the step."""
+    """A policy that stores its last mask, so that tokens are counted without waiting in the step."""
 
     def __init__(self) -> None:
         self.policy = Threshold(0.5)
@@ -68,7 +68,7 @@ class Trainer:
             return [F.cross_entropy(logits, labels), self.gate_loss(gate_logits.flatten(1))]
 
     def step(self) -> Tensor:
-        """One training step; its loss."""
+        """Runs one training step and returns its loss."""
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.stack(self.losses(self.images, self.labels)).sum()
         loss.backward()
@@ -76,7 +76,7 @@ class Trainer:
         return loss.detach()
 
     def task_reaches_gate(self) -> bool:
-        """Whether the cross-entropy of two images alone has a gradient in the gate."""
+        """Whether the cross-entropy of two images gives a gradient to the gate."""
         self.optimizer.zero_grad(set_to_none=True)
         self.losses(self.images[:2], self.labels[:2])[0].backward()
         gradient = self.model.gate.fc4.weight.grad
@@ -110,7 +110,7 @@ def make_trainers(model_name: str, batch: int, target: float, optimizer: str, de
             gate_loss = msvit.losses.GeneralizedBatchShapingLoss(target, mixed.coarse_grid_size).to(device)
         model.to(device).train()
         weights = [*model.parameters(), *(gate_loss.parameters() if gate_loss else [])]
-        # So small a rate that the share of fine regions stays what it is.
+        # The rate is so small that the share of fine regions does not change.
         if optimizer == "sgd":
             chosen: torch.optim.Optimizer = torch.optim.SGD(weights, lr=1e-6, momentum=0.9)
         else:

@@ -30,7 +30,7 @@ class Method:
 
     Attributes:
         name: "dense" or a token mode, followed by " compiled" and " graph" if it runs in that form.
-        wanted: tokens asked for.
+        wanted: requested tokens.
         tokens: patch tokens per image, mean of a batch.
         image_size: side of the images in pixels.
         gmacs: 1e9 multiply-adds of active tokens per image, mean of a batch.
@@ -114,7 +114,7 @@ class Zoo:
         """Compares packed and trimmed with masked logits of two images, half of whose regions are fine.
 
         Raises:
-            RefusalError: they differ by more than rounding does.
+            RefusalError: they differ by more than rounding.
         """
         model = self.mixed_model(size)
         tokens = int(model.scales.mean_patches(0.5))
@@ -151,7 +151,7 @@ def logits_of(model: msvit.MixedScaleVisionTransformer, mode: str, images: Tenso
 
 
 def require_same(what: str, logits: Tensor, eager: Tensor, oracle: Tensor, other: str = "uncompiled") -> None:
-    """Raises RefusalError if logits are less accurate than `testing.assert_accurate` demands."""
+    """Raises RefusalError if logits are less accurate than `testing.assert_accurate` requires."""
     try:
         testing.assert_accurate("logits", logits, eager, oracle)
     except AssertionError as error:
@@ -162,8 +162,8 @@ def methods_for(zoo: Zoo, tokens: Sequence[int], batch: int) -> tuple[list[list[
     """The methods to time at a batch size.
 
     Returns:
-        A list for each number of tokens, dense before the three modes, then lists with the dense models of 196 and 576
-        tokens that speed-ups refer to, unless they are among the others; and notes on methods that are impossible.
+        A list for each number of tokens, with dense before the three modes, then lists with the dense models of 196 and
+        576 tokens, the reference of speed-ups, unless they are among the others; and notes on impossible methods.
     """
     rows, notes = [], []
     references = set()

@@ -91,7 +91,7 @@ def test_collecting_loses_no_row(monkeypatch, tmp_path):
     ):
         collected(1)
     finished.remove("l0-s0")
-    with pytest.raises(ValueError, match=r"it has rows of l0-s0, not finished or beyond --seeds; remove it first"):
+    with pytest.raises(ValueError, match=r"it has rows of l0-s0, unfinished or beyond --seeds; remove it first"):
         collected(2)
     assert output.read_text() == before
     output.unlink()
