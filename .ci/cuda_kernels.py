@@ -1,12 +1,12 @@
-"""Reports what the CUDA kernels need for each architecture, and holds them to their bounds.
+"""Reports the resources of the CUDA kernels for each architecture, and checks them against their bounds.
 
     python .ci/cuda_kernels.py [--compile ARCH,...]
 
-Reads the built `_cuda`. With `--compile`, nvcc also compiles the sources for other architectures, in bf16 alone: fp16
-kernels differ in nothing but the type. No GPU is needed. The run fails if a kernel keeps anything in local memory, uses
-more registers than a thread may have, or more static shared memory than a block gets without asking. It also fails if
-`_cuda` was not built for an architecture of MSVIT_CUDA_ARCHS, or if a kernel of a source is missing. The dynamic shared
-memory of a launch depends on the card: tests/kernels/test_cuda_kernels.py checks it against several limits.
+The script reads the built `_cuda`. With `--compile`, nvcc also compiles the sources for other architectures, only in
+bf16, because fp16 kernels differ only in the type. No GPU is needed. The run fails if a kernel uses local memory, more
+registers than a thread may have, or more static shared memory than a block has by default. It also fails if `_cuda` was
+not built for an architecture of MSVIT_CUDA_ARCHS, or if a kernel of a source is missing. The dynamic shared memory of a
+launch depends on the GPU: tests/kernels/test_cuda_kernels.py checks it against several limits.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from msvit_kernels import _cuda
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
 MAX_REGISTERS = 255
 MAX_STATIC = 48 * 1024
-# What cuobjdump prints of one architecture, and there of each kernel.
+# Output of cuobjdump for one architecture, and in it for each kernel.
 MACHINE_CODE = re.compile(r"^Fatbin elf code:\n=+\narch = sm_(\S+)\n(.*?)(?=^Fatbin |\Z)", re.DOTALL | re.MULTILINE)
 KERNEL = re.compile(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 
@@ -68,7 +68,7 @@ def main() -> None:
     """Reports every kernel for every architecture."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument(
-        "--compile", metavar="ARCH,...", default="", help="other architectures than those of _cuda, such as 80,100a"
+        "--compile", metavar="ARCH,...", default="", help="architectures beyond those of _cuda, such as 80,100a"
     )
     options = parser.parse_args()
     in_sources = {source: kernels_of(source.read_text()) for source in CSRC.glob("cuda/*.cu")}
@@ -79,7 +79,7 @@ def main() -> None:
         for wanted in os.environ.get("MSVIT_CUDA_ARCHS", "80;90a").split(";")
     }
     if not _cuda.build_info()["fp16"]:
-        sys.exit("CUDA kernels: _cuda is built without those for fp16")
+        sys.exit("CUDA kernels: _cuda is built without fp16 kernels")
     for arch in filter(None, options.compile.split(",")):
         if arch in code:
             parser.error(f"--compile: expected architectures that MSVIT_CUDA_ARCHS does not name, got {arch}")
@@ -87,7 +87,7 @@ def main() -> None:
     refused = []
     for wanted, text in code.items():
         missing = [name for names in in_sources.values() for name in names if name not in text]
-        refused += [f"sm_{wanted}: there is no {name}" for name in missing]
+        refused += [f"sm_{wanted}: {name} is missing" for name in missing]
         for name, *numbers in KERNEL.findall(text):
             registers, stack, static, local = map(int, numbers)
             print(f"sm_{wanted}: {registers:3} registers, {stack + local} bytes of local memory: {readable(name)}")

@@ -1,4 +1,4 @@
-"""Runs what the README shows: `command WORD` prints the sh block with that word, `run-python` runs the python ones."""
+"""Code blocks of README.md: `command WORD` prints the sh block with that word, `run-python` runs the Python blocks."""
 
 import re
 import sys
@@ -21,7 +21,7 @@ def shell_command(word: str) -> str:
 
 
 def run_python() -> None:
-    """Runs every Python block in one namespace each; an exception fails the run."""
+    """Runs every Python block in a namespace of its own; an exception fails the run."""
     found = blocks("python")
     if not found:
         sys.exit("README.md: no python block to run")

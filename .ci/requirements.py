@@ -1,4 +1,4 @@
-"""Prints what pip would install for the package with an extra, the package itself left out: `requirements.py EXTRA`."""
+"""Prints the requirements of the package with an extra, without the package itself: `requirements.py EXTRA`."""
 
 import re
 import sys
@@ -9,7 +9,7 @@ PROJECT = tomllib.loads((Path(__file__).resolve().parent.parent / "pyproject.tom
 
 
 def of_extra(extra: str) -> list[str]:
-    """Requirements of an extra, and of those of the package's own extras that it names."""
+    """Requirements of an extra, including those of the package's other extras that it names."""
     found = []
     for requirement in PROJECT["project"]["optional-dependencies"][extra]:
         own = re.fullmatch(r"msvit\[(.*)\]", requirement)

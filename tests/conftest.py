@@ -1,4 +1,4 @@
-"""Runs Triton and CUDA kernels on the CPU where there is no GPU, and poisons what kernels allocate with NaN."""
+"""Runs Triton and CUDA kernels on the CPU if there is no GPU, and fills the memory that kernels allocate with NaN."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -28,7 +28,7 @@ import msvit_kernels
 
 
 def pytest_report_header() -> list[str]:
-    """Which builds are tested: CI looks for the sanitizers here."""
+    """Names the tested builds; CI looks for the sanitizers here."""
     native = msvit_kernels.explain().splitlines()[2].strip()
     emulator = os.environ[cuda_emulator.PATH] if cuda_emulator.is_installed() else "none"
     return [f"msvit_kernels: {msvit_kernels.__file__}", native, f"CUDA emulator: {emulator}"]
@@ -36,12 +36,12 @@ def pytest_report_header() -> list[str]:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Workers of `-n auto`: on a GPU each has a context there."""
+    """Workers of `-n auto`; each has a context on the GPU if there is one."""
     return min(os.cpu_count() or 1, 4)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out what is not worth the seconds of each case: see the mark `fewer_cases` in pyproject.toml."""
+    """Leaves out cases that take too many seconds: see the mark `fewer_cases` in pyproject.toml."""
     left_out = [item for item in items if not _is_kept(item)]
     if left_out:
         items[:] = [item for item in items if _is_kept(item)]
@@ -67,7 +67,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_logfinish() -> Iterator[None]:
-    """Ends a worker of pytest-xdist that lost the device: every later test of it would fail for that reason alone."""
+    """Ends a worker of pytest-xdist that lost the device, because all of its later tests would fail."""
     yield
     if "PYTEST_XDIST_WORKER" in os.environ and torch.cuda.is_initialized() and _device_is_lost():
         os._exit(1)  # another worker takes its place, and this test is reported as the one that crashed
@@ -88,7 +88,7 @@ def _seed() -> None:
 
 @pytest.fixture
 def poisoned_memory() -> Iterator[None]:
-    """Fills what `torch.empty` returns with NaN (the largest integer for integers): a cell not written shows."""
+    """Fills the results of `torch.empty` with NaN (integers with the largest value), which exposes unwritten cells."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -96,7 +96,7 @@ def poisoned_memory() -> Iterator[None]:
 
 @pytest.fixture
 def set_threads() -> Iterator[Callable[[int], None]]:
-    """torch.set_num_threads, undone after the test."""
+    """torch.set_num_threads, which is undone after the test."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)

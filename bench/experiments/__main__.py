@@ -1,7 +1,7 @@
 """Runs the experiments on the built-in digits, three seeds each, and writes the results.
 
-    python -m bench.experiments [--jobs 2] [--only NAME ...] [--seeds 3]    trains what is missing, then collects
-    python -m bench.experiments --collect                                    only collects what is finished
+    python -m bench.experiments [--jobs 2] [--only NAME ...] [--seeds 3]    trains the missing runs, then collects
+    python -m bench.experiments --collect                                    only collects the finished runs
     python -m bench.experiments --write                                      only docs/experiments.md, from the CSV
 
 As in the paper, models start from a plain ViT: `pretrained` is trained first, for each seed. Finished runs are skipped

@@ -1,4 +1,4 @@
-"""Rows of experiments, made up."""
+"""Artificial rows of experiments."""
 
 from bench.experiments.page import COLUMNS
 

@@ -1,4 +1,4 @@
-"""Small workloads, and rows as the report's CSV files have them."""
+"""Small workloads, and rows in the form of the report's CSV files."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Rows of bench/latency.py on a GPU, made up."""
+"""Artificial rows of bench/latency.py on a GPU."""
 
 from bench.timing import QUANTILES
 

@@ -1,4 +1,4 @@
-"""The page of the experiments: its source, and the text around the generated one."""
+"""The page of the experiments: its source, and the text around the generated part."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from tests.bench.experiment_rows import row
 
 
 def test_the_page_names_its_source(monkeypatch, tmp_path):
-    """Of another machine than this one, perhaps: what CI checks."""
+    """The source may be from another machine, as in CI."""
     page, source = tmp_path / "page.md", tmp_path / "bench" / "results" / "other" / "experiments.csv"
     assert experiments_page.source_of(page) is None
     rows = [row("gbas", seed) for seed in range(2)]

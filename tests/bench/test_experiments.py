@@ -1,4 +1,4 @@
-"""The experiments: their runs, of which finished ones are skipped, and the CSV rows of those."""
+"""The experiments: their runs, the skipping of finished runs, and their CSV rows."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Checks of the GPU report: tests, builds, sanitizers, and counters, by their output."""
+"""Checks of the GPU report, by their output: tests, builds, sanitizers, and counters."""
 
 import os
 import time

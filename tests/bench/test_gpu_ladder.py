@@ -1,4 +1,4 @@
-"""The three calls for a GPU that is at hand for minutes: what they keep, and which configurations are tried."""
+"""The three calls for a GPU that is available for a few minutes: kept results, and tried configurations."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""The measuring parts of the GPU report, on a CPU: their rows, and methods that are left out."""
+"""The measuring parts of the GPU report on a CPU: their rows, and methods that are left out."""
 
 import pytest
 import torch

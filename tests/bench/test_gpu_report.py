@@ -56,7 +56,7 @@ def test_report_of_rows_that_are_there(tmp_path):
     assert (
         text.index("## Targets")
         < text.index("| tune.csv | new | 2031 | 4 |")
-        < text.index("of commit old.\n\n| kernel")
+        < text.index("at commit old.\n\n| kernel")
     )
     assert "| `f<int>` | 1.0 | 1.0 |" in text
     cells = "**1.2** 64x32 w4 s3 | **2.0** 128x32 w4 s3 | **3.0** 32x32 w4 s3 | **9.0** 16x32 w4 s3 |"

@@ -1,4 +1,4 @@
-"""Targets of the GPU report: judged by rows."""
+"""The targets of the GPU report are judged by its rows."""
 
 from bench.attention.workloads import HEADLINE
 from bench.gpu_report import summary, targets

@@ -1,4 +1,4 @@
-"""bench/latency.py: the rows and pictures that it leaves, and what it refuses."""
+"""bench/latency.py: its rows and pictures, and the inputs that it refuses."""
 
 import pytest
 import torch

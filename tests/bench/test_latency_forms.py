@@ -14,7 +14,7 @@ from tests.bench.test_latency import call
 
 @pytest.fixture
 def small_and_traced(monkeypatch):
-    """A small model. It is traced as a whole, and what was traced runs as it is: generating code takes minutes."""
+    """A small model that is traced as a whole; the traced code runs as it is, because code generation takes minutes."""
     small = functools.partial(timm.create_model, depth=2, embed_dim=64, num_heads=2)
     monkeypatch.setattr(timm, "create_model", small)
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))

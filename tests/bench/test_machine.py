@@ -1,4 +1,4 @@
-"""Facts about the machine, the commit, and the device that is asked for."""
+"""Facts about the machine, the commit, and the requested device."""
 
 import subprocess
 

@@ -1,4 +1,4 @@
-"""The operator benches: they check before they time, and every row says what it was measured on."""
+"""The operator benches check before they time, and every row names the machine."""
 
 import importlib
 from itertools import product

@@ -1,4 +1,4 @@
-"""The package as its callers find it: names that shadow nothing, and scripts that run from another folder."""
+"""The package as callers use it: no file shadows a module, and scripts run from another folder."""
 
 import importlib.metadata
 import re
@@ -14,7 +14,7 @@ BENCH = ROOT / "bench"
 
 
 def test_no_file_shadows_a_module():
-    """A script's folder comes first in sys.path."""
+    """The folder of a script comes first in sys.path, so its files could shadow modules."""
     names = {path.stem for path in BENCH.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
     assert not names & sys.stdlib_module_names
     required = {re.split(r"[^\w.-]", line)[0].lower() for line in importlib.metadata.requires("msvit") or ()}

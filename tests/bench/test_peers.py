@@ -1,4 +1,4 @@
-"""The peers of attention against fp64, and the verdicts on them."""
+"""The peers of attention against fp64, and the checks of their results."""
 
 import importlib.util
 import sys
@@ -92,7 +92,7 @@ def test_graphs_of_cudnn_are_valid(monkeypatch, lengths, head_dim):
         graph.validate()
         graph.build_operation_graph()
 
-    # Plans need a device; what the frontend and the library check before them does not.
+    # Plans need a device; the earlier checks of the frontend and the library do not.
     monkeypatch.setattr(cudnn, "pygraph", graph)
     monkeypatch.setattr(cudnn_thd, "_handle", lambda: None)
     monkeypatch.setattr(cudnn_thd, "_build", build)

@@ -1,4 +1,4 @@
-"""The ceilings that are measured beside the times."""
+"""The ceilings that are measured with the times."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The one reader and the one writer of CSV rows."""
+"""Reading and writing CSV rows."""
 
 import csv
 

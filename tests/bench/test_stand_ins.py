@@ -1,4 +1,4 @@
-"""The paths that only a GPU takes, with stand-ins for its graphs and its errors."""
+"""The code that only runs on a GPU, with stand-ins for its graphs and its errors."""
 
 import contextlib
 import functools
@@ -17,7 +17,7 @@ from tests.bench.helpers import CPU
 
 
 class StandInGraph:
-    """Replays by calling again, and leaves results where those of the capture were, as a graph does."""
+    """Replays by calling again, and writes results into the memory of the captured results, as a graph does."""
 
     def __init__(self, calls):
         self.calls, self.results = calls, [call() for call in calls]
@@ -31,7 +31,7 @@ class StandInGraph:
 
 @pytest.fixture
 def stand_ins(monkeypatch):
-    """Of torch.cuda, what timing and capturing need."""
+    """Replaces the parts of torch.cuda that timing and capturing need."""
     stream = type("Stream", (), {"wait_stream": lambda self, other: None})
 
     class Event:

@@ -1,4 +1,4 @@
-"""bench/train_step.py: what a step contains, its rows, and what it refuses."""
+"""bench/train_step.py: the contents of a step, its rows, and the inputs that it refuses."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""torch.nn.attention.varlen of every generation, played by stand-ins."""
+"""Stand-ins for every generation of torch.nn.attention.varlen."""
 
 import sys
 import types
@@ -14,7 +14,7 @@ from tests.bench.helpers import CPU
 
 
 class StandInAttention(torch.autograd.Function):
-    """A sum instead of attention. Notes whether it would take cuDNN, forward and backward."""
+    """A sum instead of attention, which records whether it would take cuDNN, forward and backward."""
 
     @staticmethod
     def forward(ctx, q, k, v, takes_cudnn, remembers, taken):
@@ -29,7 +29,7 @@ class StandInAttention(torch.autograd.Function):
 
 
 def stand_in_varlen(generation, cudnn):
-    """torch.nn.attention.varlen of three generations, and a list of what it takes: True for cuDNN."""
+    """torch.nn.attention.varlen of three generations, and the list of its choices: True for cuDNN."""
     varlen, taken = types.ModuleType("varlen"), []
     varlen._should_use_cudnn = lambda index: cudnn and generation != "2.11"
     takes_cudnn = lambda: varlen._should_use_cudnn(0)  # noqa: E731

@@ -1,4 +1,4 @@
-"""Workloads of attention: lengths, least work, buffers."""
+"""Workloads of attention: lengths, minimum work, buffers."""
 
 import pytest
 import torch

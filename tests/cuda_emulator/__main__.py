@@ -1,4 +1,4 @@
-"""Builds the emulator and prints its path; with arguments, runs Python with them and the emulator.
+"""Builds the emulator and prints its path; with arguments, runs Python with these arguments and the emulator.
 
 python -m tests.cuda_emulator [ARGUMENT...]
 """

@@ -17,7 +17,7 @@ SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 
 
 class UnavailableError(Exception):
-    """Why the emulator cannot be built here."""
+    """The emulator cannot be built here; the text is the reason."""
 
 
 def find_tool(name: str) -> str:
@@ -30,7 +30,7 @@ def find_tool(name: str) -> str:
 
 
 def build_folder() -> Path:
-    """One for each Python, each set of sanitizers, and with or without fp16 kernels."""
+    """Folder of the build, different for each Python, each set of sanitizers, and with or without fp16 kernels."""
     sanitize = os.environ.get("MSVIT_SANITIZE", "").replace(",", "-")
     kind = "" if fp16_kernels() == "ON" else "bf16"
     name = "-".join(filter(None, [sysconfig.get_config_var("SOABI"), sanitize, kind]))
@@ -38,16 +38,16 @@ def build_folder() -> Path:
 
 
 def fp16_kernels() -> str:
-    """ON or OFF; MSVIT_EMULATOR_FP16=OFF leaves them out, which halves the time of a build."""
+    """ON or OFF; MSVIT_EMULATOR_FP16=OFF leaves the fp16 kernels out, which halves the build time."""
     return os.environ.get("MSVIT_EMULATOR_FP16", "ON").upper()
 
 
 def build(target: str) -> Path:
-    """Builds a module, or what changed of it since, and returns its path.
+    """Builds the changed parts of a module, and returns its path.
 
     Raises:
-        UnavailableError: something that the build needs is missing.
-        RuntimeError: the build failed, with its messages.
+        UnavailableError: a tool or package that the build needs is missing.
+        RuntimeError: the build failed; the text has its messages.
     """
     if not (ROOT / "csrc").exists():
         raise UnavailableError("the CUDA emulator needs the source tree")
@@ -66,7 +66,7 @@ def build(target: str) -> Path:
 
 
 def build_or_explain() -> str:
-    """Path of the built emulator; if it cannot be built, empty, and a printed line says why."""
+    """Path of the built emulator; if it cannot be built, prints the reason and returns an empty text."""
     try:
         return str(build(MODULE))
     except (UnavailableError, RuntimeError) as reason:  # test_cuda_emulator.py skips or fails
@@ -91,7 +91,7 @@ def configuration(cmake: str, ninja: str, folder: Path) -> list:
 
 def run(command: list) -> None:
     """Runs a build step silently; if it fails, its output is the message of the error."""
-    # The sanitizers' libraries may be preloaded into the tests, which compilers do not like.
+    # The sanitizers' libraries may be preloaded into the tests; compilers fail with them.
     environment = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:

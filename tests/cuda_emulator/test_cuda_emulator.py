@@ -1,4 +1,4 @@
-"""The emulator that runs the CUDA kernels on the CPU: each primitive against its definition, each error on purpose."""
+"""The emulator that runs the CUDA kernels on the CPU: each primitive against its definition, and each error."""
 
 import pytest
 import torch
@@ -73,7 +73,7 @@ def test_mma_is_the_matrix_product(emulator, schedule, dtype):
 
 
 def halves(dtype):
-    """Every 16-bit number, their neighbours, the midpoints between them, and what overflows."""
+    """Every 16-bit number, its neighbours, the midpoints between numbers, and values that overflow."""
     every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype).float()
     between = (every + torch.nextafter(every, torch.tensor(torch.inf)).to(dtype).float()) / 2
     finite = every[every.isfinite()].sort().values

@@ -45,7 +45,7 @@ def make_inputs(lengths, num_heads, head_dim, dtype, device="cpu", weights="none
 
 
 def run(inputs, backend, dtype=None):
-    """Outputs and gradients of one call, by name; inputs are cast to `dtype` first, statistics to fp64 with it."""
+    """Outputs and gradients of one call, by name; `dtype` casts the inputs first, and fp64 also the statistics."""
     qkv, cu_seqlens, max_seqlen, arguments, dout, dlse = inputs
     qkv = [leaf(x if dtype is None else x.to(dtype)) for x in qkv]
     arguments = dict(arguments)
@@ -80,7 +80,7 @@ def few_lengths(target, lengths, weights):
 
 
 def common_sizes(target, head_dim, max_seqlen):
-    """head_dim and bound of the lengths: where each pair is compiled, those that other tests have."""
+    """head_dim and bound of the lengths; if each pair is compiled, those of other tests."""
     return (64, 64) if testing.compiles(*target[:2]) else (head_dim, max_seqlen)
 
 

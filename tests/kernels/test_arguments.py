@@ -1,4 +1,4 @@
-"""From records to argument lists and back, on records made for the test; and the counts of `Scales`."""
+"""Conversion of records to argument lists and back, on artificial records; and the counts of `Scales`."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""The CUDA kernels in the emulator: what operator tests do not see. Races are errors in every test that runs them."""
+"""Properties of the CUDA kernels in the emulator that operator tests do not check; races fail every test."""
 
 import os
 
@@ -39,7 +39,7 @@ def take_statistics():
 
 
 def attention(lengths, num_heads, head_dim, dtype=torch.bfloat16, weights="fractional"):
-    """Outputs and gradients, and what the launches did: of the forward, of the backward."""
+    """Outputs and gradients, and the statistics of the forward and of the backward launches."""
     torch.manual_seed(0)
     total = sum(lengths)
     leaves = [x.detach().requires_grad_() for x in testing.qkv_views(total, num_heads, head_dim, dtype)]

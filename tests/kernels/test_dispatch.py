@@ -1,4 +1,4 @@
-"""The table of backends: no silent fallback, every refusal explained, an import that needs nothing optional."""
+"""The table of backends: no silent fallback, a reason for every refusal, an import without optional packages."""
 
 import inspect
 import subprocess
@@ -39,7 +39,7 @@ def test_none_takes_the_first_that_supports_the_inputs():
 
 @pytest.fixture
 def fresh_choices():
-    """Nothing chosen before, or under a test's own table, counts."""
+    """Clears earlier choices, and those made with a test's own table."""
     cached = dispatch.unsupported_reason, dispatch.resolve, dispatch.resolve_function
     for each in cached:
         each.cache_clear()

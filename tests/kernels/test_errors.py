@@ -1,4 +1,4 @@
-"""Wrong calls of every public function of msvit_kernels: the error and its words, before any kernel runs."""
+"""Wrong calls of every public function of msvit_kernels: the error and its text, before any kernel runs."""
 
 import dataclasses
 

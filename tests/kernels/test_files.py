@@ -1,4 +1,4 @@
-"""Files appear complete or not at all, and nothing else is left in their folder."""
+"""Files appear complete or not at all, and their folder has no leftovers."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
 """Ten thousand random calls, right and wrong: each returns finite numbers or raises a clear error, and none crashes.
 
-Inputs lie between guards of NaN, so reading outside them shows in the result; the AddressSanitizer run of CI sees
-the rest. MSVIT_FUZZ_CASES sets another number of cases.
+Inputs lie between guards of NaN, so reads outside them show in the result; the AddressSanitizer run of CI finds other
+stray accesses. MSVIT_FUZZ_CASES sets another number of cases.
 """
 
 import os
@@ -20,7 +20,7 @@ BACKEND = testing.backends_for("varlen_attention", "cpu", torch.float32, head_di
 
 
 def guarded(*shape, dtype):
-    """Random values between guards of NaN, rows at a stride of more than their length half of the time."""
+    """Random values between guards of NaN; in half of the cases the stride of rows exceeds their length."""
     *rows, last = shape
     gap = random.choice([0, 0, 8, 3])
     count = int(torch.Size(rows).numel()) * (last + gap)
@@ -30,7 +30,7 @@ def guarded(*shape, dtype):
 
 
 def random_offsets(total, batch):
-    """Offsets of `batch` sequences of `total` tokens; in a tenth of the cases something is wrong with them."""
+    """Offsets of `batch` sequences of `total` tokens; a tenth of the cases are invalid."""
     cuts = sorted(random.randint(0, total) for _ in range(batch - 1))
     values = [0, *cuts, total]
     if random.random() < 0.1:

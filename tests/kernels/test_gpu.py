@@ -1,6 +1,6 @@
-"""Models and operators on a GPU in what the CPU cannot show: no wait for the device, CUDA graphs, training, agreement.
+"""Models and operators in properties that need a GPU: no wait for the device, CUDA graphs, training, agreement.
 
-The operators' own tests run on every device; these need one, and say nothing new without.
+The operators' own tests run on every device.
 """
 
 import copy
@@ -24,7 +24,7 @@ def _unchecked(monkeypatch):
 
 @pytest.fixture
 def no_waiting():
-    """Calling it makes torch refuse, until the end of the test, whatever waits for the device."""
+    """A function that makes torch refuse, until the end of the test, every operation that waits for the device."""
     yield lambda: torch.cuda.set_sync_debug_mode("error")
     torch.cuda.set_sync_debug_mode("default")
 

@@ -1,4 +1,4 @@
-"""`mixed_scale_embed` of every backend against fp64, and against what a convolution gives."""
+"""`mixed_scale_embed` of every backend against fp64 and against a convolution."""
 
 import pytest
 import torch

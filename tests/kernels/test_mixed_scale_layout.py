@@ -17,7 +17,7 @@ TARGETS = [
 
 
 def layout_by_hand(fine_mask, scale_factor, num_prefix):
-    """(image, candidate) of each packed row, and the first row of each region, by the words of the contract."""
+    """(image, candidate) of each packed row, and the first row of each region, by the text of the contract."""
     rows, starts = [], []
     for image, mask in enumerate(fine_mask.tolist()):
         height, width = len(mask), len(mask[0])

@@ -1,4 +1,4 @@
-"""The compiled modules: instruction-set levels, named arguments, and what a build that cannot work says."""
+"""The compiled modules: instruction-set levels, named arguments, and the errors of builds that cannot work."""
 
 import ast
 import importlib
@@ -142,14 +142,14 @@ def stub_arguments(stub):
 
 
 def arguments_of(function, shared):
-    """`**inputs: Unpack[X]` stands for the fields of X, which come first."""
+    """Arguments of a function, in which `**inputs: Unpack[X]` stands for the fields of X, which come first."""
     others = shared[function.args.kwarg.annotation.slice.id] if function.args.kwarg else []
     own = [(x.arg, False) for x in function.args.args] + [(x.arg, True) for x in function.args.kwonlyargs]
     return others + own
 
 
 def compiled_arguments(module):
-    """The same of the functions in a compiled module."""
+    """The same for the functions in a compiled module."""
     functions = {name: getattr(module, name) for name in dir(module) if not name.startswith("_")}
     return {name: signature_of(function) for name, function in functions.items()}
 

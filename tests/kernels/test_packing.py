@@ -1,4 +1,4 @@
-"""`Packing`: offsets of packed rows of any kind, and leaving rows out, against loops over the rows."""
+"""`Packing`: offsets of packed rows, and removal of rows, against loops over the rows."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def rows_by_hand(lengths: list[int], num_prefix: int) -> list[tuple[int, bool]]:
 
 
 def check_keep(lengths: list[int], num_prefix: int, mask: list[bool], device: str, give_total: bool) -> None:
-    """Rows, offsets and images that stay, against a loop."""
+    """Compares the remaining rows, offsets and images with a loop."""
     by_hand = rows_by_hand(lengths, num_prefix)
     stays = [i for i, (_, prefix) in enumerate(by_hand) if prefix or mask[i]]
     packing = packing_of(lengths, num_prefix, device)
@@ -81,7 +81,7 @@ def test_keep_equals_a_loop(num_prefix: int, patches: list[int], give_total: boo
 
 @pytest.mark.parametrize("num_prefix", [0, 2])
 def test_layout_is_a_packing(num_prefix: int) -> None:
-    """What a layout says faster is what its offsets say; what is kept of it has lost its meaning."""
+    """The faster methods of a layout agree with its offsets; the result of `keep` is a plain packing."""
     fine_mask = torch.rand(3, 2, 3, generator=torch.Generator().manual_seed(0)) < 0.5
     layout = mixed_scale_layout(fine_mask, num_prefix=num_prefix)
     packing = Packing.from_offsets(layout.cu_seqlens, layout.max_seqlen, layout.total_tokens, num_prefix)

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 
 
 def run_aot(*arguments, **environment):
-    """A process of its own: this one may have imported Triton for the interpreter."""
+    """Runs aot in a process of its own, because this one may have imported Triton for the interpreter."""
     variables = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | environment
     command = [sys.executable, "-m", "msvit_kernels.triton.aot", *arguments]
     return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=600)

@@ -16,7 +16,7 @@ TARGETS = [
 
 
 def grid_by_hand(tokens, layout):
-    """Cell by cell: the row of the fine token, or of the coarse one that covers it."""
+    """The grid, cell by cell: the row of the fine token, or of the coarse token that covers the cell."""
     (height, width), s, prefix = layout.grid_size, layout.scale_factor, layout.num_prefix
     row_of = {
         (image, candidate): row

@@ -161,7 +161,7 @@ def test_bits_do_not_depend_on_the_order_of_the_batch(target):
 
 @pytest.mark.parametrize("first", ["cuda", "triton"])
 def test_one_backend_takes_the_gradient_of_the_others_forward_pass(first):
-    """What a GPU does where each direction is faster in another backend."""
+    """A GPU does this if each direction is faster in another backend."""
     second = {"cuda": "triton", "triton": "cuda"}[first]
     device = DEVICES[-1]
     for backend in (first, second):

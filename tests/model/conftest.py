@@ -21,7 +21,7 @@ TINY = {
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
-    """By name: two seeds of a learned gate, and a radial one."""
+    """Folders by name: two seeds of a learned gate, and a radial gate."""
     root = tmp_path_factory.mktemp("runs")
     configs = {
         # A budget: a gate of six steps makes all regions alike.

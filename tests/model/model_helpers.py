@@ -21,7 +21,7 @@ LOGITS_TOLERANCE = 1e-4  # fp32, absolute, as the project promises
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Random values in everything that initialisation leaves at zero, one or nearly so; evaluation mode."""
+    """Sets random values for parameters that start near zero or one, and evaluation mode."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -40,7 +40,7 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def small_vit(**kwargs: Any) -> VisionTransformer:
-    """Two blocks of two heads on images of 48 pixels with patches of 8."""
+    """A ViT of two blocks with two heads, for images of 48 pixels with patches of 8."""
     sizes = {"img_size": 48, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
     return randomise(VisionTransformer(**{**sizes, **kwargs}))
 
@@ -54,7 +54,7 @@ def images_of(size: int, batch: int = 2, seed: int = 1) -> Tensor:
 
 
 def mask_of(shape: tuple[int, ...], fine: float = 0.5, seed: int = 2) -> Tensor:
-    """Random bool mask with about that share of True."""
+    """Random bool mask with a share of about `fine` True values."""
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < fine
 
 

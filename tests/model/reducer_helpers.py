@@ -32,7 +32,7 @@ class EverySecond:
         return sequences.keep(tokens, patch_ranks(tokens, sequences) % 2 == 0)
 
     def by_hand(self, x: Tensor, num_prefix: int) -> Tensor:
-        """The same for the tokens of one image, in any order of those that stay."""
+        """The same for the tokens of one image; the remaining tokens are in any order."""
         patches = x[num_prefix:]
         return torch.cat([x[:num_prefix], patches[patches[:, 0].argsort(descending=True)][::2]])
 

@@ -1,4 +1,4 @@
-"""The base install works without training, evaluation and reports, whose commands name the line that installs them."""
+"""The base install works without training, evaluation and reports; their commands name the pip command to run."""
 
 import re
 import subprocess

@@ -1,6 +1,6 @@
-"""With this folder on PYTHONPATH a process and its children find the emulator as msvit_kernels._cuda.
+"""With this folder on PYTHONPATH, a process and its children import the emulator as msvit_kernels._cuda.
 
-MSVIT_CUDA_EMULATOR is the path of the built emulator; if it is empty or not set, nothing is found here.
+MSVIT_CUDA_EMULATOR is the path of the built emulator; if it is empty or not set, this file has no effect.
 """
 
 import importlib.util
@@ -14,7 +14,7 @@ from types import ModuleType
 
 
 class Finder(MetaPathFinder, Loader):
-    """Finds the emulator when msvit_kernels._cuda is imported, before anything that is built in the package."""
+    """Finds the emulator when msvit_kernels._cuda is imported, before a module that is built in the package."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -26,11 +26,11 @@ class Finder(MetaPathFinder, Loader):
         return load(Path(os.environ["MSVIT_CUDA_EMULATOR"]))
 
     def exec_module(self, module: ModuleType) -> None:
-        """Nothing is left to do."""
+        """Does nothing, because the module is already complete."""
 
 
 def load(path: Path) -> ModuleType:
-    """The compiled module in a file, which has the module's name."""
+    """Loads the compiled module from a file that has the name of the module."""
     spec = importlib.util.spec_from_file_location(path.name.partition(".")[0], path)
     assert spec is not None
     assert spec.loader is not None

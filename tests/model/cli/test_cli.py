@@ -1,4 +1,4 @@
-"""The `msvit` command: what it prints and writes, and one line for what is wrong."""
+"""The `msvit` command: its output, its files, and its one-line errors."""
 
 import re
 

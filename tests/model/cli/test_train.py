@@ -1,4 +1,4 @@
-"""`msvit train` and `msvit eval`: what they print and write, and one line for what is wrong."""
+"""`msvit train` and `msvit eval`: their output, their files, and their one-line errors."""
 
 import json
 import re
@@ -67,7 +67,7 @@ def test_eval_of_a_run_and_of_its_checkpoint(run: Path) -> None:
 
 
 def test_eval_of_a_file_of_its_own_on_a_folder(tmp_path: Path) -> None:
-    """And top-5 where there are two classes."""
+    """Includes top-5 with two classes."""
     data = image_folder(tmp_path / "data")
     model = msvit.create_model(PATCHES, embed_dim=32, depth=1, num_heads=2, num_classes=2)
     msvit.save_checkpoint(model, tmp_path / "model.safetensors")
@@ -80,7 +80,7 @@ def test_eval_of_a_file_of_its_own_on_a_folder(tmp_path: Path) -> None:
 
 
 def test_gate_of_one_run_in_another(run: Path, tmp_path: Path) -> None:
-    """Moved to a larger image, and frozen."""
+    """The gate is moved to a larger image size and frozen."""
     save_gate(load_run(run).model().gate, tmp_path / "gate.safetensors")
     values = options(image_size=64, gate_file=tmp_path / "gate.safetensors", freeze="gate", epochs=1)
     result = call("train", "--preset", "digits", *values, "-o", tmp_path / "run")
@@ -248,7 +248,7 @@ def test_out_of_memory_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 def test_python_m_msvit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What torchrun starts."""
+    """torchrun starts this module."""
     monkeypatch.setattr(sys, "argv", ["msvit", "info"])
     with pytest.raises(SystemExit) as caught:
         runpy.run_module("msvit", run_name="__main__")

@@ -1,4 +1,4 @@
-"""Digits on photographs: reproducible, split cleanly, balanced, and where the boxes say."""
+"""Digits on photographs are reproducible, cleanly split, balanced, and inside their boxes."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Evaluations of a model with reducers: everything but its cost is that of the model."""
+"""The evaluation of a model with reducers agrees with the model in everything but the cost."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Gates in files of their own, moved to other models, image sizes and normalisations, and how far two agree."""
+"""Gates in files of their own, moved to other models, image sizes and normalisations, and agreement of two gates."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def test_a_loaded_gate_decides_as_the_saved_one(tmp_path: Path) -> None:
 
 
 def test_to_another_backbone(tmp_path: Path) -> None:
-    """The gate of a model with patches of 8 and images normalised in its way, on another with other ones."""
+    """Moves a gate between models with different patch sizes and image normalisations."""
     gate = gate_of()
     save_gate(gate, tmp_path / "gate.safetensors")
     other = msvit.create_model(

@@ -116,7 +116,7 @@ def test_gradients_equal_the_formula(token_mode: str, kwargs: dict, policy: Thre
 @pytest.mark.parametrize("token_mode", TOKEN_MODES)
 @pytest.mark.parametrize("kwargs", POOLS)
 def test_gradient_through_the_output_mask_alone(token_mode: str, kwargs: dict) -> None:
-    """Without blocks the gate is heard only where the tokens are pooled: not at all by a class token."""
+    """Without blocks, the gate affects only the pooling of tokens, and has no effect on a class token."""
     model = make_model(kwargs)
     model.token_mode, model.blocks = token_mode, torch.nn.ModuleList()
     images = images_of(48, batch=3).double()
@@ -133,7 +133,7 @@ def test_gradient_through_the_output_mask_alone(token_mode: str, kwargs: dict) -
 
 
 def test_masked_mode_lets_a_region_feel_the_scale_that_it_did_not_take() -> None:
-    """What packed mode leaves out: the gradients differ, the logits do not."""
+    """Packed mode leaves this gradient out: the gradients differ, the logits do not."""
     model = make_model({})
     images = images_of(48).double()
     found = {}
@@ -146,7 +146,7 @@ def test_masked_mode_lets_a_region_feel_the_scale_that_it_did_not_take() -> None
 
 @pytest.mark.parametrize("token_mode", TOKEN_MODES)
 def test_training_decides_by_the_noisy_gate(token_mode: str) -> None:
-    """In training the mask is a sample, the gradient that of the sigmoid of the same noisy logits (eq. 1, 2)."""
+    """In training the mask is a sample, and the gradient is that of the sigmoid of the same noisy logits (eq. 1, 2)."""
     model = make_model({}).train()
     model.token_mode = token_mode
     model.gate.temperature = 0.5

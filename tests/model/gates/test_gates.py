@@ -1,4 +1,4 @@
-"""Gates: shapes, ranges, what they prefer, and how the learned one starts and samples."""
+"""Gates: shapes, ranges, preferred regions, and the start and sampling of the learned gate."""
 
 import copy
 import math

@@ -1,4 +1,4 @@
-"""The gate losses: their formulas, what they are at a match, their gradients, one process against two."""
+"""The gate losses: their formulas, their values at a match, their gradients, one process against two."""
 
 import math
 

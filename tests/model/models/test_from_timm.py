@@ -1,4 +1,4 @@
-"""A wrapped timm model against the timm model itself, and what cannot be wrapped."""
+"""A wrapped timm model against the timm model itself, and models that cannot be wrapped."""
 
 import pytest
 import timm

@@ -1,4 +1,4 @@
-"""Fine regions on the object: of boxes, of a perfect gate and of chance."""
+"""Fine regions on the object: for boxes, for a perfect gate and by chance."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The whole report: every figure, the numbers of its tables, what it leaves out, and errors."""
+"""The whole report: every figure, the numbers of its tables, its omissions, and errors."""
 
 import base64
 import csv
@@ -97,7 +97,7 @@ def test_csv_has_the_same_rows(built):
 
 
 def test_one_run_on_data_without_places(folders, tmp_path, monkeypatch):
-    """As with any data set that is no tensor and knows no boxes."""
+    """The data set is not a tensor and has no boxes."""
 
     def items(run):
         data = DigitsOnPhotographs("test", run.config.test_size, 0, 48)

@@ -1,4 +1,4 @@
-"""Rows of the three layouts against an enumeration of the contract's order, token by token."""
+"""Rows of the three layouts against a token-by-token enumeration in the order of the contract."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Batches are a function of seed, epoch and position, whoever asks for them."""
+"""Batches are a function of seed, epoch and position alone."""
 
 from collections import Counter
 from itertools import chain
@@ -20,7 +20,7 @@ def dataset(size: int = 20) -> InMemory:
 
 
 class Stream(IterableDataset[tuple[Tensor, int]]):
-    """What timm's streamed data sets are, in small: shuffled by the epoch."""
+    """A small version of timm's streamed data sets, shuffled by the epoch."""
 
     epoch = 0
 

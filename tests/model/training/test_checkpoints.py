@@ -29,7 +29,7 @@ def write(run: Path, step: int) -> Path:
 
 @contextmanager
 def full_disk(size: int) -> Iterator[None]:
-    """Lets no file grow beyond `size` bytes."""
+    """Limits every file to `size` bytes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

@@ -26,7 +26,7 @@ def test_hugging_face(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def shards(folder: Path, per_class: dict[str, int]) -> Path:
-    """One tar file of PNGs and classes per split, and the file that tells timm about them."""
+    """One tar file of PNGs and classes per split, and the file that describes them to timm."""
     images = image_folder(folder / "images", per_class["train"], per_class["val"])
     splits = {}
     for split, count in per_class.items():

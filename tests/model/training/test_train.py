@@ -1,4 +1,4 @@
-"""What a run trains, and what it writes down."""
+"""The trained parameters and the files of a run."""
 
 import json
 import os
@@ -205,7 +205,7 @@ def test_gate_warms_up_for_longer() -> None:
 
 
 def test_a_delayed_gate_stays_as_it_is(tmp_path: Path) -> None:
-    """Until then there is neither a step of it nor a loss; then both begin."""
+    """Before the delay ends, the gate has neither steps nor a loss; afterwards it has both."""
     config = small_config(gate_delay_epochs=1.0, gate_lr_scale=10.0)
     with interrupted(after_steps=4):
         start_run(config, tmp_path / "run")
