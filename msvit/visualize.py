@@ -66,7 +66,7 @@ def side_by_side(pictures: Sequence[Image.Image], captions: Sequence[str]) -> Im
     """
     if not pictures or len(pictures) != len(captions):
         raise ValueError(
-            f"pictures, captions: expected one or more, equally many, got {len(pictures)} and {len(captions)}"
+            f"pictures, captions: expected one or more pairs, got {len(pictures)} pictures and {len(captions)} captions"
         )
     height = max(picture.height for picture in pictures)
     total = sum(picture.width for picture in pictures) + _GAP * (len(pictures) - 1)

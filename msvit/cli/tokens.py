@@ -23,7 +23,7 @@ def tokens(
     output: Annotated[Path, typer.Option("--output", "-o", help="Picture to write; its suffix determines the format.")],
     budget: Annotated[
         float | None,
-        typer.Option("--tokens", help="Mean number of tokens per image (default: half of an all-fine image)."),
+        typer.Option("--tokens", help="Mean number of tokens per image (default: half those of an all-fine image)."),
     ] = None,
     threshold: Annotated[
         float | None, typer.Option(help="A region is fine if the gate's probability exceeds this value.")

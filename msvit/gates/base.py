@@ -15,8 +15,8 @@ class Gate(nn.Module):
 
     Args:
         coarse: width of a region in pixels.
-        mean, std: three floats each, mean and standard deviation per channel in [0, 1], by which the gate's images are
-            normalised; None if they are not normalised.
+        mean, std: three floats each, per-channel mean and standard deviation of pixels in [0, 1], by which the gate's
+            images are normalised; None if they are not normalised.
 
     Raises:
         ValueError: `coarse` is not positive, only one of `mean` and `std` is given, or one does not have three values.

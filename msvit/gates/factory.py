@@ -26,8 +26,8 @@ def make_gate(
         gate: one of `GATE_NAMES`, or a module that maps images to logits [batch, Hc, Wc].
         coarse: width of a region in pixels.
         grid_size: (Hc, Wc), regions of an image.
-        mean: three floats, mean per channel in [0, 1], by which images are normalised; None if they are not normalised.
-        std: three floats, standard deviation per channel, by which images are normalised; None like `mean`.
+        mean: three floats, per-channel mean of pixels in [0, 1], by which images are normalised; None if they are not.
+        std: three floats, per-channel standard deviation, by which images are normalised; None if `mean` is None.
 
     Returns:
         A module that maps images [batch, 3, H, W] to logits [batch, Hc, Wc].

@@ -54,9 +54,9 @@ def load_gate(
         path: safetensors file.
         grid_size: (Hc, Wc), regions of the images that the gate will get. The position encodings are resampled
             (bicubic) if the gate was trained on another grid. None for the gate's own grid.
-        mean: three floats, mean per channel in [0, 1], by which those images are normalised. If the gate was trained
-            with other values, its first layer is adapted so that it decides as before. None for the gate's own.
-        std: three floats, standard deviation per channel, by which those images are normalised. None for the gate's
+        mean: three floats, per-channel mean of pixels in [0, 1], by which those images are normalised. If the gate was
+            trained with other values, its first layer is adapted so that it decides as before. None for the gate's own.
+        std: three floats, per-channel standard deviation, by which those images are normalised. None for the gate's
             own.
 
     Returns:

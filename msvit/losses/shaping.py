@@ -37,7 +37,7 @@ class BatchShapingLoss(nn.Module):
 
     Note:
         The loss is computed in fp32, even under autocast, and its gradient is exact for every logit. Under
-        torch.distributed it uses the distribution of the global batch. Gradients averaged over processes, as by
+        torch.distributed it uses the distribution of the global batch. Gradients averaged over processes, as in
         DistributedDataParallel, equal those of one process with the whole batch.
     """
 

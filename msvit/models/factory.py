@@ -91,9 +91,9 @@ def from_timm(
         gate: "mlp", "radial", "random", "entropy", "fine", "coarse", or a module, see `msvit.gates`.
         policy: token policy, see `msvit.policies`; `Threshold(0.5)` by default.
         token_mode: layout of the tokens: "packed", "trimmed" or "masked".
-        mean: three floats, mean per channel in [0, 1], by which uint8 images are normalised; by default, that of the
-            timm model.
-        std: three floats, standard deviation per channel, by which uint8 images are normalised; by default, that of
+        mean: three floats, per-channel mean of pixels in [0, 1], by which uint8 images are normalised; by default, that
+            of the timm model.
+        std: three floats, per-channel standard deviation, by which uint8 images are normalised; by default, that of
             the timm model.
         timm_kwargs: arguments of `timm.create_model`, such as `img_size` and `num_classes`, if a name is given.
 

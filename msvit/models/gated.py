@@ -20,8 +20,8 @@ class GatedBackbone(nn.Module):
     Args:
         image_size: (height, width) in pixels.
         scales: the candidate tokens of an image.
-        mean, std: three floats each, mean and standard deviation per channel in [0, 1], by which uint8 images are
-            normalised. If None, uint8 images are refused. Float images must already be normalised.
+        mean, std: three floats each, per-channel mean and standard deviation of pixels in [0, 1], by which uint8 images
+            are normalised. If None, uint8 images are refused. Float images must already be normalised.
 
     Attributes:
         gate: module that maps images to logits [batch, Hc, Wc].

@@ -10,7 +10,7 @@ def attention_pool(pool: AttentionPoolLatent, x: Tensor, sequences: Sequences, w
     """Pools tokens like timm's `AttentionPoolLatent`, with one latent query per image.
 
     Args:
-        pool: timm's module, whose layers are used.
+        pool: timm's attention pooling module.
         x: [rows, dim].
         sequences: layout of the rows.
         with_prefix: whether to attend to prefix tokens.
@@ -43,7 +43,7 @@ def pool_tokens(
         x: [rows, dim].
         sequences: layout of the rows.
         pool_type: kind of pooling: "token", "avg" or "map".
-        attn_pool: timm's module for "map", None for the others.
+        attn_pool: timm's attention pooling module for "map", None for the others.
         num_heads: number of heads of the model, into which "avg" splits the rows.
         with_prefix: whether to include prefix tokens; "token" ignores it.
 

@@ -38,8 +38,8 @@ class MixedScaleVisionTransformer(GatedBackbone):
         gate: module that maps images to logits [batch, Hc, Wc]; a positive logit means fine at threshold 0.5.
         policy: policy that chooses the fine regions from the logits; `Threshold(0.5)` by default.
         token_mode: layout of the tokens: "packed", "trimmed" or "masked".
-        mean, std: three floats each, mean and standard deviation per channel in [0, 1], by which uint8 images are
-            normalised. If None, uint8 images are refused. Float images must already be normalised.
+        mean, std: three floats each, per-channel mean and standard deviation of pixels in [0, 1], by which uint8 images
+            are normalised. If None, uint8 images are refused. Float images must already be normalised.
 
     Attributes:
         gate, policy, token_mode, mean, std: as given, and settable.

@@ -17,7 +17,7 @@ from msvit.report.shifts import compare_gates
 from msvit.report.tables import run_table, setting_table, write_runs
 from msvit.training.runs import load_run
 
-# Each zoom and shift needs a pass over the images, so only the first ones are used.
+# Largest number of images for zooms and shifts, each of which needs a pass over them.
 _SHIFTED_IMAGES = 500
 # Pictures to remove from an older report, which may have had more of them.
 _PICTURES = (
@@ -70,7 +70,7 @@ def build_report(
     distinct = {folder.resolve(): folder for folder in folders}
     runs = [load_run(folder) for folder in distinct.values()]
     for run in runs:
-        run.checkpoint()  # raises for a run without one before minutes of work on the others
+        run.checkpoint()  # fails for a run without one before minutes of work on the others
     groups = examine(runs, device, limit, latency_seconds)
     output.mkdir(parents=True, exist_ok=True)
     for pattern in _PICTURES:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from msvit_kernels.files import replacing
 
-# The palette of Okabe and Ito, whose colours are distinguishable with colour blindness.
+# The palette of Okabe and Ito, which colour-blind readers can distinguish.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = "osD^vP*X"
 GREY = "#666666"

@@ -71,7 +71,7 @@ class PackedSequences:
         return torch.ones_like(self.packing.batch_index, dtype=torch.bool)
 
     def keep(self, tokens: Tensor, mask: Tensor, total_tokens: int | None = None) -> tuple[Tensor, "PackedSequences"]:
-        """Removes the rows that are not in the mask.
+        """Removes the rows outside a mask.
 
         Args:
             tokens: [rows, dim].

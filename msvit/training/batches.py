@@ -118,7 +118,7 @@ def training_batches(dataset: Any, config: Config, epoch: int, first_step: int, 
         dataset: result of `make_dataset`, or `InMemory`.
         config: values of the run.
         epoch: number of the epoch, from 0.
-        first_step: number of steps that are already done, which are skipped.
+        first_step: number of finished steps to skip.
         share: part of the work that this process does.
 
     Yields:

@@ -80,7 +80,7 @@ def write_checkpoint(
         The folder of the checkpoint.
 
     Raises:
-        OSError: the checkpoint cannot be written, such as on a full disk; no part of it remains, and older ones stay.
+        OSError: the checkpoint cannot be written, as when the disk is full; no part of it remains, and older ones stay.
     """
     parent = run / "checkpoints"
     parent.mkdir(parents=True, exist_ok=True)

@@ -62,5 +62,7 @@ def test_side_by_side(image):
     assert canvas.height > picture.height
     caption = np.asarray(canvas)[picture.height :]
     assert (caption < 100).any(), "the captions are drawn"
-    with pytest.raises(ValueError, match="pictures, captions: expected one or more, equally many, got 1 and 2"):
+    with pytest.raises(
+        ValueError, match="pictures, captions: expected one or more pairs, got 1 pictures and 2 captions"
+    ):
         side_by_side([picture], ["a", "b"])

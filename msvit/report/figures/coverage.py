@@ -10,7 +10,7 @@ from msvit.report.style import COLOURS, GREY, new_figure, save, tidy
 
 
 def draw_coverage(groups: Sequence[Group], path: Path) -> Path:
-    """Draws two bars for each setting: the share of fine regions on the object, and of its regions that are fine.
+    """Draws two bars for each setting: fine regions that are on the object, and object regions that are fine, in %.
 
     The tick across a bar is the expected value for fine regions placed at random.
     """
