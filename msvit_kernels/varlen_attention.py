@@ -8,6 +8,7 @@ from torch import Tensor
 from msvit_kernels import validation
 from msvit_kernels.calls import VarlenAttention
 from msvit_kernels.ops.arguments import options
+from msvit_kernels.ops.derivatives import forward_mode_is_on
 from msvit_kernels.ops.varlen_attention import unrecorded
 from msvit_kernels.ops.varlen_attention import varlen_attention as operator
 
@@ -94,9 +95,13 @@ def varlen_attention(
 
     Note:
         Sums are accumulated in fp32. Forward and backward are deterministic: same inputs, same bits. `out` and `lse`
-        are differentiable in `q`, `k`, `v` and `key_weight`. Cost of the forward: 4 * num_heads * head_dim operations
+        are differentiable in `q`, `k`, `v` and `key_weight`, in reverse and forward mode and under `torch.func`; second
+        and forward derivatives are computed in eager PyTorch. Under `torch.autocast`, `q`, `k` and `v` are cast as
+        `scaled_dot_product_attention` casts them. Cost of the forward: 4 * num_heads * head_dim operations
         per pair of a query and a key of its sequence.
     """
+    if torch._C._is_any_autocast_enabled():
+        q, k, v = _autocast(q), _autocast(k), _autocast(v)
     plain = cu_seqlens_k is None and max_seqlen_k is None and _is_plainly_valid(q, k, v, cu_seqlens, max_seqlen)
     if not plain:
         _validate(q, k, v, cu_seqlens, max_seqlen, cu_seqlens_k, max_seqlen_k)
@@ -121,6 +126,14 @@ def varlen_attention(
     else:
         out, lse = operator(call, backend)
     return (out, lse) if return_lse else out
+
+
+def _autocast(x: Tensor) -> Tensor:
+    """`x` in the dtype that `torch.autocast` gives `scaled_dot_product_attention`: fp64 and integers stay."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dtype == torch.float64:
+        return x
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
 def _validate(
@@ -181,6 +194,7 @@ def _nothing_records(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether neither autograd, nor a transform, nor a dispatch mode, nor a tracer has to see the operator."""
     return (
         not (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad))
+        and not forward_mode_is_on()
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._get_tracing_state() is None

@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from msvit_kernels import dispatch, validation
-from msvit_kernels.calls import MixedScaleEmbed, MixedScaleEmbedBackward, MixedScaleEmbedGradients
+from msvit_kernels.calls import MixedScaleEmbed, MixedScaleEmbedBackward, MixedScaleEmbedGradients, Patches
 from msvit_kernels.ops.arguments import gradients_schema, options
-from msvit_kernels.ops.registry import Derivative, define, none_as_empty
+from msvit_kernels.ops.derivatives import Derivative
+from msvit_kernels.ops.registry import define, none_as_empty
 
 
 def _function(name: str, call: MixedScaleEmbed | MixedScaleEmbedBackward, backend: str | None) -> Callable[..., Any]:
@@ -42,17 +44,11 @@ def _save(call: MixedScaleEmbed, output: Tensor) -> tuple[Any, ...]:
     return (call.patches,)
 
 
-def _backward(saved: tuple[Any, ...], dout: Tensor, *, needed: set[str], backend: str | None) -> Any:
+def _backward(saved: tuple[Any, ...], dout: Tensor, *, needed: set[str], backend: str | None) -> dict[str, Tensor]:
     (patches,) = saved
-    backward = MixedScaleEmbedBackward(
-        patches,
-        dout,
-        needs_images="images" in needed,
-        needs_weight="weight" in needed,
-        needs_bias="bias" in needed,
-        needs_table="table" in needed,
-    )
-    return MixedScaleEmbedGradients(*_differentiate(backward, backend))
+    wanted = {f"needs_{name}": name in needed for name in MixedScaleEmbedGradients._fields}
+    gradients = _differentiate(MixedScaleEmbedBackward(patches, dout, **wanted), backend)
+    return dict(zip(MixedScaleEmbedGradients._fields, gradients, strict=True))
 
 
 def _run_backward(backward: MixedScaleEmbedBackward, backend: str | None) -> tuple[Tensor, ...]:
@@ -73,11 +69,86 @@ def _fake_backward(backward: MixedScaleEmbedBackward) -> tuple[Tensor, ...]:
     return none_as_empty(gradients, like=weight)
 
 
-mixed_scale_embed = define("mixed_scale_embed", MixedScaleEmbed, "Tensor", _run, _fake, Derivative(_save, _backward))
+# The operator is linear in `weight` and in `images`, except for `mean`, and it adds `table` and `bias`. Its derivatives
+# of any order are therefore sums of the two operators again, with a tangent in place of `weight` or of `images`.
+
+
+def _without_mean(patches: Patches, images: Tensor) -> Patches:
+    mean = None if patches.mean is None else [0.0, 0.0, 0.0]
+    return patches._replace(images=images.contiguous(), mean=mean)
+
+
+def _tangent(saved: tuple[Any, ...], given: dict[str, Tensor], backend: str | None) -> Tensor:
+    (patches,) = saved
+    weight = patches.weight
+    dim, num_candidates = weight.shape[0], patches.regions.scales(patches.num_prefix).num_candidates
+    zero_table = weight.new_zeros((num_candidates, dim))
+    terms = []
+    if given.keys() & {"weight", "bias", "table"}:
+        turned = patches._replace(weight=given.get("weight", torch.zeros_like(weight)).contiguous())
+        table, bias = given.get("table", zero_table).contiguous(), given.get("bias")
+        bias = None if bias is None else bias.contiguous()
+        terms.append(mixed_scale_embed(MixedScaleEmbed(turned, table, bias), backend))
+    if "images" in given:
+        moved = _without_mean(patches, given["images"])
+        terms.append(mixed_scale_embed(MixedScaleEmbed(moved, zero_table), backend))
+    tangent: Tensor = sum(terms[1:], terms[0])
+    return tangent
+
+
+def _save_backward(backward: MixedScaleEmbedBackward, output: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    return (backward,)
+
+
+def _second_backward(
+    saved: tuple[Any, ...], *cotangents: Tensor | None, needed: set[str], backend: str | None
+) -> dict[str, Tensor | None]:
+    (backward,) = saved
+    names = MixedScaleEmbedGradients._fields
+    given = {name: x for name, x in zip(names, cotangents, strict=True) if x is not None and x.numel()}
+    return {
+        "dout": _tangent((backward.patches,), given, backend) if "dout" in needed and given else None,
+        **_mixed_gradients(backward, given, needed, backend),
+    }
+
+
+def _mixed_gradients(
+    backward: MixedScaleEmbedBackward, given: dict[str, Tensor], needed: set[str], backend: str | None
+) -> dict[str, Tensor | None]:
+    """Gradient of `images` with a tangent in place of `weight`, and the other way round."""
+    patches, dout = backward.patches, backward.dout
+    found: dict[str, Tensor | None] = {"images": None, "weight": None}
+    if "weight" in given and "images" in needed:
+        turned = patches._replace(weight=given["weight"].contiguous())
+        found["images"] = _backward((turned,), dout, needed={"images"}, backend=backend)["images"]
+    if "images" in given and "weight" in needed:
+        moved = _without_mean(patches, given["images"])
+        found["weight"] = _backward((moved,), dout, needed={"weight"}, backend=backend)["weight"]
+    return found
+
+
+def _tangent_of_backward(
+    saved: tuple[Any, ...], given: dict[str, Tensor], backend: str | None
+) -> tuple[Tensor, ...]:
+    (backward,) = saved
+    names = MixedScaleEmbedGradients._fields
+    wanted = {name for name in names if getattr(backward, f"needs_{name}")}
+    found = {name: x.zero_() for name, x in zip(names, _fake_backward(backward), strict=True)}
+    if "dout" in given:
+        found |= _backward((backward.patches,), given["dout"], needed=wanted, backend=backend)
+    for name, term in _mixed_gradients(backward, given, wanted, backend).items():
+        found[name] = found[name] if term is None else found[name] + term
+    return tuple(found.values())
+
+
+mixed_scale_embed = define(
+    "mixed_scale_embed", MixedScaleEmbed, "Tensor", _run, _fake, Derivative(_save, _backward, _tangent)
+)
 _differentiate = define(
     "mixed_scale_embed_bwd",
     MixedScaleEmbedBackward,
     gradients_schema(MixedScaleEmbedGradients),
     _run_backward,
     _fake_backward,
+    Derivative(_save_backward, _second_backward, _tangent_of_backward),
 )

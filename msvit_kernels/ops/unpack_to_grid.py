@@ -5,8 +5,9 @@ from typing import Any
 from torch import Tensor
 
 from msvit_kernels import dispatch, validation
-from msvit_kernels.calls import UnpackToGrid, UnpackToGridBackward, UnpackToGridGradients
-from msvit_kernels.ops.registry import Derivative, define
+from msvit_kernels.calls import UnpackToGrid, UnpackToGridBackward
+from msvit_kernels.ops.derivatives import Derivative
+from msvit_kernels.ops.registry import define
 
 
 def _run(call: UnpackToGrid, backend: str | None) -> Tensor:
@@ -28,8 +29,14 @@ def _save(call: UnpackToGrid, output: Tensor) -> tuple[Any, ...]:
     return call.regions, call.tokens.shape[0]
 
 
-def _backward(saved: tuple[Any, ...], dgrid: Tensor, *, needed: set[str], backend: str | None) -> UnpackToGridGradients:
-    return UnpackToGridGradients(_differentiate(UnpackToGridBackward(dgrid, *saved), backend))
+def _backward(saved: tuple[Any, ...], dgrid: Tensor, *, needed: set[str], backend: str | None) -> dict[str, Tensor]:
+    return {"tokens": _differentiate(UnpackToGridBackward(dgrid, *saved), backend)}
+
+
+def _tangent(saved: tuple[Any, ...], given: dict[str, Tensor], backend: str | None) -> Tensor:
+    regions, _ = saved
+    tangent: Tensor = unpack_to_grid(UnpackToGrid(given["tokens"].contiguous(), regions), backend)
+    return tangent
 
 
 def _run_backward(backward: UnpackToGridBackward, backend: str | None) -> Tensor:
@@ -43,5 +50,31 @@ def _fake_backward(backward: UnpackToGridBackward) -> Tensor:
     return backward.dgrid.new_empty((backward.total_tokens, backward.dgrid.shape[1]))
 
 
-unpack_to_grid = define("unpack_to_grid", UnpackToGrid, "Tensor", _run, _fake, Derivative(_save, _backward))
-_differentiate = define("unpack_to_grid_bwd", UnpackToGridBackward, "Tensor", _run_backward, _fake_backward)
+# The gradient is linear in dgrid: its own derivatives are the two operators again.
+
+
+def _save_backward(backward: UnpackToGridBackward, output: Tensor) -> tuple[Any, ...]:
+    return backward.regions, backward.total_tokens
+
+
+def _second_backward(
+    saved: tuple[Any, ...], cotangent: Tensor, *, needed: set[str], backend: str | None
+) -> dict[str, Tensor]:
+    return {"dgrid": _tangent(saved, {"tokens": cotangent}, backend)}
+
+
+def _tangent_of_backward(saved: tuple[Any, ...], given: dict[str, Tensor], backend: str | None) -> Tensor:
+    return _backward(saved, given["dgrid"], needed=set(), backend=backend)["tokens"]
+
+
+unpack_to_grid = define(
+    "unpack_to_grid", UnpackToGrid, "Tensor", _run, _fake, Derivative(_save, _backward, _tangent)
+)
+_differentiate = define(
+    "unpack_to_grid_bwd",
+    UnpackToGridBackward,
+    "Tensor",
+    _run_backward,
+    _fake_backward,
+    Derivative(_save_backward, _second_backward, _tangent_of_backward),
+)

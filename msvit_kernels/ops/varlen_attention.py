@@ -8,8 +8,10 @@ from torch import Tensor
 
 from msvit_kernels import dispatch, validation
 from msvit_kernels.calls import VarlenAttention, VarlenAttentionBackward, VarlenAttentionGradients
+from msvit_kernels.ops import attention_derivatives
 from msvit_kernels.ops.arguments import gradients_schema, options
-from msvit_kernels.ops.registry import Derivative, define, none_as_empty
+from msvit_kernels.ops.derivatives import Derivative
+from msvit_kernels.ops.registry import define, none_as_empty
 
 
 def unrecorded(call: VarlenAttention, backend: str | None, given: tuple[str, ...]) -> tuple[Tensor, Tensor]:
@@ -63,11 +65,15 @@ def _save(call: VarlenAttention, output: tuple[Tensor, Tensor]) -> tuple[Any, ..
 
 def _backward(
     saved: tuple[Any, ...], dout: Tensor | None, dlse: Tensor | None, *, needed: set[str], backend: str | None
-) -> VarlenAttentionGradients:
+) -> dict[str, Tensor]:
     call, out, lse = saved
     dout = torch.zeros_like(out) if dout is None else dout
     backward = VarlenAttentionBackward(call, out, lse, dout, dlse, needs_dweight="key_weight" in needed)
-    return VarlenAttentionGradients(*_differentiate(backward, backend))
+    return dict(zip(VarlenAttentionGradients._fields, _differentiate(backward, backend), strict=True))
+
+
+def _tangent(saved: tuple[Any, ...], given: dict[str, Tensor], backend: str | None) -> tuple[Tensor, Tensor]:
+    return attention_derivatives.tangents_of_outputs(*saved, given)
 
 
 def _run_backward(backward: VarlenAttentionBackward, backend: str | None) -> tuple[Tensor, ...]:
@@ -85,13 +91,36 @@ def _fake_backward(backward: VarlenAttentionBackward) -> tuple[Tensor, ...]:
     return none_as_empty(gradients, like=q)
 
 
+def _save_backward(backward: VarlenAttentionBackward, output: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    return (backward,)
+
+
+def _second_backward(
+    saved: tuple[Any, ...], *cotangents: Tensor | None, needed: set[str], backend: str | None
+) -> dict[str, Tensor]:
+    (backward,) = saved
+    names = VarlenAttentionGradients._fields
+    given = {name: x for name, x in zip(names, cotangents, strict=True) if x is not None and x.numel()}
+    return attention_derivatives.gradients_of_gradients(backward, given)
+
+
+def _tangent_of_backward(
+    saved: tuple[Any, ...], given: dict[str, Tensor], backend: str | None
+) -> tuple[Tensor, ...]:
+    (backward,) = saved
+    q = backward.call.q
+    tangents = attention_derivatives.tangents_of_gradients(backward, given)
+    weight = tangents["key_weight"] if backward.needs_dweight else q.new_zeros(0)
+    return *(tangents[name].to(q.dtype) for name in ("q", "k", "v")), weight
+
+
 varlen_attention = define(
     "varlen_attention",
     VarlenAttention,
     "(Tensor out, Tensor lse)",
     _run,
     _fake,
-    Derivative(_save, _backward),
+    Derivative(_save, _backward, _tangent),
 )
 _differentiate = define(
     "varlen_attention_bwd",
@@ -99,4 +128,5 @@ _differentiate = define(
     gradients_schema(VarlenAttentionGradients),
     _run_backward,
     _fake_backward,
+    Derivative(_save_backward, _second_backward, _tangent_of_backward),
 )
