@@ -1,14 +1,13 @@
 """Forward-mode and second derivatives of `varlen_attention`, in eager PyTorch, one sequence after the other.
 
-For tangents q', k', v', w' of the arguments, with s = softmax_scale * q k^T (docs/operators.md derives the gradients):
+For tangents q', k', v', w' of the arguments, with s = softmax_scale * q k^T and P~ = exp(s - lse):
 
-    P~ = exp(s - lse),   s' = softmax_scale * (q' k^T + q k'^T),   R_ij = P~_ij (w_j s'_ij + w'_j),   lse'_i = sum_j R_ij
+    s' = softmax_scale * (q' k^T + q k'^T),   R_ij = P~_ij (w_j s'_ij + w'_j),   lse'_i = sum_j R_ij
     out'_i = sum_j R_ij v_j - lse'_i out_i + sum_j w_j P~_ij v'_j
 
-The gradients dq, dk, dv and dw are functions of q, k, v, w, out, lse, dout and dlse, and are differentiated as such. The
-parts through out and lse then pass through the first derivative. All formulas hold at w = 0, as the first derivative
-does. They are computed in fp32 (fp64 for fp64 inputs), take the memory of the scores of a sequence, and read the offsets
-on the host.
+The gradients dq, dk, dv and dw are differentiated as functions of q, k, v, w, out, lse, dout and dlse. The parts through
+out and lse pass through the first derivative after that. All formulas hold at w = 0, as the first derivative does. They are computed in fp32 (fp64 for fp64 inputs), take the memory of the scores of one sequence, and
+read the offsets on the host.
 """
 
 from collections.abc import Callable
@@ -77,20 +76,20 @@ def _values(call: VarlenAttention, given: dict[str, Tensor]) -> _Values:
     return _Values(**{name: x.transpose(0, 1) if x.dim() == 3 else x for name, x in full.items()})
 
 
-def _by_sequence(
-    formulas: _Formulas, call: VarlenAttention, values: _Values, tangents: _Values
-) -> dict[str, Tensor]:
+def _by_sequence(formulas: _Formulas, call: VarlenAttention, values: _Values, tangents: _Values) -> dict[str, Tensor]:
     """Applies the formulas to each sequence and packs the results, by name, as the arguments are packed."""
     offsets_q, offsets_k = call.cu_seqlens_q.tolist(), call.cu_seqlens_k.tolist()
     parts = []
     for i in range(-1, len(offsets_q) - 1):  # -1: no rows, so that there is a part even without sequences
         rows = slice(offsets_q[max(i, 0)], offsets_q[i + 1])
         keys = slice(offsets_k[max(i, 0)], offsets_k[i + 1])
-        cut = [_cut(each, rows, keys) for each in (values, tangents)]
         with torch.autocast(call.q.device.type, enabled=False):
-            parts.append(formulas(*cut, call.softmax_scale))
-    packed = {name: torch.cat([part[name] for part in parts], dim=min(1, parts[0][name].dim() - 1)) for name in parts[0]}
-    return {name: x.transpose(0, 1) if x.dim() == 3 else x for name, x in packed.items()}
+            parts.append(formulas(_cut(values, rows, keys), _cut(tangents, rows, keys), call.softmax_scale))
+    packed = {}
+    for name, first in parts[0].items():
+        x = torch.cat([part[name] for part in parts], dim=0 if first.dim() == 1 else 1)
+        packed[name] = x.transpose(0, 1) if x.dim() == 3 else x
+    return packed
 
 
 def _cut(values: _Values, rows: slice, keys: slice) -> _Values:
@@ -102,20 +101,18 @@ def _cut(values: _Values, rows: slice, keys: slice) -> _Values:
 
 
 def _gradients_of_gradients(at: _Values, tangent: _Values, scale: float) -> dict[str, Tensor]:
-    """Gradients of sum(dq * q' + dk * k' + dv * v' + dw * w'); those of dout and dlse are the tangents out' and lse'."""
-    w, p = at.key_weight, _unweighted_p(at, scale)
-    e = _e(at)
-    dscores = _scores_tangent(at, tangent, scale)
-    r = p * (w * dscores + tangent.key_weight)
+    """Gradients of sum(dq * q' + dk * k' + dv * v' + dw * w'); for dout and dlse they are the tangents out' and lse'."""
+    w, p, e = at.key_weight, _unweighted_p(at, scale), _e(at)
+    scores, dout_v = _scores_tangent(at, tangent, scale), at.dout @ tangent.v.mT
     wp = w * p
-    dv_part = at.dout @ tangent.v.mT
+    r = p * (w * scores + tangent.key_weight)
     lse = r.sum(-1)
-    ds = e * r + wp * dv_part
+    ds = e * r + wp * dout_v  # gradient of the scores
     return {
         "q": scale * (ds @ at.k + (wp * e) @ tangent.k),
         "k": scale * (ds.mT @ at.q + (wp * e).mT @ tangent.q),
         "v": r.mT @ at.dout,
-        "key_weight": (p * (e * dscores + dv_part)).sum(dim=(0, 1)),
+        "key_weight": (p * (e * scores + dout_v)).sum(dim=(0, 1)),
         "out": -lse[..., None] * at.dout,
         "lse": -ds.sum(-1),
         "dout": r @ at.v - lse[..., None] * at.out + wp @ tangent.v,
@@ -124,11 +121,11 @@ def _gradients_of_gradients(at: _Values, tangent: _Values, scale: float) -> dict
 
 
 def _tangents_of_gradients(at: _Values, tangent: _Values, scale: float) -> dict[str, Tensor]:
-    w, p = at.key_weight, _unweighted_p(at, scale)
-    e = _e(at)
+    """Tangents of dq, dk, dv and dw."""
+    w, p, e = at.key_weight, _unweighted_p(at, scale), _e(at)
     p_tangent = p * (_scores_tangent(at, tangent, scale) - tangent.lse[..., None])
     e_tangent = _e(at._replace(dout=tangent.dout, dlse=tangent.dlse)) + at.dout @ tangent.v.mT
-    e_tangent = e_tangent - (at.dout * tangent.out).sum(-1, keepdim=True)
+    e_tangent -= (at.dout * tangent.out).sum(-1, keepdim=True)
     wp_tangent = tangent.key_weight * p + w * p_tangent
     ds, ds_tangent = scale * w * p * e, scale * (wp_tangent * e + w * p * e_tangent)
     return {

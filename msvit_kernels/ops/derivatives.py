@@ -29,8 +29,8 @@ class Derivative(NamedTuple):
         backward: function of that tuple, of the gradients of the outputs (None for zeros, but not all) and, by name, of
             `needed` (names of the arguments that need a gradient) and `backend`; returns gradients by name of argument,
             those of `needed` at least.
-        tangent: function of that tuple, of the tangents by name of argument (at least one) and of `backend`; returns the
-            tangents of the outputs, as the operator returns its outputs.
+        tangent: function of that tuple, of the tangents by name of argument (at least one) and of `backend`; returns
+            the tangents of the outputs, as the operator returns its outputs.
     """
 
     save: Callable[[Any, Any], tuple[Any, ...]]
@@ -103,8 +103,8 @@ def _function(operator: Any, record: type[Any], derivative: Derivative) -> Any:
         given = {name: tangent for name, tangent in zip(arguments, tangents, strict=True) if tangent is not None}
         return derivative.tangent(saved, given, ctx.backend)
 
-    formulas = {"forward": forward, "backward": backward, "jvp": jvp}
-    return type(operator._opname, (_SingleLevelFunction,), {name: staticmethod(f) for name, f in formulas.items()})
+    formulas = {"forward": staticmethod(forward), "backward": staticmethod(backward), "jvp": staticmethod(jvp)}
+    return type(operator._opname, (_SingleLevelFunction,), formulas)
 
 
 def _take_tensors(value: Any, tensors: list[Tensor]) -> Any:

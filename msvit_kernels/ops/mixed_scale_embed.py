@@ -127,9 +127,7 @@ def _mixed_gradients(
     return found
 
 
-def _tangent_of_backward(
-    saved: tuple[Any, ...], given: dict[str, Tensor], backend: str | None
-) -> tuple[Tensor, ...]:
+def _tangent_of_backward(saved: tuple[Any, ...], given: dict[str, Tensor], backend: str | None) -> tuple[Tensor, ...]:
     (backward,) = saved
     names = MixedScaleEmbedGradients._fields
     wanted = {name for name in names if getattr(backward, f"needs_{name}")}

@@ -55,21 +55,22 @@ def define(
 def _one_by_one(operator: Any) -> Callable[..., Any]:
     """The operator under `torch.vmap`: one call for each sample."""
 
-    def rule(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
-        results = []
-        for sample in range(info.batch_size):
-            pairs = zip(arguments, in_dims, strict=True)
-            results.append(operator(*(x if dim is None else _dense(x.select(dim, sample)) for x, dim in pairs)))
+    def rule(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:
+        def of_sample(sample: int) -> Any:
+            # Contiguous, because kernels rely on strides that the public functions checked with the batch in place.
+            return operator(
+                *(
+                    x.select(dim, sample).contiguous() if isinstance(dim, int) else x
+                    for x, dim in zip(arguments, in_dims, strict=True)
+                )
+            )
+
+        results = [of_sample(sample) for sample in range(info.batch_size)]
         if isinstance(results[0], Tensor):
             return torch.stack(results), 0
         return tuple(torch.stack(each) for each in zip(*results, strict=True)), (0,) * len(results[0])
 
     return rule
-
-
-def _dense(x: Tensor) -> Tensor:
-    """`x` with adjacent elements along its last axis, because the batch may have been there."""
-    return x if x.dim() == 0 or x.stride(-1) == 1 else x.contiguous()
 
 
 def none_as_empty(gradients: Any, like: Tensor) -> tuple[Tensor, ...]:

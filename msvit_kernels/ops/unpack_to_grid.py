@@ -67,9 +67,7 @@ def _tangent_of_backward(saved: tuple[Any, ...], given: dict[str, Tensor], backe
     return _backward(saved, given["dgrid"], needed=set(), backend=backend)["tokens"]
 
 
-unpack_to_grid = define(
-    "unpack_to_grid", UnpackToGrid, "Tensor", _run, _fake, Derivative(_save, _backward, _tangent)
-)
+unpack_to_grid = define("unpack_to_grid", UnpackToGrid, "Tensor", _run, _fake, Derivative(_save, _backward, _tangent))
 _differentiate = define(
     "unpack_to_grid_bwd",
     UnpackToGridBackward,

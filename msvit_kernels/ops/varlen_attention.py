@@ -73,7 +73,8 @@ def _backward(
 
 
 def _tangent(saved: tuple[Any, ...], given: dict[str, Tensor], backend: str | None) -> tuple[Tensor, Tensor]:
-    return attention_derivatives.tangents_of_outputs(*saved, given)
+    call, out, lse = saved
+    return attention_derivatives.tangents_of_outputs(call, out, lse, given)
 
 
 def _run_backward(backward: VarlenAttentionBackward, backend: str | None) -> tuple[Tensor, ...]:
@@ -104,9 +105,7 @@ def _second_backward(
     return attention_derivatives.gradients_of_gradients(backward, given)
 
 
-def _tangent_of_backward(
-    saved: tuple[Any, ...], given: dict[str, Tensor], backend: str | None
-) -> tuple[Tensor, ...]:
+def _tangent_of_backward(saved: tuple[Any, ...], given: dict[str, Tensor], backend: str | None) -> tuple[Tensor, ...]:
     (backward,) = saved
     q = backward.call.q
     tangents = attention_derivatives.tangents_of_gradients(backward, given)
