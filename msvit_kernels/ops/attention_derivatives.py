@@ -5,9 +5,9 @@ For tangents q', k', v', w' of the arguments, with s = softmax_scale * q k^T and
     s' = softmax_scale * (q' k^T + q k'^T),   R_ij = P~_ij (w_j s'_ij + w'_j),   lse'_i = sum_j R_ij
     out'_i = sum_j R_ij v_j - lse'_i out_i + sum_j w_j P~_ij v'_j
 
-The gradients dq, dk, dv and dw are differentiated as functions of q, k, v, w, out, lse, dout and dlse. The parts through
-out and lse pass through the first derivative after that. All formulas hold at w = 0, as the first derivative does. They are computed in fp32 (fp64 for fp64 inputs), take the memory of the scores of one sequence, and
-read the offsets on the host.
+The gradients dq, dk, dv and dw are differentiated as functions of q, k, v, w, out, lse, dout and dlse; the parts through
+out and lse then pass through the first derivative. All formulas hold at w = 0, as the first derivative does. They are
+computed in fp32 (fp64 for fp64 inputs), take the memory of the scores of one sequence, and read the offsets on the host.
 """
 
 from collections.abc import Callable
@@ -101,7 +101,7 @@ def _cut(values: _Values, rows: slice, keys: slice) -> _Values:
 
 
 def _gradients_of_gradients(at: _Values, tangent: _Values, scale: float) -> dict[str, Tensor]:
-    """Gradients of sum(dq * q' + dk * k' + dv * v' + dw * w'); for dout and dlse they are the tangents out' and lse'."""
+    """Gradients of sum(dq * q' + dk * k' + dv * v' + dw * w'); of dout and dlse: the tangents out' and lse'."""
     w, p, e = at.key_weight, _unweighted_p(at, scale), _e(at)
     scores, dout_v = _scores_tangent(at, tangent, scale), at.dout @ tangent.v.mT
     wp = w * p
