@@ -5,9 +5,10 @@ For tangents q', k', v', w' of the arguments, with s = softmax_scale * q k^T and
     s' = softmax_scale * (q' k^T + q k'^T),   R_ij = P~_ij (w_j s'_ij + w'_j),   lse'_i = sum_j R_ij
     out'_i = sum_j R_ij v_j - lse'_i out_i + sum_j w_j P~_ij v'_j
 
-The gradients dq, dk, dv and dw are differentiated as functions of q, k, v, w, out, lse, dout and dlse; the parts through
-out and lse then pass through the first derivative. All formulas hold at w = 0, as the first derivative does. They are
-computed in fp32 (fp64 for fp64 inputs), take the memory of the scores of one sequence, and read the offsets on the host.
+The gradients dq, dk, dv and dw are differentiated as functions of q, k, v, w, out, lse, dout and dlse; the parts
+through out and lse then pass through the first derivative. All formulas hold at w = 0, as the first derivative does.
+They are computed in fp32 (fp64 for fp64 inputs), take the memory of the scores of one sequence, and read the offsets on
+the host.
 """
 
 from collections.abc import Callable

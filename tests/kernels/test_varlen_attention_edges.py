@@ -159,3 +159,25 @@ def test_no_tokens_at_all(target, lengths):
     results = run(make_inputs(lengths, 2, 32, dtype, device, "ones"), backend)
     assert results["out"].shape == (0, 2, 32)
     assert results["lse"].shape == (2, 0)
+
+
+@pytest.mark.parametrize("kinds", [(torch.float32,) * 3, (torch.float32, torch.bfloat16, torch.float16)], ids=str)
+def test_autocast_casts_as_for_scaled_dot_product_attention(kinds):
+    lengths = [5, 0, 12]
+    (q, k, v), cu_seqlens, max_seqlen, _, _, _ = make_inputs(lengths, 2, 32, torch.float32)
+    q, k, v = (leaf(x.to(kind)) for x, kind in zip((q, k, v), kinds, strict=True))
+    with torch.autocast("cpu", torch.bfloat16):
+        out = varlen_attention(q, k, v, cu_seqlens, max_seqlen)
+        assert out.dtype == torch.nn.functional.scaled_dot_product_attention(q, k, v).dtype == torch.bfloat16
+    expected = varlen_attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), cu_seqlens, max_seqlen)
+    assert torch.equal(out, expected)
+    out.float().sum().backward()
+    assert q.grad.dtype == q.dtype
+
+
+def test_autocast_leaves_double_and_refuses_mixed_dtypes_without_it():
+    (q, k, v), cu_seqlens, max_seqlen, _, _, _ = make_inputs([5], 2, 32, torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert varlen_attention(q, k, v, cu_seqlens, max_seqlen).dtype == torch.float64
+    with pytest.raises(TypeError, match="k: expected dtype float64, got bfloat16"):
+        varlen_attention(q, k.bfloat16(), v, cu_seqlens, max_seqlen)
