@@ -45,12 +45,13 @@ def make_dataset(config: Config, train: bool, image_size: tuple[int, int], class
         split, size = ("train", config.train_size) if train else ("test", config.test_size)
         return DigitsOnPhotographs(split, size, config.data_seed, image_size[0])
     transform = _transform(config, train, image_size)
-    if not _is_named(config):
-        if not train and classes is None and (training := _find_folder(config, True)):
-            classes = list(ClassFolders(training).class_to_idx)
-        folder = _folder(config, train)
-        return ImageFiles(ClassFolders(folder, None if train else classes), str(folder), config.max_pixels, transform)
-    return named_dataset(config, train, transform)
+    if _is_named(config):
+        return named_dataset(config, train, transform, _name(config, train))
+    if not train and classes is None and (training := _find_folder(config, True)):
+        classes = list(ClassFolders(training, _name(config, True)).class_to_idx)
+    name = _name(config, train)
+    files = ClassFolders(_folder(config, train), name, None if train else classes)
+    return ImageFiles(files, name, config.max_pixels, transform)
 
 
 def class_names(dataset: Any) -> list[str] | None:
@@ -95,6 +96,10 @@ def _count(dataset: Any) -> int | None:
     features = getattr(getattr(reader, "dataset", None), "features", None) or {}
     named = getattr(features.get(getattr(reader, "label_key", "label")), "num_classes", None)
     return len(classes) if classes else named
+
+
+def _name(config: Config, train: bool) -> str:
+    return f"--data {config.data}, split {config.train_split if train else config.test_split}"
 
 
 def _is_named(config: Config) -> bool:

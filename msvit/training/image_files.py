@@ -13,7 +13,7 @@ from msvit.data.decoding import decode_image
 from msvit.data.images import IMAGE_SUFFIXES, is_image_file, walk_files
 
 # Largest number of names in a message.
-_NAMED = 3
+_MOST_NAMES = 3
 
 
 class Reader(Protocol):
@@ -31,6 +31,7 @@ class ClassFolders:
 
     Args:
         root: folder of the class folders. The folder that directly contains a file names its class.
+        name: name of the data set in errors.
         classes: names of the class folders in the order of their labels; None for those in `root`, in natural order.
 
     Attributes:
@@ -41,18 +42,22 @@ class ClassFolders:
         ValueError: there is no image, an image lies outside of the class folders, or a folder is not in `classes`.
     """
 
-    def __init__(self, root: Path, classes: Sequence[str] | None = None) -> None:
+    def __init__(self, root: Path, name: str, classes: Sequence[str] | None = None) -> None:
         folders = dict(walk_files(root))
         images = {folder: [path for path in paths if is_image_file(path)] for folder, paths in folders.items()}
         paths = sorted((path for found in images.values() for path in found), key=lambda path: natural_key(str(path)))
         if not paths:
-            raise ValueError(f"{root}: expected images ({', '.join(IMAGE_SUFFIXES)}) in class folders, got none")
+            raise ValueError(
+                f"{name}: expected images ({', '.join(IMAGE_SUFFIXES)}) in class folders of {root}, got none"
+            )
         if images.get(root):
-            raise ValueError(f"{root}: expected images only in class folders, got {images[root][0]}")
+            raise ValueError(f"{name}: expected images only in class folders, got {images[root][0]}")
         found = sorted({path.parent.name for path in paths}, key=natural_key)
-        self.class_to_idx = {name: label for label, name in enumerate(found if classes is None else classes)}
-        if unknown := [name for name in found if name not in self.class_to_idx]:
-            raise ValueError(f"{root}: expected only classes of the training images, got {', '.join(unknown[:_NAMED])}")
+        self.class_to_idx = {each: label for label, each in enumerate(found if classes is None else classes)}
+        if unknown := [each for each in found if each not in self.class_to_idx]:
+            raise ValueError(
+                f"{name}: expected only classes of the training images, got {', '.join(unknown[:_MOST_NAMES])}"
+            )
         self.samples = [(path, self.class_to_idx[path.parent.name]) for path in paths]
         _warn_of_others(root, folders, images)
 
@@ -98,6 +103,6 @@ def _warn_of_others(root: Path, folders: dict[Path, list[Path]], images: dict[Pa
     without = [folder for folder, found in images.items() if not found and folder != root]
     for kind, paths in (("files without an image suffix", others), ("folders without an image", without)):
         if paths:
-            names = ", ".join(str(path.relative_to(root)) for path in sorted(paths)[:_NAMED])
-            more = ", ..." if len(paths) > _NAMED else ""
+            names = ", ".join(str(path.relative_to(root)) for path in sorted(paths)[:_MOST_NAMES])
+            more = ", ..." if len(paths) > _MOST_NAMES else ""
             warnings.warn(f"{root}: {kind} are left out: {len(paths)} ({names}{more})", stacklevel=4)

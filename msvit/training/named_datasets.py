@@ -21,13 +21,14 @@ from msvit.training.config import Config
 from msvit.training.image_files import ImageFiles
 
 
-def named_dataset(config: Config, train: bool, transform: Callable[[Any], Any]) -> Any:
+def named_dataset(config: Config, train: bool, transform: Callable[[Any], Any], name: str) -> Any:
     """Makes a data set that timm finds by its name.
 
     Args:
         config: values of the run.
         train: True for the training split, False for the test split.
         transform: function of an RGB image.
+        name: name of the data set in messages.
 
     Returns:
         A map-style data set, or an iterable one if timm streams it.
@@ -35,10 +36,8 @@ def named_dataset(config: Config, train: bool, transform: Callable[[Any], Any]) 
     Raises:
         ValueError: the split or the data set does not exist or has no image.
     """
-    split = config.train_split if train else config.test_split
-    name = f"--data {config.data}, split {split}"
     try:
-        dataset = _open(config, split, train)
+        dataset = _open(config, train)
     except Exception as error:  # readers raise many kinds of errors for a missing file or package
         raise ValueError(f"{name}: cannot be read ({error})") from error
     if not isinstance(dataset, IterableDataset) and not len(dataset):
@@ -51,10 +50,14 @@ def named_dataset(config: Config, train: bool, transform: Callable[[Any], Any]) 
     return dataset
 
 
-def _open(config: Config, split: str, train: bool) -> Any:
+def _open(config: Config, train: bool) -> Any:
     kind, _, name = config.data.partition("/")
-    values: dict[str, Any] = {"split": split, "is_training": train, "batch_size": config.batch_size}
-    values["seed"] = config.seed
+    values: dict[str, Any] = {
+        "split": config.train_split if train else config.test_split,
+        "is_training": train,
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+    }
     if kind.lower() == "wds":
         return IterableImageDataset(
             config.data_root, reader=_Shards(config.max_pixels, root=config.data_root, name=name, **values)

@@ -101,6 +101,8 @@ def test_a_run_with_an_unreadable_image_resumes(
 
 
 def test_limit_on_pixels(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--max-pixels: expected 1 or more, got 0"):
+        small_config(max_pixels=0)
     config = small_config(data=str(image_folder(tmp_path)), max_pixels=1999, **VALUES)
     with pytest.raises(ValueError, match=r"expected at most 1,999 pixels, got 50 x 40 = 2,000; --max-pixels"):
         make_dataset(config, True, SIZE)[0]
@@ -113,13 +115,13 @@ def test_what_class_folders_leave_out_is_named(tmp_path: Path) -> None:
     shutil.copy(root / "cat" / "0.png", root / "cat" / "._0.png")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert len(ClassFolders(root)) == 20
+        assert len(ClassFolders(root, "any")) == 20
     for name in ("horse/0.heic", "cat/notes.txt"):
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_text("")
     (root / "empty").mkdir()
     with pytest.warns(UserWarning, match="are left out") as caught:
-        found = ClassFolders(root)
+        found = ClassFolders(root, "any")
     assert [*found.class_to_idx] == ["cat", "dog"]
     assert [str(warning.message).removeprefix(f"{root}: ") for warning in caught] == [
         "files without an image suffix are left out: 2 (cat/notes.txt, horse/0.heic)",
@@ -131,15 +133,15 @@ def test_links_to_class_folders_are_followed_and_loops_are_not(tmp_path: Path) -
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "mouse").symlink_to(image_folder(tmp_path / "data") / "train" / "cat")
     (tmp_path / "data" / "train" / "cat" / "loop").symlink_to(tmp_path / "data")
-    assert ClassFolders(tmp_path / "links").samples[0] == (tmp_path / "links" / "mouse" / "0.png", 0)
-    assert len(ClassFolders(tmp_path / "data" / "train")) == 20
+    assert ClassFolders(tmp_path / "links", "any").samples[0] == (tmp_path / "links" / "mouse" / "0.png", 0)
+    assert len(ClassFolders(tmp_path / "data" / "train", "any")) == 20
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("val/horse/0.png", "val: expected only classes of the training images, got horse"),
-        ("train/stray.png", "train: expected images only in class folders, got .*stray.png"),
+        ("val/horse/0.png", "split validation: expected only classes of the training images, got horse"),
+        ("train/stray.png", "split train: expected images only in class folders, got .*stray.png"),
     ],
 )
 def test_images_without_a_known_class_are_refused(tmp_path: Path, name: str, words: str) -> None:
