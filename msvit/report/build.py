@@ -103,7 +103,8 @@ def _summary(groups: Sequence[Group], device: torch.device) -> Section:
     first = groups[0].runs[0]
     text = (
         f"{len(first.test.images)} test images of {first.run.config.data!r}, "
-        f"{first.run.image_size[1]} x {first.run.image_size[0]} pixels; files that could not be read: {first.test.left_out}. "
+        f"{first.run.image_size[1]} x {first.run.image_size[0]} pixels; "
+        f"files that could not be read: {first.test.left_out}. "
         f"GMACs include the gate. Times are medians over packed batches of {first.run.config.batch_size} images on "
         f"{device}. Variance between images is the share of the mask's variance that the position does not explain; it "
         "is 0 for a static pattern. Fine on object is the share of fine regions that cover the object. Object found is "
