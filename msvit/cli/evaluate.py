@@ -17,6 +17,7 @@ _OPTIONS = (
     "data_seed",
     "num_classes",
     "num_workers",
+    "max_pixels",
     "model",
     "image_size",
     "coarse",
@@ -50,7 +51,7 @@ def evaluate(
 
     For a run or a checkpoint inside a run, config.json gives the model and the data, and options override it. For any
     other file, options give them. A gate without learned parameters is calibrated to a share --gate-target of fine
-    regions; for the entropy gate, this uses the first test images.
+    regions; for the entropy gate, this uses the first test images. Images that cannot be read are named and left out.
     """
     with one_line_errors("train"):
         from msvit.training.evaluation_job import evaluate_checkpoint
@@ -59,5 +60,5 @@ def evaluate(
         say(
             f"{name}: top-1 {found.top1:.2%}, top-5 {found.top5:.2%}, loss {found.loss:.4f}, "
             f"{found.tokens_per_image:.1f} tokens/image ({found.fine_share:.1%} of the regions fine), "
-            f"{found.gmacs:.3f} GMACs/image, {found.images} images"
+            f"{found.gmacs:.3f} GMACs/image, {found.images} images, {found.left_out} left out"
         )

@@ -29,6 +29,10 @@ def report(
         int, typer.Option(help="Number of random zooms and shifts under which gates are compared; 0 for none.")
     ] = 16,
     seconds: Annotated[float, typer.Option(help="Time to spend on timing each model, in seconds.")] = 2.0,
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(help="Largest number of pixels of an image file (default: that of the run)."),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda (default: a GPU if there is one).")] = None,
 ) -> None:
     """Draws the paper's figures for one or more runs, as PNG files and one HTML page.
@@ -49,6 +53,7 @@ def report(
             maps=maps,
             transforms=transforms,
             latency_seconds=seconds,
+            max_pixels=max_pixels,
         )
         typer.echo(f"wrote {page}")
 

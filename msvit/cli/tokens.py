@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from msvit.cli.errors import one_line_errors
+from msvit.data.decoding import MAX_PIXELS
 from msvit.gates.factory import FIXED_GATE_NAMES
 
 if TYPE_CHECKING:
@@ -35,13 +36,16 @@ def tokens(
     model: Annotated[str, typer.Option(help="Name of the model in --checkpoint.")] = "msvit_small_patch16_32_224",
     size: Annotated[int, typer.Option(help="Height and width of the gate's input, in pixels.")] = 224,
     width: Annotated[int, typer.Option(help="Width of each picture, in pixels.")] = 448,
+    max_pixels: Annotated[
+        int, typer.Option(help="Largest number of pixels of an image file; larger files are refused.")
+    ] = MAX_PIXELS,
 ) -> None:
     """Draws the coarse and fine regions of images.
 
     Images share the token budget as in a batch, so that detailed images get more tokens than simple ones.
     """
     with one_line_errors():
-        _draw(images, output, budget, threshold, gate, checkpoint, model, size, width)
+        _draw(images, output, budget, threshold, gate, checkpoint, model, size, width, max_pixels)
 
 
 def _draw(
@@ -54,6 +58,7 @@ def _draw(
     model: str,
     size: int,
     width: int,
+    max_pixels: int,
 ) -> None:
     import torch
 
@@ -72,12 +77,12 @@ def _draw(
     policy = Threshold(threshold) if threshold is not None else Budget(most / 2 if budget is None else budget)
     policy.check(scales.num_regions, scales.scale_factor)
     paths = [_find(name) for name in names]
-    images = torch.stack([read_image(path, size) for path in paths])
+    images = torch.stack([read_image(path, size, max_pixels=max_pixels) for path in paths])
     fine_mask = policy(_gate_logits(images, gate, checkpoint, model), scales.scale_factor).fine_mask
     counts = scales.patches(fine_mask.flatten(1).sum(1)).tolist()
     captions = [f"{path.stem}: {count} of {most} tokens" for path, count in zip(paths, counts, strict=True)]
     # Pictures have twice the resolution of the gate's input.
-    sharp = [read_image(path, 2 * size) for path in paths]
+    sharp = [read_image(path, 2 * size, max_pixels=max_pixels) for path in paths]
     pictures = [
         draw_tokens(image, mask, scale_factor=scales.scale_factor, width=width)
         for image, mask in zip(sharp, fine_mask, strict=True)

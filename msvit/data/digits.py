@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from msvit.data.images import decode_image
+from msvit.data.decoding import decode_image
 from msvit.data.samples import sample_photographs
 from msvit.extras import require_extra
 

@@ -72,11 +72,13 @@ class TestImages:
         labels: int64 [n].
         boxes: int64 [n, 4], left, top, right and bottom of the labelled object in pixels, right and bottom exclusive;
             None if the data set does not give them.
+        left_out: number of images before the last one that could not be read.
     """
 
     images: Tensor
     labels: Tensor
     boxes: Tensor | None
+    left_out: int = 0
 
     __test__ = False  # pytest would collect it as a class of tests
 

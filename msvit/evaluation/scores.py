@@ -25,6 +25,7 @@ class Scores:
         fine_share: share of fine regions.
         gmacs: 1e9 multiply-accumulates, gate included; NaN for a model with reducers.
         images: number of images.
+        left_out: number of images that could not be read.
     """
 
     loss: float
@@ -34,6 +35,7 @@ class Scores:
     fine_share: float
     gmacs: float
     images: int
+    left_out: int = 0
 
 
 @torch.inference_mode()

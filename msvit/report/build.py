@@ -1,6 +1,7 @@
 """`msvit report`: examines runs and writes figures, a table as CSV, and one HTML page."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -42,6 +43,7 @@ def build_report(
     maps: int = 12,
     transforms: int = 16,
     latency_seconds: float = 2.0,
+    max_pixels: int | None = None,
 ) -> Path:
     """Writes output/report.html, output/runs.csv and the PNGs that the page holds.
 
@@ -53,6 +55,7 @@ def build_report(
         maps: number of test images with token maps, starting with the first.
         transforms: number of random zooms and shifts; with 0, that section is left out.
         latency_seconds: seconds spent on timing each model.
+        max_pixels: largest number of pixels of a test image file; None for the value of each run.
 
     Returns:
         Path of the HTML file.
@@ -69,6 +72,8 @@ def build_report(
         raise NotADirectoryError(f"{output}: expected a folder, got a file")
     distinct = {folder.resolve(): folder for folder in folders}
     runs = [load_run(folder) for folder in distinct.values()]
+    if max_pixels is not None:
+        runs = [replace(run, config=run.config.replace(max_pixels=max_pixels)) for run in runs]
     for run in runs:
         run.checkpoint()  # fails for a run without one before minutes of work on the others
     groups = examine(runs, device, limit, latency_seconds)
@@ -98,7 +103,8 @@ def _summary(groups: Sequence[Group], device: torch.device) -> Section:
     first = groups[0].runs[0]
     text = (
         f"{len(first.test.images)} test images of {first.run.config.data!r}, "
-        f"{first.run.image_size[1]} x {first.run.image_size[0]} pixels. "
+        f"{first.run.image_size[1]} x {first.run.image_size[0]} pixels; "
+        f"files that could not be read: {first.test.left_out}. "
         f"GMACs include the gate. Times are medians over packed batches of {first.run.config.batch_size} images on "
         f"{device}. Variance between images is the share of the mask's variance that the position does not explain; it "
         "is 0 for a static pattern. Fine on object is the share of fine regions that cover the object. Object found is "

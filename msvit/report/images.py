@@ -17,16 +17,18 @@ def load_test_images(run: Run, limit: int | None = None) -> TestImages:
         limit: number of images to read, starting with the first; None for all.
 
     Returns:
-        The images on the CPU, with the boxes of their objects if the data set gives them.
+        The images on the CPU, with the boxes of their objects if the data set gives them. Images that cannot be read
+        are named in warnings and left out.
 
     Raises:
-        ValueError: the data set cannot be read, or has no image.
+        ValueError: the data set cannot be read, or has no readable image.
     """
     dataset: Any = run.test_dataset()
     if isinstance(getattr(dataset, "images", None), Tensor):
         whole = TestImages(dataset.images, dataset.labels, getattr(dataset, "boxes", None))
         return whole if limit is None else whole.first(limit)
     try:
-        return TestImages(*first_images(dataset, limit, run.config.num_workers), None)
+        found = first_images(dataset, limit, run.config.num_workers)
     except ValueError as error:
         raise ValueError(f"{run.folder}: {error}") from error
+    return TestImages(found.images, found.labels, None, found.left_out)

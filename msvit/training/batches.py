@@ -1,22 +1,25 @@
 """Batches that depend only on the seed, the epoch and their number, so that an interrupted epoch can continue.
 
 Images are permuted once per epoch, each process takes its part of the permutation, and augmentation is seeded per
-image. Streamed data sets have no index, so the batches before a position are read and dropped. Their order is the same
-if the number of worker processes is the same.
+image. An image that cannot be read keeps its place in the order and is left out of its batch, which is smaller by one
+image each time. Streamed data sets have no index, so the batches before a position are read and dropped. Their order is
+the same if the number of worker processes is the same.
 """
 
 import hashlib
 import itertools
 import random
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from timm.data.loader import fast_collate
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
+from msvit.data.decoding import UnreadableImageError
 from msvit.training.config import Config
 from msvit.training.datasets import InMemory, is_streamed
 
@@ -40,11 +43,27 @@ class Batch:
         images: uint8 [n, 3, H, W].
         labels: int64 [n].
         indices: n indices into the data set; None if it is streamed.
+        left_out: why other images of the batch cannot be read; empty if the data set is streamed.
     """
 
     images: Tensor
     labels: Tensor
     indices: list[int] | None
+    left_out: tuple[str, ...] = ()
+
+
+class FirstImages(NamedTuple):
+    """The first images of a data set.
+
+    Attributes:
+        images: uint8 [n, 3, H, W], on the CPU.
+        labels: int64 [n], on the CPU.
+        left_out: number of images among them that cannot be read.
+    """
+
+    images: Tensor
+    labels: Tensor
+    left_out: int
 
 
 def in_memory(dataset: Any) -> Any:
@@ -53,8 +72,8 @@ def in_memory(dataset: Any) -> Any:
     return InMemory(images, labels) if isinstance(images, Tensor) and isinstance(labels, Tensor) else dataset
 
 
-def first_images(dataset: Any, count: int | None, num_workers: int = 0) -> tuple[Tensor, Tensor]:
-    """Reads the first images of a data set.
+def first_images(dataset: Any, count: int | None, num_workers: int = 0) -> FirstImages:
+    """Reads the first images of a data set. Those that cannot be read are named in warnings.
 
     Args:
         dataset: result of `make_dataset`, or `InMemory`.
@@ -62,28 +81,31 @@ def first_images(dataset: Any, count: int | None, num_workers: int = 0) -> tuple
         num_workers: number of worker processes that read images; 0 reads them in this process.
 
     Returns:
-        The images, uint8 [n, 3, H, W], and their labels, int64 [n], on the CPU.
+        The images and their labels.
 
     Raises:
-        ValueError: the data set has no image.
+        ValueError: the data set has no readable image.
     """
     images: list[Tensor] = []
     labels: list[Tensor] = []
-    found = 0
+    found, left_out = 0, 0
     for batch in ordered_batches(in_memory(dataset), 64, num_workers, Share()):
+        left_out += len(batch.left_out)
+        if not len(batch.labels):
+            continue
         images.append(batch.images)
         labels.append(batch.labels)
         found += len(batch.images)
         if count is not None and found >= count:
             break
     if not images:
-        raise ValueError("expected at least one image, got none")
-    return torch.cat(images)[:count], torch.cat(labels)[:count]
+        raise ValueError("expected at least one image, got none" + f" of {left_out} files" * (left_out > 0))
+    return FirstImages(torch.cat(images)[:count], torch.cat(labels)[:count], left_out)
 
 
 def calibration_images(dataset: Any) -> Tensor:
     """Reads the images that `calibrate` uses, uint8 [n, 3, H, W]."""
-    return first_images(dataset, _CALIBRATION_IMAGES)[0]
+    return first_images(dataset, _CALIBRATION_IMAGES).images
 
 
 def seed_of(*parts: int) -> int:
@@ -122,10 +144,12 @@ def training_batches(dataset: Any, config: Config, epoch: int, first_step: int, 
         share: part of the work that this process does.
 
     Yields:
-        `config.accumulate` batches for each step, each of `batch_size / (accumulate * world_size)` images.
+        `config.accumulate` batches for each step, each of `batch_size / (accumulate * world_size)` images, less those
+        that cannot be read, which are named in warnings.
 
     Raises:
-        ValueError: the batch size is not a multiple of the number of processes times the number of accumulated parts.
+        ValueError: the batch size is not a multiple of the number of processes times the number of accumulated parts,
+            or no image of a batch can be read.
     """
     parts = config.accumulate * share.world_size
     if config.batch_size % parts:
@@ -141,7 +165,10 @@ def training_batches(dataset: Any, config: Config, epoch: int, first_step: int, 
     order = torch.randperm(len(dataset), generator=generator)[: steps * config.batch_size]
     # [steps, accumulate, world_size, part_size]
     mine = order.view(steps, config.accumulate, share.world_size, part_size)[first_step:, :, share.rank]
-    yield from _indexed(dataset, mine.flatten(0, 1).tolist(), config.num_workers, seed_of(config.seed, epoch, 1))
+    for batch in _indexed(dataset, mine.flatten(0, 1).tolist(), config.num_workers, seed_of(config.seed, epoch, 1)):
+        if not len(batch.labels):
+            raise ValueError(f"--batch-size: expected a readable image in each batch, got none: {batch.left_out[0]}")
+        yield batch
 
 
 def ordered_batches(dataset: Any, batch_size: int, num_workers: int, share: Share) -> Iterator[Batch]:
@@ -154,7 +181,8 @@ def ordered_batches(dataset: Any, batch_size: int, num_workers: int, share: Shar
         share: part of the work that this process does; a streamed data set divides itself.
 
     Yields:
-        Batches of at most `batch_size` images.
+        Batches of at most `batch_size` images, less those that cannot be read, which are named in warnings; a batch may
+        have no image.
     """
     if is_streamed(dataset):
         yield from _stream(dataset, batch_size, num_workers, 0)
@@ -176,8 +204,10 @@ def _indexed(dataset: Any, batches: list[list[int]], num_workers: int, seed: int
         collate_fn=_collate,
         pin_memory=torch.cuda.is_available(),
     )
-    for images, labels, indices in loader:
-        yield Batch(images, labels, indices.tolist())
+    for images, labels, indices, left_out in loader:
+        for reason in left_out:
+            warnings.warn(f"left out: {reason}", stacklevel=2)
+        yield Batch(images, labels, indices, left_out)
 
 
 def _streamed(dataset: Any, config: Config, epoch: int, first_step: int, steps: int, part_size: int) -> Iterator[Batch]:
@@ -203,16 +233,25 @@ def _stream(dataset: Any, batch_size: int, num_workers: int, seed: int) -> Itera
         yield Batch(images, labels, None)
 
 
-class _Seeded(Dataset[tuple[Any, int, int]]):
+class _Unread(NamedTuple):
+    """Stands for an image that cannot be read."""
+
+    reason: str
+
+
+class _Seeded(Dataset["tuple[Any, int, int] | _Unread"]):
     """Seeds random numbers before each image, so that its augmentation does not depend on the process or the time."""
 
     def __init__(self, dataset: Any, seed: int) -> None:
         self.dataset = dataset
         self.seed = seed
 
-    def __getitem__(self, index: int) -> tuple[Any, int, int]:
+    def __getitem__(self, index: int) -> tuple[Any, int, int] | _Unread:
         _seed_augmentation(self.seed, index)
-        image, label = self.dataset[index]
+        try:
+            image, label = self.dataset[index]
+        except UnreadableImageError as error:
+            return _Unread(str(error))
         return image, int(label), index
 
 
@@ -241,6 +280,10 @@ def _seed_augmentation(*parts: int) -> None:
     torch.manual_seed(seed)
 
 
-def _collate(items: list[tuple[Any, int, int]]) -> tuple[Tensor, Tensor, Tensor]:
-    images, labels = fast_collate([(image, label) for image, label, _ in items])
-    return images, labels, torch.tensor([index for _, _, index in items])
+def _collate(items: list[tuple[Any, int, int] | _Unread]) -> tuple[Tensor, Tensor, list[int], tuple[str, ...]]:
+    left_out = tuple(item.reason for item in items if isinstance(item, _Unread))
+    read = [item for item in items if not isinstance(item, _Unread)]
+    if not read:
+        return torch.empty(0, 3, 0, 0, dtype=torch.uint8), torch.empty(0, dtype=torch.int64), [], left_out
+    images, labels = fast_collate([(image, label) for image, label, _ in read])
+    return images, labels, [index for _, _, index in read], left_out

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from msvit.data.decoding import MAX_PIXELS
 from msvit.gates.factory import FIXED_GATE_NAMES
 
 GATES = ("learned", *FIXED_GATE_NAMES)
@@ -52,6 +53,9 @@ class Config:
     flip: float = _option(0.5, "Data", "Probability of a horizontal flip in training.")
     color_jitter: float = _option(0.0, "Data", "Strength of random changes of brightness, contrast and saturation.")
     num_workers: int = _option(4, "Data", "Number of processes that read images.")
+    max_pixels: int = _option(
+        MAX_PIXELS, "Data", "Largest number of pixels of an image file; larger files are left out and named."
+    )
 
     model: str = _option("msvit_small_patch16_32_224", "Model", "Name of the model: msvit_..., or a timm ViT or DeiT.")
     image_size: int | None = _option(None, "Model", "Image size in pixels; if not set, that of --model.")
@@ -138,7 +142,7 @@ class Config:
         self._check_combinations()
 
     def _check_ranges(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "train_size", "test_size"):
+        for name in ("epochs", "batch_size", "accumulate", "train_size", "test_size", "max_pixels"):
             _require(name, self, getattr(self, name) >= 1, "1 or more")
         for name in ("image_size", "coarse", "embed_dim", "depth", "num_heads", "num_classes", "checkpoint_steps"):
             _require(name, self, getattr(self, name) is None or getattr(self, name) >= 1, "1 or more")

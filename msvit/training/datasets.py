@@ -1,15 +1,17 @@
 """Training and test images: the built-in digits, folders, and data sets that timm reads by name."""
 
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from timm.data import create_dataset, create_transform
+from timm.data import create_transform
 from torch.utils.data import Dataset, IterableDataset
 
 from msvit.data.digits import DigitsOnPhotographs
 from msvit.training.config import Config
+from msvit.training.image_files import ClassFolders, ImageFiles
+from msvit.training.named_datasets import named_dataset
 
 _NAMED = ("hfds/", "hfids/", "wds/", "tfds/", "torch/")
 # timm also looks for a split under these names.
@@ -42,20 +44,14 @@ def make_dataset(config: Config, train: bool, image_size: tuple[int, int], class
             raise ValueError(f"--image-size: expected square images for the digits, got {image_size}")
         split, size = ("train", config.train_size) if train else ("test", config.test_size)
         return DigitsOnPhotographs(split, size, config.data_seed, image_size[0])
-    dataset = _timm_dataset(config, train)
-    if not train and not _is_named(config):
-        if classes is None and _find_folder(config, True):
-            classes = class_names(_timm_dataset(config, True))
-        if classes is not None and classes != (found := class_names(dataset)):
-            # timm would leave out the images of unknown classes.
-            if unknown := sorted({*(found or [])} - {*classes}):
-                raise ValueError(
-                    f"--data {config.data}, split {config.test_split}: expected only classes of the training "
-                    f"images, got {', '.join(unknown[:5])}"
-                )
-            dataset = _timm_dataset(config, train, classes)
-    dataset.transform = _transform(config, train, image_size)
-    return dataset
+    transform = _transform(config, train, image_size)
+    if _is_named(config):
+        return named_dataset(config, train, transform, _name(config, train))
+    if not train and classes is None and (training := _find_folder(config, True)):
+        classes = list(ClassFolders(training, _name(config, True)).class_to_idx)
+    name = _name(config, train)
+    files = ClassFolders(_folder(config, train), name, None if train else classes)
+    return ImageFiles(files, name, config.max_pixels, transform)
 
 
 def class_names(dataset: Any) -> list[str] | None:
@@ -102,30 +98,12 @@ def _count(dataset: Any) -> int | None:
     return len(classes) if classes else named
 
 
+def _name(config: Config, train: bool) -> str:
+    return f"--data {config.data}, split {config.train_split if train else config.test_split}"
+
+
 def _is_named(config: Config) -> bool:
     return config.data.lower().startswith(_NAMED)
-
-
-def _timm_dataset(config: Config, train: bool, classes: Sequence[str] | None = None) -> Any:
-    named = _is_named(config)
-    split = config.train_split if train else config.test_split
-    name, root = (config.data, config.data_root) if named else ("", str(_folder(config, train)))
-    try:
-        dataset = create_dataset(
-            name,
-            root=root,
-            split=split,
-            is_training=train,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            search_split=named,
-            class_map=cast(Any, {name: i for i, name in enumerate(classes)} if classes else ""),
-        )
-    except Exception as error:  # readers raise many kinds of errors for a missing file or package
-        raise ValueError(f"--data {config.data}, split {split}: cannot be read ({error})") from error
-    if not is_streamed(dataset) and not len(cast(Sized, dataset)):
-        raise ValueError(f"--data {config.data}, split {split}: expected images, got none")
-    return dataset
 
 
 def _folder(config: Config, train: bool) -> Path:

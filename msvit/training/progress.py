@@ -51,6 +51,10 @@ class Progress:
         """Training images per second in this epoch so far."""
         return self._images / max(self._stop - self._start, 1e-9)
 
+    def data_sets(self, train: int, test: int) -> None:
+        """Prints the numbers of images, before any is read."""
+        self.console.print(f"{train} training images, {test} test images", highlight=False)
+
     def start_epoch(self, epoch: int, done: int) -> None:
         """Begins epoch number `epoch`, counted from 0, of which `done` steps are already trained."""
         self._images, self._start = 0, time.perf_counter()
@@ -71,12 +75,14 @@ class Progress:
         """Shows that the evaluation after epoch number `epoch`, counted from 1, begins."""
         self._bar.update(self._task, description=f"epoch {epoch}/{self.epochs}: testing")
 
-    def epoch_done(self, row: dict[str, float]) -> None:
-        """Prints a line for a row of metrics.csv."""
+    def epoch_done(self, row: dict[str, float], left_out: int) -> None:
+        """Prints a line for a row of metrics.csv and the number of training images that could not be read so far."""
+        failures = f"  training images left out: {left_out}" if left_out else ""
         self.console.print(
             f"epoch {row['epoch']}/{self.epochs}  loss {row['train_loss']:.4f} "
             f"(task {row['task_loss']:.4f}, gate {row['gate_loss']:.4f})  test loss {row['test_loss']:.4f}  "
-            f"top-1 {row['top1']:.2%}  {row['tokens_per_image']:.1f} tokens/image  {row['images_per_s']:.0f} images/s",
+            f"top-1 {row['top1']:.2%}  {row['tokens_per_image']:.1f} tokens/image  {row['images_per_s']:.0f} images/s"
+            f"{failures}",
             highlight=False,
             soft_wrap=True,
         )

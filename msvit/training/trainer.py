@@ -137,11 +137,13 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
         self.sums = dict.fromkeys(_SUMS, 0.0)
+        self.left_out: set[str] = set()
 
     def train(self) -> Run:
         """Trains from the present step to the end of the run, and returns the finished run."""
         main = self.accelerator.is_main_process
         with Progress(self.config.epochs, self.steps_per_epoch, main) as progress:
+            progress.data_sets(len(self.train_set), len(self.test_set))
             if main and self.step == 0:
                 self.journal.write_priors(0, self._priors())
             while self.step < self.config.epochs * self.steps_per_epoch:
@@ -149,7 +151,7 @@ class Trainer:
                 row = self._finish_epoch(progress)
                 if main:
                     self.journal.write(row, self._priors())
-                    progress.epoch_done(row)
+                    progress.epoch_done(row, len(self.left_out))
                 self._save()
         return load_run(self.folder)
 
@@ -196,6 +198,7 @@ class Trainer:
         values = dict.fromkeys(_SUMS, 0.0)
         for number in range(self.config.accumulate):
             batch: Batch = next(batches)
+            self.left_out.update(batch.left_out)
             check_labels(batch.labels, self.model.num_classes)
             seed = seed_of(self.config.seed, self.step, number, self.share.rank, 2)
             torch.manual_seed(seed)

@@ -74,6 +74,7 @@ def test_learned_gate_of_a_checkpoint(tmp_path):
         (("chelsea", "--gate", "magic"), "--gate: expected one of entropy"),
         (("chelsea", "--gate", "checkpoint"), "expected both or neither"),
         (("chelsea", "--gate", "checkpoint", "--checkpoint", "no.pt"), "no.pt: no such file"),
+        (("chelsea", "--max-pixels", 1000), "chelsea.png: expected at most 1,000 pixels, got 451 x 300 = 135,300"),
         (("chelsea", "--width", 10), "width: expected at least"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else None,

@@ -60,7 +60,7 @@ def test_eval_of_a_run_and_of_its_checkpoint(run: Path) -> None:
         assert result.exit_code == 0, result.output
         assert f"{last}: top-1 {row['top1']:.2%}, top-5 {row['top5']:.2%}" in result.output
         assert f"{row['tokens_per_image']:.1f} tokens/image" in result.output
-        assert f"{row['gmacs']:.3f} GMACs/image, 40 images" in result.output
+        assert f"{row['gmacs']:.3f} GMACs/image, 40 images, 0 left out" in result.output
     first = call("eval", run / "checkpoints" / "step-00000004" / "model.safetensors")
     assert f"top-1 {load_run(run).metrics[0]['top1']:.2%}" in first.output
     assert "7.0 tokens/image" in call("eval", run, "--tokens-per-image", 7).output
@@ -69,6 +69,7 @@ def test_eval_of_a_run_and_of_its_checkpoint(run: Path) -> None:
 def test_eval_of_a_file_of_its_own_on_a_folder(tmp_path: Path) -> None:
     """Includes top-5 with two classes."""
     data = image_folder(tmp_path / "data")
+    (data / "val" / "cat" / "0.png").write_bytes(b"nothing")
     model = msvit.create_model(PATCHES, embed_dim=32, depth=1, num_heads=2, num_classes=2)
     msvit.save_checkpoint(model, tmp_path / "model.safetensors")
     sizes = ["--model", PATCHES, "--embed-dim", 32, "--depth", 1, "--num-heads", 2, "--num-workers", 0]
@@ -76,7 +77,9 @@ def test_eval_of_a_file_of_its_own_on_a_folder(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "top-5 100.00%" in result.output
     assert "16.0 tokens/image (100.0% of the regions fine)" in result.output
-    assert "8 images" in result.output
+    assert "7 images, 1 left out" in result.output
+    assert "warning: left out: " in result.stderr
+    assert "val/cat/0.png: not a readable image" in result.stderr
 
 
 def test_gate_of_one_run_in_another(run: Path, tmp_path: Path) -> None:
