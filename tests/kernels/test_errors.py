@@ -148,17 +148,17 @@ EMBED = {
     "layout_other_device": (
         {"layout": wrong_layout(fine_mask=MASK.to("meta"))},
         ValueError,
-        "layout: expected device cpu",
+        "layout.fine_mask: expected device cpu, got meta",
     ),
     "layout_image_out_of_range": (
         {"layout": wrong_layout(batch_index=torch.full((26,), 2, dtype=torch.int32))},
         ValueError,
-        r"layout.batch_index: expected indices from 0 to 1, got 2 to 2",
+        "layout.batch_index: expected 0 at index 0 for this fine_mask, got 2",
     ),
     "layout_token_negative": (
         {"layout": wrong_layout(token_index=torch.full((26,), -1, dtype=torch.int32))},
         ValueError,
-        r"layout.token_index: expected indices from 0 to 60, got -1 to -1",
+        "layout.token_index: expected 0 at index 0 for this fine_mask, got -1",
     ),
     "weight_other_patch": ({"weight": rand(6, 3, 5, 5)}, ValueError, r"weight: expected shape \(6, 3, 4, 4\)"),
     "weight_int": ({"weight": torch.ones(6, 3, 4, 4, dtype=torch.int8)}, TypeError, "weight: expected dtype float32"),
@@ -212,7 +212,7 @@ UNPACK = {
     "layout_rows_out_of_range": (
         {"layout": wrong_layout(region_start=torch.full((2, 12), 26, dtype=torch.int32))},
         ValueError,
-        "tokens: expected at least 27 rows for this layout, got 26",
+        "layout.region_start: expected .* at index 0, 0 for this fine_mask, got 26",
     ),
     "unknown_backend": ({"backend": "gpu"}, ValueError, "backend: expected one of"),
 }
