@@ -23,6 +23,8 @@ def require_mask(fine_mask: Tensor, scale_factor: int, num_prefix: int, prefix: 
 
     `prefix` stands before the names of the fields in messages.
     """
+    if _is_mask(fine_mask, scale_factor, num_prefix):
+        return
     validation.require_int(f"{prefix}scale_factor", scale_factor, 2)
     validation.require_int(f"{prefix}num_prefix", num_prefix, 0)
     validation.require_tensor(f"{prefix}fine_mask", fine_mask, 3, (torch.bool,), None)
@@ -32,6 +34,18 @@ def require_mask(fine_mask: Tensor, scale_factor: int, num_prefix: int, prefix: 
     total = batch * (num_prefix + height * width * scale_factor**2)
     if total > _INT32_MAX:
         raise ValueError(f"{prefix}fine_mask: expected at most {_INT32_MAX} tokens (int32 offsets), got up to {total}")
+
+
+def _is_mask(fine_mask: Tensor, scale_factor: int, num_prefix: int) -> bool:
+    """Whether the arguments of `require_mask` are plain and valid, which takes less time to find out."""
+    if not (type(scale_factor) is type(num_prefix) is int and isinstance(fine_mask, Tensor)):
+        return False
+    if fine_mask.dtype is not torch.bool or fine_mask.layout is not torch.strided or fine_mask.ndim != 3:
+        return False
+    batch, height, width = fine_mask.shape
+    num_regions = height * width
+    tokens = num_prefix + num_regions * scale_factor * scale_factor
+    return scale_factor > 1 and num_prefix >= 0 and num_regions > 0 and batch * tokens <= _INT32_MAX
 
 
 def require_regions(regions: Regions, num_prefix: int, device: torch.device) -> None:

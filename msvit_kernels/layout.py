@@ -75,12 +75,19 @@ class Packing:
         """
         if torch.compiler.is_compiling():
             return
-        self._require_kinds(None)
+        self.require_kinds(None)
         if consistency.are_readable(self.cu_seqlens):
             self._check_contents()
 
-    def _require_kinds(self, device: torch.device | None) -> None:
+    def require_kinds(self, device: torch.device | None) -> None:
         """Raises unless every field has the right type, dtype and shape and lies on `device` (if None, all on one)."""
+        # Once for each device: the fields of a packing cannot be replaced, only written to.
+        checked: set[torch.device | None] = self.__dict__.setdefault("_kinds_on", set())
+        if device not in checked:
+            self._check_kinds(device)
+            checked.add(device)
+
+    def _check_kinds(self, device: torch.device | None) -> None:
         for name in ("max_seqlen", "total_tokens", "num_prefix"):
             validation.require_int(self._prefix + name, getattr(self, name), 0)
         validation.validate_offsets(self._prefix + "cu_seqlens", self.cu_seqlens, device)
@@ -100,6 +107,9 @@ class Packing:
     def is_prefix(self) -> Tensor:
         """bool [total_tokens], True for each prefix token."""
         self.validate()
+        return self._is_prefix()
+
+    def _is_prefix(self) -> Tensor:
         rows = torch.arange(self.total_tokens, dtype=torch.int32, device=self.cu_seqlens.device)
         return rows - self.cu_seqlens.index_select(0, self.batch_index) < self.num_prefix
 
@@ -123,7 +133,7 @@ class Packing:
         validation.require_tensor("mask", mask, 1, (torch.bool,), self.cu_seqlens.device)
         validation.require_shape("mask", mask, (self.total_tokens,))
         if self.num_prefix:
-            mask = mask | self.is_prefix()
+            mask = mask | self._is_prefix()
         before = F.pad(mask.cumsum(0, dtype=torch.int32), (1, 0))  # kept rows before each row
         cu_seqlens = before.index_select(0, self.cu_seqlens)
         if total_tokens is None:
@@ -172,8 +182,8 @@ class MixedScaleLayout(Packing):
         """Counts of the candidates of an image."""
         return Scales((self.fine_mask.shape[1], self.fine_mask.shape[2]), self.scale_factor, self.num_prefix)
 
-    def _require_kinds(self, device: torch.device | None) -> None:
-        super()._require_kinds(device)
+    def _check_kinds(self, device: torch.device | None) -> None:
+        super()._check_kinds(device)
         device, batch = self.cu_seqlens.device, self.cu_seqlens.shape[0] - 1
         consistency.require_regions(self.regions, self.num_prefix, device)
         validation.require_array("layout.num_tokens", self.num_tokens, torch.int32, (batch,), device)
@@ -193,9 +203,7 @@ class MixedScaleLayout(Packing):
         counts = self.total_tokens, self.max_seqlen, self.num_prefix, self.num_tokens
         consistency.check_packing("layout.", self.cu_seqlens, *counts)
 
-    def is_prefix(self) -> Tensor:
-        """bool [total_tokens], True for each prefix token."""
-        self.validate()
+    def _is_prefix(self) -> Tensor:
         return self.token_index < self.num_prefix
 
     @property
@@ -218,9 +226,6 @@ def require_layout(layout: Any, device: torch.device) -> None:
         raise TypeError(f"layout: expected a MixedScaleLayout, got {type(layout).__name__}")
     if torch.compiler.is_compiling():
         return
-    # Once for each layout and device: the fields of a layout cannot be replaced, only written to.
-    if layout.__dict__.get("_kinds_on") != device:
-        layout._require_kinds(device)
-        layout.__dict__["_kinds_on"] = device
+    layout.require_kinds(device)
     if consistency.are_readable(layout.cu_seqlens):
         layout._check_counts()

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msvit_kernels.calls import head_dim_fault
+from msvit_kernels.calls import VarlenAttention, head_dim_fault
 
 FLOATING_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _INT32_MAX = 2**31 - 1
@@ -72,6 +72,13 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def require_one_device(names: Sequence[str], values: Sequence[Any]) -> None:
+    """Raises unless all tensors among the values are on one device."""
+    devices = {name: x.device for name, x in zip(names, values, strict=False) if isinstance(x, Tensor)}
+    if len(set(devices.values())) > 1:
+        raise ValueError(f"{', '.join(devices)}: expected one device, got {', '.join(map(str, devices.values()))}")
+
+
 def require_int(name: str, value: Any, minimum: int) -> None:
     """Raises unless `value` is an int (not a bool, not a tensor) of at least `minimum` that fits 64 bits."""
     if isinstance(value, bool) or not isinstance(value, _INTS):
@@ -122,6 +129,20 @@ def validate_attention(q: Tensor, k: Tensor, v: Tensor) -> None:
             raise ValueError(f"{name}: expected a contiguous last axis (stride 1), got stride {x.stride(2)}")
 
 
+def validate_attention_call(call: VarlenAttention) -> None:
+    """Raises unless a call that did not come through the public function is one that it could have made."""
+    q, k, device = call.q, call.k, call.q.device
+    validate_attention(q, k, call.v)
+    validate_offsets("cu_seqlens", call.cu_seqlens_q, device)
+    require_array("cu_seqlens_k", call.cu_seqlens_k, torch.int32, tuple(call.cu_seqlens_q.shape), device)
+    require_int("max_seqlen", call.max_seqlen_q, 0)
+    require_int("max_seqlen_k", call.max_seqlen_k, 0)
+    require_finite("softmax_scale", call.softmax_scale, q.dtype)
+    if call.key_weight is not None:
+        validate_key_weight(call.key_weight, k)
+        require_array("key_weight", call.key_weight, call.key_weight.dtype, (k.shape[0],), device)
+
+
 def validate_key_weight(key_weight: Tensor, k: Tensor) -> None:
     """Raises unless the weights have the shape, dtype and device that the keys `k` require."""
     dtype = torch.float64 if k.dtype == torch.float64 else torch.float32
@@ -167,7 +188,7 @@ def validate_normalisation(
         return None, None
     if mean is None or std is None:
         raise ValueError("mean, std: expected both or neither, got one")
-    mean, std = (_three_floats(name, values, dtype) for name, values in (("mean", mean), ("std", std)))
+    mean, std = _three_floats("mean", mean, dtype), _three_floats("std", std, dtype)
     # Smaller ones have no finite reciprocal.
     if min(std) < _limits(dtype).tiny:
         raise ValueError(f"std: expected numbers above zero, got {tuple(std)}")
@@ -183,13 +204,15 @@ def _three_floats(name: str, values: Any, dtype: torch.dtype) -> list[float]:
         require_shape(name, values, (3,))
     if hasattr(values, "tolist"):
         values = values.tolist()
-    if isinstance(values, str) or not isinstance(values, Sequence):
+    if type(values) not in (list, tuple) and (isinstance(values, str) or not isinstance(values, Sequence)):
         raise TypeError(f"{name}: expected a sequence of 3 floats, got {type(values).__name__}")
     if len(values) != 3:
         raise ValueError(f"{name}: expected 3 numbers, got {len(values)}")
+    largest = _limits(dtype).max
     for value in values:
-        require_finite(name, value, dtype)
-    return [float(x) for x in values]
+        if not (type(value) is float and -largest <= value <= largest):  # spares the usual call most of the time
+            require_finite(name, value, dtype)
+    return list(map(float, values))
 
 
 # ---- contents, just before a kernel runs

@@ -88,7 +88,7 @@ void mixed_scale_layout_fwd(const MixedScaleLayoutFwdArgs& a) {
   for (int64_t image = 0; image < a.batch; ++image) write_image(a, image);
 }
 
-// On one thread: it takes about a nanosecond a row, far less than any kernel that uses the layout.
+// On one thread: it takes a few nanoseconds a row, far less than the kernels that use the layout.
 bool mixed_scale_layout_matches(const MixedScaleLayoutCheckArgs& a) {
   const RegionGrid grid{a.rows, a.columns, a.scale_factor};
   const int64_t num_regions = grid.num_regions();

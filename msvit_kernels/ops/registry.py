@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from msvit_kernels import validation
 from msvit_kernels.ops.arguments import flattener, names, schema, unflattener
 
 _library = torch.library.Library("msvit", "DEF")
@@ -49,12 +50,14 @@ def define(
     """
     _library.define(f"{name}({schema(record)}, str? backend) -> {results}")
 
-    unflatten = unflattener(record)
+    labels, unflatten = names(record), unflattener(record)
 
     def implementation(*arguments: Any) -> Any:
         return run(unflatten(arguments), arguments[-1])
 
     def without_data(*arguments: Any) -> Any:
+        # One tensor without data brings a call here, and the others would not be read.
+        validation.require_one_device(labels, arguments)
         return fake(unflatten(arguments))
 
     _library.impl(name, implementation, "CompositeExplicitAutograd")

@@ -148,7 +148,7 @@ EMBED = {
     "layout_other_device": (
         {"layout": wrong_layout(fine_mask=MASK.to("meta"))},
         ValueError,
-        "layout.fine_mask: expected device cpu, got meta",
+        "layout.fine_mask: expected bool .* on cpu, contiguous, got bool .* on meta",
     ),
     "layout_image_out_of_range": (
         {"layout": wrong_layout(batch_index=torch.full((26,), 2, dtype=torch.int32))},
