@@ -48,19 +48,20 @@ def _is_mask(fine_mask: Tensor, scale_factor: int, num_prefix: int) -> bool:
     return scale_factor > 1 and num_prefix >= 0 and num_regions > 0 and batch * tokens <= _INT32_MAX
 
 
-def require_regions(regions: Regions, num_prefix: int, device: torch.device) -> None:
-    """Raises unless the tensors of `regions` are contiguous and have the right dtype and shape, on `device`."""
+def require_regions(regions: Regions, num_prefix: int, device: torch.device | None) -> None:
+    """Raises unless the tensors of `regions` have the right dtype and shape, contiguous, on `device` (if None, one)."""
     fine_mask, region_start, scale_factor = regions
     require_mask(fine_mask, scale_factor, num_prefix, "layout.")
+    device = fine_mask.device if device is None else device
     batch, height, width = fine_mask.shape
     validation.require_array("layout.fine_mask", fine_mask, torch.bool, (batch, height, width), device)
     validation.require_array("layout.region_start", region_start, torch.int32, (batch, height * width), device)
 
 
-def require_offsets(cu_seqlens: Tensor, regions: Regions, device: torch.device) -> None:
-    """Raises unless `cu_seqlens` is int32 [batch + 1], contiguous, on `device`."""
-    shape = (regions.fine_mask.shape[0] + 1,)
-    validation.require_array("layout.cu_seqlens", cu_seqlens, torch.int32, shape, device)
+def require_offsets(cu_seqlens: Tensor, regions: Regions) -> None:
+    """Raises unless `cu_seqlens` is int32 [batch + 1], contiguous, on the device of `regions`."""
+    mask = regions.fine_mask
+    validation.require_array("layout.cu_seqlens", cu_seqlens, torch.int32, (mask.shape[0] + 1,), mask.device)
 
 
 # ---- contents
@@ -89,8 +90,12 @@ def check_packing(
 
     Args:
         prefix: text before the name of a field in a message, such as "layout.".
-        cu_seqlens, total_tokens, max_seqlen, num_prefix, batch_index: fields of a `Packing`.
-        num_tokens: int32 [batch], contiguous, number of rows of each image; None if there is no such field.
+        cu_seqlens: int32 [batch + 1], contiguous.
+        total_tokens: number of packed rows.
+        max_seqlen: upper bound of the rows of an image.
+        num_prefix: number of prefix tokens of each image.
+        num_tokens: int32 [batch], contiguous, number of rows of each image; if None, not compared.
+        batch_index: int32 [total_tokens], contiguous, image of each row; if None, not compared.
     """
     native = validation.native_module(cu_seqlens)
     if native is not None and native.valid_packing(
@@ -126,8 +131,10 @@ def check_layout(
     Args:
         regions: as `require_regions` accepts them.
         num_prefix: number of prefix tokens; if None, the same one of all images.
-        total_tokens, cu_seqlens, batch_index, token_index: fields of a `MixedScaleLayout`, or None; `token_index` comes
-            with `batch_index`.
+        total_tokens: number of packed rows.
+        cu_seqlens: int32 [batch + 1], contiguous; if None, not compared.
+        batch_index: int32 [total_tokens], contiguous; if None, not compared.
+        token_index: int32 [total_tokens], contiguous; None if `batch_index` is.
     """
     fine_mask, region_start, scale_factor = regions
     native = validation.native_module(fine_mask)

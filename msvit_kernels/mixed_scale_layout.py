@@ -1,6 +1,5 @@
 """`mixed_scale_layout`: offsets and indices of packed tokens, from a mask of fine regions."""
 
-import torch
 from torch import Tensor
 
 from msvit_kernels import consistency, validation

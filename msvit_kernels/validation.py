@@ -131,8 +131,9 @@ def validate_attention(q: Tensor, k: Tensor, v: Tensor) -> None:
 
 def validate_attention_call(call: VarlenAttention) -> None:
     """Raises unless a call that did not come through the public function is one that it could have made."""
-    q, k, device = call.q, call.k, call.q.device
+    q, k = call.q, call.k
     validate_attention(q, k, call.v)
+    device = q.device
     validate_offsets("cu_seqlens", call.cu_seqlens_q, device)
     require_array("cu_seqlens_k", call.cu_seqlens_k, torch.int32, tuple(call.cu_seqlens_q.shape), device)
     require_int("max_seqlen", call.max_seqlen_q, 0)
@@ -175,7 +176,8 @@ def validate_normalisation(
 
     Args:
         images: uint8 or floating point.
-        mean, std: None, or three floats each: a sequence, tensor or NumPy array. A tensor is copied to the host.
+        mean: None, or three floats: a sequence, tensor or NumPy array. A tensor is copied to the host.
+        std: as `mean`.
         dtype: dtype of the weight.
 
     Raises:

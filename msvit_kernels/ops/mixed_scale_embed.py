@@ -41,20 +41,20 @@ def _run(call: MixedScaleEmbed, backend: str | None) -> Tensor:
 def _require_patches(patches: Patches) -> None:
     """Raises unless the arguments that forward and backward share are what the kernels take without a check."""
     images, regions, cu_seqlens, batch_index, token_index, num_prefix, weight, patch_size, mean, std = patches
+    validation.require_tensor("images", images, 4, _PIXELS, None)
+    validation.require_tensor("weight", weight, 4, validation.FLOATING_DTYPES, None)
     device = images.device
     consistency.require_regions(regions, num_prefix, device)
-    consistency.require_offsets(cu_seqlens, regions, device)
-    total_tokens = token_index.numel()
+    consistency.require_offsets(cu_seqlens, regions)
+    validation.require_tensor("layout.token_index", token_index, 1, (torch.int32,), device)
+    total_tokens = token_index.shape[0]
     validation.require_array("layout.token_index", token_index, torch.int32, (total_tokens,), device)
     validation.require_array("layout.batch_index", batch_index, torch.int32, (total_tokens,), device)
     validation.require_int("patch_size", patch_size, 1)
-    if images.dtype not in _PIXELS or weight.dtype not in validation.FLOATING_DTYPES:
-        validation.require_tensor("images", images, 4, _PIXELS, None)
-        validation.require_tensor("weight", weight, 4, validation.FLOATING_DTYPES, None)
     batch, rows, columns = regions.fine_mask.shape
     side = regions.scale_factor * patch_size
     validation.require_array("images", images, images.dtype, (batch, 3, rows * side, columns * side), device)
-    shape = (*weight.shape[:1], 3, patch_size, patch_size)
+    shape = (weight.shape[0], 3, patch_size, patch_size)
     validation.require_array("weight", weight, weight.dtype, shape, device)
     validation.validate_normalisation(images, mean, std, weight.dtype)
     if validation.checks_contents(images):

@@ -28,8 +28,8 @@ def _fake_offsets(call: MixedScaleLayoutOffsets) -> tuple[Tensor, Tensor, Tensor
 def _indices(call: MixedScaleLayoutIndices, backend: str | None) -> tuple[Tensor, Tensor]:
     regions, cu_seqlens, total_tokens, num_prefix = call
     mask = regions.fine_mask
-    consistency.require_regions(regions, num_prefix, mask.device)
-    consistency.require_offsets(cu_seqlens, regions, mask.device)
+    consistency.require_regions(regions, num_prefix, None)
+    consistency.require_offsets(cu_seqlens, regions)
     validation.require_int("total_tokens", total_tokens, 0)
     if validation.checks_contents(mask):
         consistency.check_layout(regions, num_prefix, total_tokens, cu_seqlens)

@@ -39,9 +39,11 @@ def _run(call: VarlenAttention, backend: str | None) -> tuple[Tensor, Tensor]:
 
 
 def _check_offsets(call: VarlenAttention) -> None:
-    validation.check_offsets("cu_seqlens", call.cu_seqlens_q, call.q.shape[0], call.max_seqlen_q)
-    if call.cu_seqlens_k is not call.cu_seqlens_q:
-        validation.check_offsets("cu_seqlens_k", call.cu_seqlens_k, call.k.shape[0], call.max_seqlen_k)
+    total_q, total_k = call.q.shape[0], call.k.shape[0]
+    validation.check_offsets("cu_seqlens", call.cu_seqlens_q, total_q, call.max_seqlen_q)
+    is_checked = call.cu_seqlens_k is call.cu_seqlens_q and total_k == total_q
+    if not is_checked or call.max_seqlen_k < call.max_seqlen_q:
+        validation.check_offsets("cu_seqlens_k", call.cu_seqlens_k, total_k, call.max_seqlen_k)
 
 
 def _clamped(call: VarlenAttention, total_q: int, total_k: int) -> VarlenAttention:
@@ -90,10 +92,9 @@ def _require_backward(backward: VarlenAttentionBackward) -> None:
         validation.require_tensor(name, x, 3, (call.q.dtype,), call.q.device)
         validation.require_shape(name, x, call.q.shape)
     dtype = torch.float64 if call.q.dtype == torch.float64 else torch.float32
-    for name, x in (("lse", lse), ("dlse", dlse)):
-        if x is not None:
-            validation.require_tensor(name, x, 2, (dtype,), call.q.device)
-            validation.require_shape(name, x, (call.q.shape[1], call.q.shape[0]))
+    for name, statistic in (("lse", lse), ("dlse", lse if dlse is None else dlse)):
+        validation.require_tensor(name, statistic, 2, (dtype,), call.q.device)
+        validation.require_shape(name, statistic, (call.q.shape[1], call.q.shape[0]))
     if validation.checks_contents(call.q):
         _check_offsets(call)
 
