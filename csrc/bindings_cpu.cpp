@@ -119,6 +119,30 @@ bool valid_offsets(uintptr_t offsets, int64_t n, int64_t total, int64_t max_seql
   return msvit::valid_offsets(reinterpret_cast<const int32_t*>(offsets), n, total, max_seqlen);
 }
 
+bool valid_packing(uintptr_t offsets, int64_t n, int64_t total, int64_t max_seqlen, int64_t num_prefix,
+                   uintptr_t num_tokens, uintptr_t batch_index) {
+  return msvit::valid_packing(reinterpret_cast<const int32_t*>(offsets), n, total, max_seqlen, num_prefix,
+                              reinterpret_cast<const int32_t*>(num_tokens),
+                              reinterpret_cast<const int32_t*>(batch_index));
+}
+
+bool mixed_scale_layout_matches(uintptr_t fine_mask, uintptr_t region_start, uintptr_t cu_seqlens,
+                                uintptr_t batch_index, uintptr_t token_index, int64_t batch, int64_t rows,
+                                int64_t columns, int64_t total_tokens, int64_t scale_factor, int64_t num_prefix) {
+  const msvit::MixedScaleLayoutCheckArgs args{reinterpret_cast<const uint8_t*>(fine_mask),
+                                              reinterpret_cast<const int32_t*>(region_start),
+                                              reinterpret_cast<const int32_t*>(cu_seqlens),
+                                              reinterpret_cast<const int32_t*>(batch_index),
+                                              reinterpret_cast<const int32_t*>(token_index),
+                                              batch,
+                                              rows,
+                                              columns,
+                                              total_tokens,
+                                              scale_factor,
+                                              num_prefix};
+  MSVIT_CALL_CHOSEN_ISA(mixed_scale_layout_matches, args)
+}
+
 py::list names(const std::vector<msvit::Isa>& isas) {
   py::list result;
   for (const msvit::Isa isa : isas) result.append(msvit::isa_name(isa));
@@ -156,6 +180,11 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "CPU kernels of msvit_kernels (internal)";
   m.def("cpu_info", &cpu_info);
   m.def("valid_offsets", &valid_offsets, py::arg("offsets"), py::arg("n"), py::arg("total"), py::arg("max_seqlen"));
+  m.def("valid_packing", &valid_packing, py::arg("offsets"), py::arg("n"), py::arg("total"), py::arg("max_seqlen"),
+        py::arg("num_prefix"), py::arg("num_tokens"), py::arg("batch_index"));
+  m.def("mixed_scale_layout_matches", &mixed_scale_layout_matches, py::arg("fine_mask"), py::arg("region_start"),
+        py::arg("cu_seqlens"), py::arg("batch_index"), py::arg("token_index"), py::arg("batch"), py::arg("rows"),
+        py::arg("columns"), py::arg("total_tokens"), py::arg("scale_factor"), py::arg("num_prefix"));
   m.def("fma_peak", &fma_peak, py::arg("iterations"), py::arg("num_threads"), py::arg("bf16"));
   define_varlen_attention_fwd(m);
   define_varlen_attention_bwd(m);

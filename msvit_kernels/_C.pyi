@@ -6,6 +6,22 @@ from msvit_kernels.native_fields import AttentionFields
 
 def cpu_info() -> dict[str, Any]: ...
 def valid_offsets(offsets: int, n: int, total: int, max_seqlen: int) -> bool: ...
+def valid_packing(
+    offsets: int, n: int, total: int, max_seqlen: int, num_prefix: int, num_tokens: int, batch_index: int
+) -> bool: ...
+def mixed_scale_layout_matches(
+    fine_mask: int,
+    region_start: int,
+    cu_seqlens: int,
+    batch_index: int,
+    token_index: int,
+    batch: int,
+    rows: int,
+    columns: int,
+    total_tokens: int,
+    scale_factor: int,
+    num_prefix: int,
+) -> bool: ...
 def fma_peak(iterations: int, num_threads: int, bf16: bool) -> tuple[float, float]: ...
 
 class VarlenAttentionInputs(AttentionFields):

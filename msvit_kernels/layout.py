@@ -1,13 +1,13 @@
 """`Packing` and `MixedScaleLayout`: the positions of packed tokens, and the candidates that they stand for."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from msvit_kernels import validation
+from msvit_kernels import consistency, validation
 from msvit_kernels.calls import Regions
 from msvit_kernels.scales import Scales
 
@@ -25,6 +25,8 @@ class Packing:
         batch_index: int32 [total_tokens], image of each row.
         num_prefix: number of prefix tokens of each image.
     """
+
+    _prefix: ClassVar[str] = "packing."  # of the names of fields in messages
 
     cu_seqlens: Tensor
     max_seqlen: int
@@ -50,8 +52,8 @@ class Packing:
         validation.validate_offsets("cu_seqlens", cu_seqlens, None)
         for name, value in (("max_seqlen", max_seqlen), ("total_tokens", total_tokens), ("num_prefix", num_prefix)):
             validation.require_int(name, value, 0)
-        _check_offsets("cu_seqlens", cu_seqlens, total_tokens, max_seqlen)
-        _check_prefix(cu_seqlens, num_prefix)
+        if consistency.are_readable(cu_seqlens):
+            consistency.check_packing("", cu_seqlens, total_tokens, max_seqlen, num_prefix)
         images = torch.arange(cu_seqlens.shape[0] - 1, dtype=torch.int32, device=cu_seqlens.device)
         batch_index = images.repeat_interleave(cu_seqlens.diff(), output_size=total_tokens)
         return Packing(cu_seqlens, max_seqlen, total_tokens, batch_index, num_prefix)
@@ -61,8 +63,53 @@ class Packing:
         """Number of images."""
         return self.cu_seqlens.shape[0] - 1
 
+    def validate(self) -> None:
+        """Raises if a field has the wrong kind or shape, or if the fields do not fit together.
+
+        Contents are compared on the CPU and, on a GPU, only if MSVIT_CHECK=1. Nothing is checked while torch.compile
+        traces.
+
+        Raises:
+            TypeError: a field has the wrong type or dtype.
+            ValueError: a field has the wrong shape, device or contents.
+        """
+        if torch.compiler.is_compiling():
+            return
+        self.require_kinds(None)
+        if consistency.are_readable(self.cu_seqlens):
+            self._check_contents()
+
+    def require_kinds(self, device: torch.device | None) -> None:
+        """Raises unless every field has the right type, dtype and shape and lies on `device` (if None, all on one)."""
+        # Once for each device: the fields of a packing cannot be replaced, only written to.
+        checked: set[torch.device | None] = self.__dict__.setdefault("_kinds_on", set())
+        if device not in checked:
+            self._check_kinds(device)
+            checked.add(device)
+
+    def _check_kinds(self, device: torch.device | None) -> None:
+        for name in ("max_seqlen", "total_tokens", "num_prefix"):
+            validation.require_int(self._prefix + name, getattr(self, name), 0)
+        validation.validate_offsets(self._prefix + "cu_seqlens", self.cu_seqlens, device)
+        shape, device = (self.total_tokens,), self.cu_seqlens.device
+        validation.require_array(self._prefix + "batch_index", self.batch_index, torch.int32, shape, device)
+
+    def _check_contents(self) -> None:
+        consistency.check_packing(
+            self._prefix,
+            self.cu_seqlens,
+            self.total_tokens,
+            self.max_seqlen,
+            self.num_prefix,
+            batch_index=self.batch_index,
+        )
+
     def is_prefix(self) -> Tensor:
         """bool [total_tokens], True for each prefix token."""
+        self.validate()
+        return self._is_prefix()
+
+    def _is_prefix(self) -> Tensor:
         rows = torch.arange(self.total_tokens, dtype=torch.int32, device=self.cu_seqlens.device)
         return rows - self.cu_seqlens.index_select(0, self.batch_index) < self.num_prefix
 
@@ -82,18 +129,20 @@ class Packing:
             ValueError: the mask has the wrong shape or device, or `total_tokens` differs from the number of rows kept
                 (checked on the CPU and, on a GPU, only if MSVIT_CHECK=1).
         """
+        self.validate()
         validation.require_tensor("mask", mask, 1, (torch.bool,), self.cu_seqlens.device)
         validation.require_shape("mask", mask, (self.total_tokens,))
         if self.num_prefix:
-            mask = mask | self.is_prefix()
+            mask = mask | self._is_prefix()
         before = F.pad(mask.cumsum(0, dtype=torch.int32), (1, 0))  # kept rows before each row
         cu_seqlens = before.index_select(0, self.cu_seqlens)
         if total_tokens is None:
             total_tokens = int(before[-1])
         else:
             validation.require_int("total_tokens", total_tokens, 0)
-            name = "total_tokens: offsets of the rows kept"
-            _check_offsets(name, cu_seqlens, total_tokens, self.max_seqlen)
+            if consistency.are_readable(cu_seqlens):
+                name = "total_tokens: offsets of the rows kept"
+                validation.check_offsets(name, cu_seqlens, total_tokens, self.max_seqlen)
         # fill_value is a valid row, because an unchecked `total_tokens` may exceed the rows of the mask.
         rows = torch.nonzero_static(mask, size=total_tokens, fill_value=0).flatten()
         batch_index = self.batch_index.index_select(0, rows)
@@ -119,6 +168,8 @@ class MixedScaleLayout(Packing):
     `max_seqlen` is num_prefix + Hf * Wf. `Packing` describes the other attributes.
     """
 
+    _prefix: ClassVar[str] = "layout."
+
     fine_mask: Tensor
     num_tokens: Tensor
     token_index: Tensor
@@ -131,8 +182,28 @@ class MixedScaleLayout(Packing):
         """Counts of the candidates of an image."""
         return Scales((self.fine_mask.shape[1], self.fine_mask.shape[2]), self.scale_factor, self.num_prefix)
 
-    def is_prefix(self) -> Tensor:
-        """bool [total_tokens], True for each prefix token."""
+    def _check_kinds(self, device: torch.device | None) -> None:
+        super()._check_kinds(device)
+        device, batch = self.cu_seqlens.device, self.cu_seqlens.shape[0] - 1
+        consistency.require_regions(self.regions, self.num_prefix, device)
+        validation.require_array("layout.num_tokens", self.num_tokens, torch.int32, (batch,), device)
+        validation.require_array("layout.token_index", self.token_index, torch.int32, (self.total_tokens,), device)
+        if self.fine_mask.shape[0] != batch:
+            raise ValueError(f"layout.cu_seqlens: expected {self.fine_mask.shape[0] + 1} offsets, got {batch + 1}")
+        if self.grid_size != (grid_size := self.scales.grid_size):
+            raise ValueError(f"layout.grid_size: expected {grid_size}, got {self.grid_size}")
+
+    def _check_contents(self) -> None:
+        self._check_counts()
+        rows = self.cu_seqlens, self.batch_index, self.token_index
+        consistency.check_layout(self.regions, self.num_prefix, self.total_tokens, *rows)
+
+    def _check_counts(self) -> None:
+        """Raises unless the fields that no operator takes fit the others."""
+        counts = self.total_tokens, self.max_seqlen, self.num_prefix, self.num_tokens
+        consistency.check_packing("layout.", self.cu_seqlens, *counts)
+
+    def _is_prefix(self) -> Tensor:
         return self.token_index < self.num_prefix
 
     @property
@@ -146,22 +217,15 @@ class MixedScaleLayout(Packing):
         return self.scales.num_candidates
 
 
-def _check_offsets(name: str, cu_seqlens: Tensor, total_tokens: int, max_seqlen: int) -> None:
-    # Not while torch.compile traces: the operators check the offsets when the graph runs.
-    if not torch.compiler.is_compiling() and validation.checks_contents(cu_seqlens):
-        validation.check_offsets(name, cu_seqlens, total_tokens, max_seqlen)
-
-
-def _check_prefix(cu_seqlens: Tensor, num_prefix: int) -> None:
-    if torch.compiler.is_compiling() or not num_prefix or cu_seqlens.shape[0] < 2:
-        return
-    if validation.checks_contents(cu_seqlens) and (shortest := int(cu_seqlens.diff().min())) < num_prefix:
-        raise ValueError(f"num_prefix: expected at most {shortest} (the shortest image), got {num_prefix}")
-
-
 def require_layout(layout: Any, device: torch.device) -> None:
-    """Raises unless `layout` is a `MixedScaleLayout` on `device`."""
+    """Raises unless `layout` is a `MixedScaleLayout` on `device` whose fields have the right kinds.
+
+    The operators compare the contents of the fields that they take; those of the other fields are compared here.
+    """
     if not isinstance(layout, MixedScaleLayout):
         raise TypeError(f"layout: expected a MixedScaleLayout, got {type(layout).__name__}")
-    if layout.fine_mask.device != device:
-        raise ValueError(f"layout: expected device {device}, got {layout.fine_mask.device}")
+    if torch.compiler.is_compiling():
+        return
+    layout.require_kinds(device)
+    if consistency.are_readable(layout.cu_seqlens):
+        layout._check_counts()

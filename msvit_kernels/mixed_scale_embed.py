@@ -19,8 +19,8 @@ def mixed_scale_embed(
     table: Tensor,
     *,
     patch_size: int,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    mean: Sequence[float] | Tensor | None = None,
+    std: Sequence[float] | Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Embeds the active tokens of a batch: patch projection plus position encoding.
@@ -38,9 +38,11 @@ def mixed_scale_embed(
         bias: [dim], dtype and device of `weight`, or None.
         table: [num_prefix + Nc + Nf, dim], dtype and device of `weight`; the position encoding of each candidate.
         patch_size: side of a fine patch in pixels.
-        mean: three floats, one per channel. Pixels become (x / 255 - mean) / std in uint8 images and (x - mean) / std
-            in floating-point images. If None, floating-point images are not normalised; required for uint8 images.
-        std: three floats above zero, one per channel; required with `mean`.
+        mean: three floats, one per channel: a sequence, a NumPy array, or a tensor [3] of any floating-point dtype and
+            device, which is copied to the host. Pixels become (x / 255 - mean) / std in uint8 images and
+            (x - mean) / std in floating-point images. If None, floating-point images are not normalised; required for
+            uint8 images.
+        std: three floats above zero, one per channel, as `mean`; required with `mean`.
         backend: "cuda", "triton", "cpu" or "reference"; if None, the first that supports the inputs.
 
     Returns:
@@ -58,7 +60,8 @@ def mixed_scale_embed(
         dim operations per active patch token; inactive candidates cost nothing.
     """
     _validate(images, layout, weight, bias, table, patch_size)
-    mean_list, std_list = validation.validate_normalisation(images, mean, std)
+    validation.require_backend(backend)
+    mean_list, std_list = validation.validate_normalisation(images, mean, std, weight.dtype)
     patches = Patches(
         images=images.contiguous(),
         regions=layout.regions,

@@ -1,9 +1,8 @@
 """`mixed_scale_layout`: offsets and indices of packed tokens, from a mask of fine regions."""
 
-import torch
 from torch import Tensor
 
-from msvit_kernels import validation
+from msvit_kernels import consistency, validation
 from msvit_kernels.calls import MixedScaleLayoutIndices, MixedScaleLayoutOffsets, Regions
 from msvit_kernels.layout import MixedScaleLayout
 from msvit_kernels.ops.mixed_scale_layout import mixed_scale_layout_indices, mixed_scale_layout_offsets
@@ -44,15 +43,10 @@ def mixed_scale_layout(
     Note:
         Integers, exact and deterministic; not differentiable. Cost: one scan over the regions and one write per token.
     """
-    validation.require_tensor("fine_mask", fine_mask, 3, (torch.bool,), None)
-    validation.require_int("scale_factor", scale_factor, 2)
-    validation.require_int("num_prefix", num_prefix, 0)
-    batch, height, width = fine_mask.shape
-    if height * width == 0:
-        raise ValueError(f"fine_mask: expected at least one region, got shape {tuple(fine_mask.shape)}")
+    consistency.require_mask(fine_mask, scale_factor, num_prefix)
+    validation.require_backend(backend)
+    _, height, width = fine_mask.shape
     scales = Scales((height, width), scale_factor, num_prefix)
-    max_seqlen = scales.most_tokens
-    validation.check_int32_range("fine_mask", batch * max_seqlen)
     fine_mask = fine_mask.contiguous()
     offsets = MixedScaleLayoutOffsets(fine_mask, scale_factor, num_prefix)
     num_tokens, cu_seqlens, region_start = mixed_scale_layout_offsets(offsets, backend)
@@ -60,7 +54,6 @@ def mixed_scale_layout(
         total_tokens = int(cu_seqlens[-1])
     else:
         validation.require_int("total_tokens", total_tokens, 0)
-        validation.check_int32_range("total_tokens", total_tokens)
     regions = Regions(fine_mask, region_start, scale_factor)
     indices = MixedScaleLayoutIndices(regions, cu_seqlens, total_tokens, num_prefix)
     batch_index, token_index = mixed_scale_layout_indices(indices, backend)
@@ -72,7 +65,7 @@ def mixed_scale_layout(
         token_index=token_index,
         region_start=region_start,
         total_tokens=total_tokens,
-        max_seqlen=max_seqlen,
+        max_seqlen=scales.most_tokens,
         grid_size=scales.grid_size,
         scale_factor=scale_factor,
         num_prefix=num_prefix,

@@ -35,12 +35,9 @@ def unpack_to_grid(tokens: Tensor, layout: MixedScaleLayout, *, backend: str | N
         The forward is an exact copy; the backward sums the cells of a coarse token in fp32. Both are deterministic.
         Differentiable in `tokens`. Cost: tokens and grid pass through memory once in each direction.
     """
-    validation.require_tensor("tokens", tokens, 2, validation.FLOATING_DTYPES, None)
+    validation.validate_rows("tokens", tokens)
+    validation.require_backend(backend)
     require_layout(layout, tokens.device)
     validation.require_shape("tokens", tokens, (layout.total_tokens, tokens.shape[1]))
-    if tokens.shape[1] < 1:
-        raise ValueError("tokens: expected dim of at least 1, got 0")
-    if tokens.stride(1) != 1 and tokens.shape[0] and tokens.shape[1] > 1:
-        raise ValueError(f"tokens: expected a contiguous last axis (stride 1), got stride {tokens.stride(1)}")
     out: Tensor = operator(UnpackToGrid(tokens, layout.regions), backend)
     return out

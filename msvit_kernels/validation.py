@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msvit_kernels.calls import head_dim_fault
-from msvit_kernels.scales import tokens_gained
+from msvit_kernels.calls import VarlenAttention, head_dim_fault
 
 FLOATING_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _INT32_MAX = 2**31 - 1
+_INT64_MAX = 2**63 - 1  # of the operators' arguments
+_INTS = (int, torch.SymInt)
+_FLOAT32, _FLOAT64 = torch.finfo(torch.float32), torch.finfo(torch.float64)
 
 _native: ModuleType | None
 try:
@@ -39,8 +41,7 @@ def require_tensor(name: str, x: Any, ndim: int, dtypes: Sequence[torch.dtype], 
     if x.ndim != ndim:
         raise ValueError(f"{name}: expected {ndim} axes, got {x.ndim} (shape {tuple(x.shape)})")
     if x.dtype not in dtypes:
-        expected = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
-        raise TypeError(f"{name}: expected dtype {expected}, got {str(x.dtype).removeprefix('torch.')}")
+        raise TypeError(f"{name}: expected dtype {', '.join(map(_short, dtypes))}, got {_short(x.dtype)}")
     if device is not None and x.device != device:
         raise ValueError(f"{name}: expected device {device}, got {x.device}")
 
@@ -51,20 +52,61 @@ def require_shape(name: str, x: Tensor, shape: Sequence[int]) -> None:
         raise ValueError(f"{name}: expected shape {tuple(shape)}, got {tuple(x.shape)}")
 
 
+def require_array(name: str, x: Any, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) -> None:
+    """Raises unless `x` is a contiguous tensor of exactly this dtype and shape on `device`."""
+    try:
+        if x.dtype is dtype and x.shape == shape and x.device == device and x.is_contiguous():
+            return
+    except (AttributeError, RuntimeError):  # no tensor, or one without strides
+        pass
+    expected = f"{name}: expected {_short(dtype)} {list(shape)} on {device}, contiguous"
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{expected}, got {type(x).__name__}")
+    if x.layout is not torch.strided:
+        raise TypeError(f"{expected}, got layout {x.layout}")
+    error = ValueError if x.dtype is dtype else TypeError
+    raise error(f"{expected}, got {_short(x.dtype)} {list(x.shape)} on {x.device} with strides {list(x.stride())}")
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def require_one_device(names: Sequence[str], values: Sequence[Any]) -> None:
+    """Raises unless all tensors among the values are on one device."""
+    devices = {name: x.device for name, x in zip(names, values, strict=False) if isinstance(x, Tensor)}
+    if len(set(devices.values())) > 1:
+        raise ValueError(f"{', '.join(devices)}: expected one device, got {', '.join(map(str, devices.values()))}")
+
+
 def require_int(name: str, value: Any, minimum: int) -> None:
-    """Raises unless `value` is an int (not a bool, not a tensor) of at least `minimum`."""
-    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
+    """Raises unless `value` is an int (not a bool, not a tensor) of at least `minimum` that fits 64 bits."""
+    if isinstance(value, bool) or not isinstance(value, _INTS):
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
     if value < minimum:
         raise ValueError(f"{name}: expected at least {minimum}, got {value}")
+    if value > _INT64_MAX:
+        raise ValueError(f"{name}: expected at most 2**63 - 1, got {value}")
 
 
-def require_finite(name: str, value: Any) -> None:
-    """Raises unless `value` is a finite real number."""
+def require_finite(name: str, value: Any, dtype: torch.dtype = torch.float64) -> None:
+    """Raises unless `value` is a real number that is finite in `dtype`, or in float32 if `dtype` has fewer bits."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name}: expected a float, got {type(value).__name__}")
-    if not math.isfinite(value):
-        raise ValueError(f"{name}: expected a finite number, got {value}")
+    largest = _limits(dtype).max
+    if not -largest <= value <= largest:
+        is_large = isinstance(value, int) or math.isfinite(value)
+        raise ValueError(f"{name}: expected a finite number{' in float32' if is_large else ''}, got {value}")
+
+
+def _limits(dtype: torch.dtype) -> torch.finfo:
+    return _FLOAT64 if dtype is torch.float64 else _FLOAT32
+
+
+def require_backend(backend: Any) -> None:
+    """Raises unless `backend` is a string or None."""
+    if backend is not None and not isinstance(backend, str):
+        raise TypeError(f"backend: expected a string or None, got {type(backend).__name__}")
 
 
 # ---- whole argument lists
@@ -87,6 +129,21 @@ def validate_attention(q: Tensor, k: Tensor, v: Tensor) -> None:
             raise ValueError(f"{name}: expected a contiguous last axis (stride 1), got stride {x.stride(2)}")
 
 
+def validate_attention_call(call: VarlenAttention) -> None:
+    """Raises unless a call that did not come through the public function is one that it could have made."""
+    q, k = call.q, call.k
+    validate_attention(q, k, call.v)
+    device = q.device
+    validate_offsets("cu_seqlens", call.cu_seqlens_q, device)
+    require_array("cu_seqlens_k", call.cu_seqlens_k, torch.int32, tuple(call.cu_seqlens_q.shape), device)
+    require_int("max_seqlen", call.max_seqlen_q, 0)
+    require_int("max_seqlen_k", call.max_seqlen_k, 0)
+    require_finite("softmax_scale", call.softmax_scale, q.dtype)
+    if call.key_weight is not None:
+        validate_key_weight(call.key_weight, k)
+        require_array("key_weight", call.key_weight, call.key_weight.dtype, (k.shape[0],), device)
+
+
 def validate_key_weight(key_weight: Tensor, k: Tensor) -> None:
     """Raises unless the weights have the shape, dtype and device that the keys `k` require."""
     dtype = torch.float64 if k.dtype == torch.float64 else torch.float32
@@ -103,8 +160,25 @@ def validate_offsets(name: str, cu_seqlens: Tensor, device: torch.device | None)
         raise ValueError(f"{name}: expected a contiguous tensor, got stride {cu_seqlens.stride(0)}")
 
 
-def validate_normalisation(images: Tensor, mean: Any, std: Any) -> tuple[list[float] | None, list[float] | None]:
+def validate_rows(name: str, x: Tensor) -> None:
+    """Raises unless `x` is floating-point rows [rows, dim] with a contiguous last axis."""
+    require_tensor(name, x, 2, FLOATING_DTYPES, None)
+    if x.shape[1] < 1:
+        raise ValueError(f"{name}: expected dim of at least 1, got 0")
+    if x.stride(1) != 1 and x.shape[0] and x.shape[1] > 1:
+        raise ValueError(f"{name}: expected a contiguous last axis (stride 1), got stride {x.stride(1)}")
+
+
+def validate_normalisation(
+    images: Tensor, mean: Any, std: Any, dtype: torch.dtype
+) -> tuple[list[float] | None, list[float] | None]:
     """Returns `mean` and `std` as lists of three floats, or None twice; raises if either is invalid.
+
+    Args:
+        images: uint8 or floating point.
+        mean: None, or three floats: a sequence, tensor or NumPy array. A tensor is copied to the host.
+        std: as `mean`.
+        dtype: dtype of the weight.
 
     Raises:
         TypeError: `mean` or `std` is no sequence of numbers.
@@ -116,22 +190,31 @@ def validate_normalisation(images: Tensor, mean: Any, std: Any) -> tuple[list[fl
         return None, None
     if mean is None or std is None:
         raise ValueError("mean, std: expected both or neither, got one")
-    for name, values in (("mean", mean), ("std", std)):
-        if isinstance(values, Tensor | str) or not isinstance(values, Sequence):
-            raise TypeError(f"{name}: expected a sequence of 3 floats, got {type(values).__name__}")
-        if len(values) != 3:
-            raise ValueError(f"{name}: expected 3 numbers, got {len(values)}")
-        for value in values:
-            require_finite(name, value)
-    if min(std) <= 0:
+    mean, std = _three_floats("mean", mean, dtype), _three_floats("std", std, dtype)
+    # Smaller ones have no finite reciprocal.
+    if min(std) < _limits(dtype).tiny:
         raise ValueError(f"std: expected numbers above zero, got {tuple(std)}")
-    return [float(x) for x in mean], [float(x) for x in std]
+    return mean, std
 
 
-def check_int32_range(name: str, total: int) -> None:
-    """Raises if offsets of up to `total` rows do not fit int32."""
-    if total > _INT32_MAX:
-        raise ValueError(f"{name}: expected at most {_INT32_MAX} tokens (int32 offsets), got up to {total}")
+def _three_floats(name: str, values: Any, dtype: torch.dtype) -> list[float]:
+    if isinstance(values, Tensor):
+        if not values.is_floating_point():
+            raise TypeError(f"{name}: expected a tensor of a floating-point dtype, got {_short(values.dtype)}")
+        if values.requires_grad:
+            raise ValueError(f"{name}: expected a tensor without requires_grad (no gradient is computed); detach it")
+        require_shape(name, values, (3,))
+    if hasattr(values, "tolist"):
+        values = values.tolist()
+    if type(values) not in (list, tuple) and (isinstance(values, str) or not isinstance(values, Sequence)):
+        raise TypeError(f"{name}: expected a sequence of 3 floats, got {type(values).__name__}")
+    if len(values) != 3:
+        raise ValueError(f"{name}: expected 3 numbers, got {len(values)}")
+    largest = _limits(dtype).max
+    for value in values:
+        if not (type(value) is float and -largest <= value <= largest):  # spares the usual call most of the time
+            require_finite(name, value, dtype)
+    return list(map(float, values))
 
 
 # ---- contents, just before a kernel runs
@@ -165,6 +248,11 @@ def _native_accepts(cu_seqlens: Tensor, total: int, max_seqlen: int) -> bool:
     return bool(_native.valid_offsets(cu_seqlens.data_ptr(), cu_seqlens.shape[0], total, max_seqlen))
 
 
+def native_module(x: Tensor) -> ModuleType | None:
+    """The native module if it is built and `x` is in the memory that it reads, else None."""
+    return _native if x.is_cpu else None
+
+
 def check_key_weight(key_weight: Tensor) -> None:
     """Raises unless every weight is finite and at least 0."""
     if key_weight.numel() == 0:
@@ -172,30 +260,3 @@ def check_key_weight(key_weight: Tensor) -> None:
     low, high = (float(x) for x in key_weight.aminmax())
     if not (low >= 0 and high < math.inf):
         raise ValueError(f"key_weight: expected finite numbers >= 0, got values from {low} to {high}")
-
-
-def check_indices(name: str, index: Tensor, size: int) -> None:
-    """Raises unless every index lies in [0, size)."""
-    if index.numel() == 0:
-        return
-    low, high = (int(x) for x in index.aminmax())
-    if low < 0 or high >= size:
-        raise ValueError(f"{name}: expected indices from 0 to {size - 1}, got {low} to {high}")
-
-
-def check_total(cu_seqlens: Tensor, total_tokens: int) -> None:
-    """Raises unless the offsets end at the caller's `total_tokens`."""
-    if _native_accepts(cu_seqlens, total_tokens, _INT32_MAX):
-        return
-    if int(cu_seqlens[-1]) != total_tokens:
-        raise ValueError(f"total_tokens: expected {int(cu_seqlens[-1])} for this fine_mask, got {total_tokens}")
-
-
-def check_region_start(region_start: Tensor, fine_mask: Tensor, total_tokens: int, scale_factor: int) -> None:
-    """Raises unless the rows of every region lie in [0, total_tokens)."""
-    if region_start.numel() == 0:
-        return
-    last = region_start + fine_mask.flatten(1) * tokens_gained(scale_factor)
-    low, high = int(region_start.min()), int(last.max())
-    if low < 0 or high >= total_tokens:
-        raise ValueError(f"tokens: expected at least {high + 1} rows for this layout, got {total_tokens}")

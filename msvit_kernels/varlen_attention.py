@@ -106,7 +106,8 @@ def varlen_attention(
     if not plain:
         _validate(q, k, v, cu_seqlens, max_seqlen, cu_seqlens_k, max_seqlen_k)
     if softmax_scale is not None:
-        validation.require_finite("softmax_scale", softmax_scale)
+        validation.require_finite("softmax_scale", softmax_scale, q.dtype)
+    validation.require_backend(backend)
     if key_weight is not None:
         validation.validate_key_weight(key_weight, k)
         key_weight = key_weight.contiguous()
@@ -186,7 +187,7 @@ def _is_plainly_valid(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_s
         and cu_seqlens.dim() == 1
         and cu_seqlens.is_contiguous()
         and cu_seqlens.shape[0] > 0
-        and max_seqlen >= 0
+        and 0 <= max_seqlen < 2**63
     )
 
 

@@ -34,6 +34,29 @@ void write_image(const MixedScaleLayoutFwdArgs& a, int64_t image) {
   }
 }
 
+// Whether the rows of an image, from `row`, have its number and the numbers of its active candidates.
+bool indices_match(const MixedScaleLayoutCheckArgs& a, const RegionGrid& grid, int64_t image, int64_t row,
+                   int64_t num_prefix, const uint8_t* fine) {
+  const int32_t* image_of = a.batch_index;
+  const int32_t* candidate_of = a.token_index;
+  int64_t difference = 0;
+  const auto compare = [&](int64_t at, int64_t candidate) {
+    difference |= (image_of[at] ^ image) | (candidate_of[at] ^ candidate);
+  };
+  for (int64_t i = 0; i < num_prefix; ++i) compare(row + i, i);
+  row += num_prefix;
+  const int64_t first_fine = num_prefix + grid.num_regions();
+  for (int64_t y = 0, region = 0; y < grid.rows; ++y)
+    for (int64_t x = 0; x < grid.columns; ++x, ++region) {
+      if (fine[region] == 0)
+        compare(row, num_prefix + region);
+      else
+        grid.for_each_cell(y, x, [&](int64_t cell, int64_t local) { compare(row + local, first_fine + cell); });
+      row += grid.num_rows(fine[region] != 0);
+    }
+  return difference == 0;
+}
+
 }  // namespace
 
 void mixed_scale_layout_offsets(const MixedScaleLayoutOffsetsArgs& a) {
@@ -63,6 +86,31 @@ void mixed_scale_layout_fwd(const MixedScaleLayoutFwdArgs& a) {
   const int num_threads = threads_for(a.total_tokens, kRowsPerThread, a.num_threads);
 #pragma omp parallel for num_threads(num_threads) schedule(static)
   for (int64_t image = 0; image < a.batch; ++image) write_image(a, image);
+}
+
+// On one thread: it takes a few nanoseconds a row, far less than the kernels that use the layout.
+bool mixed_scale_layout_matches(const MixedScaleLayoutCheckArgs& a) {
+  const RegionGrid grid{a.rows, a.columns, a.scale_factor};
+  const int64_t num_regions = grid.num_regions();
+  const int64_t num_prefix = a.num_prefix >= 0 || a.batch == 0 ? a.num_prefix : a.region_start[0];
+  if (num_prefix < 0 && a.batch > 0) return false;
+  int64_t row = 0;
+  for (int64_t image = 0; image < a.batch; ++image) {
+    const int64_t first_row = row;
+    const int32_t* start = a.region_start + image * num_regions;
+    const uint8_t* fine = a.fine_mask + image * num_regions;
+    if (a.cu_seqlens != nullptr && a.cu_seqlens[image] != row) return false;
+    row += num_prefix;
+    bool match = true;
+    for (int64_t region = 0; region < num_regions; ++region) {
+      match &= start[region] == row;
+      row += grid.num_rows(fine[region] != 0);
+    }
+    // Before any of the rows is read, they are known to exist.
+    if (!match || row > a.total_tokens) return false;
+    if (a.batch_index != nullptr && !indices_match(a, grid, image, first_row, num_prefix, fine)) return false;
+  }
+  return row == a.total_tokens && (a.cu_seqlens == nullptr || a.cu_seqlens[a.batch] == row);
 }
 
 }  // namespace MSVIT_ISA

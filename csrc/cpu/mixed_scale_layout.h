@@ -32,10 +32,22 @@ struct MixedScaleLayoutFwdArgs {
   int num_threads;
 };
 
+// Null for a field that the caller does not have; a num_prefix of -1 stands for that of the first image.
+struct MixedScaleLayoutCheckArgs {
+  const uint8_t* fine_mask;     // [batch, rows, columns], not 0 = fine
+  const int32_t* region_start;  // [batch, rows * columns]
+  const int32_t* cu_seqlens;    // [batch + 1] or null
+  const int32_t* batch_index;   // [total_tokens] or null
+  const int32_t* token_index;   // [total_tokens], null if batch_index is
+  int64_t batch, rows, columns, total_tokens, scale_factor, num_prefix;
+};
+
+// `mixed_scale_layout_matches`: whether the fields are those that the two functions before it compute from the mask.
 #define MSVIT_ENTRY(level)                                             \
   namespace level {                                                    \
   void mixed_scale_layout_offsets(const MixedScaleLayoutOffsetsArgs&); \
   void mixed_scale_layout_fwd(const MixedScaleLayoutFwdArgs&);         \
+  bool mixed_scale_layout_matches(const MixedScaleLayoutCheckArgs&);   \
   }
 MSVIT_FOR_EACH_ISA(MSVIT_ENTRY)
 #undef MSVIT_ENTRY

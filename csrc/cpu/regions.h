@@ -33,7 +33,13 @@ struct RegionGrid {
   // Calls f(cell, its number within the region) for every cell of a region, in raster order.
   template <class Function>
   void for_each_cell(int64_t region, const Function& f) const {
-    const int64_t s = scale_factor, first = region / columns * s * cell_columns() + region % columns * s;
+    for_each_cell(region / columns, region % columns, f);
+  }
+
+  // The same for the region in this row and column, without a division.
+  template <class Function>
+  void for_each_cell(int64_t row, int64_t column, const Function& f) const {
+    const int64_t s = scale_factor, first = (row * cell_columns() + column) * s;
     for (int64_t i = 0; i < s; ++i)
       for (int64_t j = 0; j < s; ++j) f(first + i * cell_columns() + j, i * s + j);
   }

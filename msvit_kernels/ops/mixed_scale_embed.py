@@ -6,11 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msvit_kernels import dispatch, validation
+from msvit_kernels import consistency, dispatch, validation
 from msvit_kernels.calls import MixedScaleEmbed, MixedScaleEmbedBackward, MixedScaleEmbedGradients, Patches
 from msvit_kernels.ops.arguments import gradients_schema, options
 from msvit_kernels.ops.derivatives import Derivative
 from msvit_kernels.ops.registry import define, none_as_empty
+
+_PIXELS = (torch.uint8, *validation.FLOATING_DTYPES)
 
 
 def _function(name: str, call: MixedScaleEmbed | MixedScaleEmbedBackward, backend: str | None) -> Callable[..., Any]:
@@ -27,12 +29,37 @@ def _function(name: str, call: MixedScaleEmbed | MixedScaleEmbedBackward, backen
 
 
 def _run(call: MixedScaleEmbed, backend: str | None) -> Tensor:
-    patches = call.patches
-    if validation.checks_contents(patches.images):
-        validation.check_indices("layout.batch_index", patches.batch_index, patches.images.shape[0])
-        validation.check_indices("layout.token_index", patches.token_index, call.table.shape[0])
+    patches, table, bias = call
+    _require_patches(patches)
+    weight, num_candidates = patches.weight, patches.regions.scales(patches.num_prefix).num_candidates
+    validation.require_array("table", table, weight.dtype, (num_candidates, weight.shape[0]), weight.device)
+    if bias is not None:
+        validation.require_array("bias", bias, weight.dtype, (weight.shape[0],), weight.device)
     result: Tensor = _function("mixed_scale_embed_fwd", call, backend)(call)
     return result
+
+
+def _require_patches(patches: Patches) -> None:
+    """Raises unless the arguments that forward and backward share are what the kernels take without a check."""
+    images, regions, cu_seqlens, batch_index, token_index, num_prefix, weight, patch_size, mean, std = patches
+    validation.require_tensor("images", images, 4, _PIXELS, None)
+    validation.require_tensor("weight", weight, 4, validation.FLOATING_DTYPES, None)
+    device = images.device
+    consistency.require_regions(regions, num_prefix, device)
+    consistency.require_offsets(cu_seqlens, regions)
+    validation.require_tensor("layout.token_index", token_index, 1, (torch.int32,), device)
+    total_tokens = token_index.shape[0]
+    validation.require_array("layout.token_index", token_index, torch.int32, (total_tokens,), device)
+    validation.require_array("layout.batch_index", batch_index, torch.int32, (total_tokens,), device)
+    validation.require_int("patch_size", patch_size, 1)
+    batch, rows, columns = regions.fine_mask.shape
+    side = regions.scale_factor * patch_size
+    validation.require_array("images", images, images.dtype, (batch, 3, rows * side, columns * side), device)
+    shape = (weight.shape[0], 3, patch_size, patch_size)
+    validation.require_array("weight", weight, weight.dtype, shape, device)
+    validation.validate_normalisation(images, mean, std, weight.dtype)
+    if validation.checks_contents(images):
+        consistency.check_layout(regions, num_prefix, total_tokens, cu_seqlens, batch_index, token_index)
 
 
 def _fake(call: MixedScaleEmbed) -> Tensor:
@@ -52,8 +79,13 @@ def _backward(saved: tuple[Any, ...], dout: Tensor, *, needed: set[str], backend
 
 
 def _run_backward(backward: MixedScaleEmbedBackward, backend: str | None) -> tuple[Tensor, ...]:
+    patches, dout = backward.patches, backward.dout
+    weight = patches.weight
+    _require_patches(patches)
+    validation.require_tensor("dout", dout, 2, (weight.dtype,), weight.device)
+    validation.require_shape("dout", dout, (patches.token_index.shape[0], weight.shape[0]))
     run = _function("mixed_scale_embed_bwd", backward, backend)
-    return none_as_empty(run(backward._replace(dout=backward.dout.contiguous())), like=backward.patches.weight)
+    return none_as_empty(run(backward._replace(dout=dout.contiguous())), like=weight)
 
 
 def _fake_backward(backward: MixedScaleEmbedBackward) -> tuple[Tensor, ...]:

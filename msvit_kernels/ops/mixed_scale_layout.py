@@ -3,13 +3,15 @@
 import torch
 from torch import Tensor
 
-from msvit_kernels import dispatch, validation
+from msvit_kernels import consistency, dispatch, validation
 from msvit_kernels.calls import MixedScaleLayoutIndices, MixedScaleLayoutOffsets
 from msvit_kernels.ops.registry import define
 
 
 def _offsets(call: MixedScaleLayoutOffsets, backend: str | None) -> tuple[Tensor, Tensor, Tensor]:
     mask = call.fine_mask
+    consistency.require_mask(*call)
+    validation.require_array("fine_mask", mask, torch.bool, tuple(mask.shape), mask.device)
     run = dispatch.resolve_function(
         "mixed_scale_layout", "mixed_scale_layout_offsets", backend, mask.device.type, mask.dtype
     )
@@ -24,9 +26,13 @@ def _fake_offsets(call: MixedScaleLayoutOffsets) -> tuple[Tensor, Tensor, Tensor
 
 
 def _indices(call: MixedScaleLayoutIndices, backend: str | None) -> tuple[Tensor, Tensor]:
-    mask = call.regions.fine_mask
+    regions, cu_seqlens, total_tokens, num_prefix = call
+    mask = regions.fine_mask
+    consistency.require_regions(regions, num_prefix, None)
+    consistency.require_offsets(cu_seqlens, regions)
+    validation.require_int("total_tokens", total_tokens, 0)
     if validation.checks_contents(mask):
-        validation.check_total(call.cu_seqlens, call.total_tokens)
+        consistency.check_layout(regions, num_prefix, total_tokens, cu_seqlens)
     run = dispatch.resolve_function(
         "mixed_scale_layout", "mixed_scale_layout_fwd", backend, mask.device.type, mask.dtype
     )

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msvit_kernels.ops.arguments import flattener, schema, unflattener
+from msvit_kernels import validation
+from msvit_kernels.ops.arguments import flattener, names, schema, unflattener
 from msvit_kernels.ops.derivatives import Derivative, autograd_kernel
 
 _library = torch.library.Library("msvit", "DEF")
@@ -35,12 +36,14 @@ def define(
     """
     _library.define(f"{name}({schema(record)}, str? backend) -> {results}")
 
-    unflatten = unflattener(record)
+    labels, unflatten = names(record), unflattener(record)
 
     def implementation(*arguments: Any) -> Any:
         return run(unflatten(arguments), arguments[-1])
 
     def without_data(*arguments: Any) -> Any:
+        # One tensor without data brings a call here, and the others would not be read.
+        validation.require_one_device(labels, arguments)
         return fake(unflatten(arguments))
 
     _library.impl(name, implementation, "CompositeExplicitAutograd")

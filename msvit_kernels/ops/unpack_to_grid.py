@@ -4,17 +4,16 @@ from typing import Any
 
 from torch import Tensor
 
-from msvit_kernels import dispatch, validation
-from msvit_kernels.calls import UnpackToGrid, UnpackToGridBackward
+from msvit_kernels import consistency, dispatch, validation
+from msvit_kernels.calls import Regions, UnpackToGrid, UnpackToGridBackward
 from msvit_kernels.ops.derivatives import Derivative
 from msvit_kernels.ops.registry import define
 
 
 def _run(call: UnpackToGrid, backend: str | None) -> Tensor:
     tokens = call.tokens
-    if validation.checks_contents(tokens):
-        regions = call.regions
-        validation.check_region_start(regions.region_start, regions.fine_mask, tokens.shape[0], regions.scale_factor)
+    validation.validate_rows("tokens", tokens)
+    _require_regions(call.regions, tokens, tokens.shape[0])
     run = dispatch.resolve_function("unpack_to_grid", "unpack_to_grid_fwd", backend, tokens.device.type, tokens.dtype)
     result: Tensor = run(call)
     return result
@@ -40,10 +39,21 @@ def _tangent(saved: tuple[Any, ...], given: dict[str, Tensor], backend: str | No
 
 
 def _run_backward(backward: UnpackToGridBackward, backend: str | None) -> Tensor:
-    dgrid = backward.dgrid
+    dgrid, regions, total_tokens = backward
+    validation.require_tensor("dgrid", dgrid, 4, validation.FLOATING_DTYPES, None)
+    validation.require_int("total_tokens", total_tokens, 0)
+    _require_regions(regions, dgrid, total_tokens)
+    shape = (regions.fine_mask.shape[0], dgrid.shape[1], *regions.scales(num_prefix=0).grid_size)
+    validation.require_shape("dgrid", dgrid, shape)
     run = dispatch.resolve_function("unpack_to_grid", "unpack_to_grid_bwd", backend, dgrid.device.type, dgrid.dtype)
     result: Tensor = run(backward._replace(dgrid=dgrid.contiguous()))
     return result
+
+
+def _require_regions(regions: Regions, values: Tensor, total_tokens: int) -> None:
+    consistency.require_regions(regions, 0, values.device)
+    if validation.checks_contents(values):
+        consistency.check_layout(regions, None, total_tokens)
 
 
 def _fake_backward(backward: UnpackToGridBackward) -> Tensor:

@@ -27,9 +27,7 @@ def unrecorded(call: VarlenAttention, backend: str | None, given: tuple[str, ...
     """
     total_q, total_k = call.q.shape[0], call.k.shape[0]
     if validation.checks_contents(call.q):
-        validation.check_offsets("cu_seqlens", call.cu_seqlens_q, total_q, call.max_seqlen_q)
-        if call.cu_seqlens_k is not call.cu_seqlens_q:
-            validation.check_offsets("cu_seqlens_k", call.cu_seqlens_k, total_k, call.max_seqlen_k)
+        _check_offsets(call)
         if call.key_weight is not None:
             validation.check_key_weight(call.key_weight)
     call = _clamped(call, total_q, total_k)
@@ -38,7 +36,16 @@ def unrecorded(call: VarlenAttention, backend: str | None, given: tuple[str, ...
 
 
 def _run(call: VarlenAttention, backend: str | None) -> tuple[Tensor, Tensor]:
+    validation.validate_attention_call(call)
     return unrecorded(call, backend, options(call))
+
+
+def _check_offsets(call: VarlenAttention) -> None:
+    total_q, total_k = call.q.shape[0], call.k.shape[0]
+    validation.check_offsets("cu_seqlens", call.cu_seqlens_q, total_q, call.max_seqlen_q)
+    is_checked = call.cu_seqlens_k is call.cu_seqlens_q and total_k == total_q
+    if not is_checked or call.max_seqlen_k < call.max_seqlen_q:
+        validation.check_offsets("cu_seqlens_k", call.cu_seqlens_k, total_k, call.max_seqlen_k)
 
 
 def _clamped(call: VarlenAttention, total_q: int, total_k: int) -> VarlenAttention:
@@ -78,9 +85,25 @@ def _tangent(saved: tuple[Any, ...], given: dict[str, Tensor], backend: str | No
 
 
 def _run_backward(backward: VarlenAttentionBackward, backend: str | None) -> tuple[Tensor, ...]:
+    _require_backward(backward)
     call = _clamped(backward.call, backward.call.q.shape[0], backward.call.k.shape[0])
     gradients = _function("varlen_attention_bwd", call, backend, options(call))(backward._replace(call=call))
     return none_as_empty(gradients, like=call.q)
+
+
+def _require_backward(backward: VarlenAttentionBackward) -> None:
+    """Raises unless the backward belongs to a valid forward."""
+    call, out, lse, dout, dlse, _ = backward
+    validation.validate_attention_call(call)
+    for name, x in (("out", out), ("dout", dout)):
+        validation.require_tensor(name, x, 3, (call.q.dtype,), call.q.device)
+        validation.require_shape(name, x, call.q.shape)
+    dtype = torch.float64 if call.q.dtype == torch.float64 else torch.float32
+    for name, statistic in (("lse", lse), ("dlse", lse if dlse is None else dlse)):
+        validation.require_tensor(name, statistic, 2, (dtype,), call.q.device)
+        validation.require_shape(name, statistic, (call.q.shape[1], call.q.shape[0]))
+    if validation.checks_contents(call.q):
+        _check_offsets(call)
 
 
 def _fake_backward(backward: VarlenAttentionBackward) -> tuple[Tensor, ...]:

@@ -18,6 +18,13 @@ def int32(*values):
     return torch.tensor(values, dtype=torch.int32)
 
 
+BACKENDS = {
+    "unknown_backend": ({"backend": "gpu"}, ValueError, "backend: expected one of"),
+    "backend_a_number": ({"backend": 3}, TypeError, "backend: expected a string or None, got int"),
+    "backend_bytes": ({"backend": b"cpu"}, TypeError, "backend: expected a string or None, got bytes"),
+}
+
+
 ATTENTION = {
     "q_not_a_tensor": ({"q": [1.0]}, TypeError, "q: expected a tensor, got list"),
     "q_two_axes": ({"q": rand(5, 32)}, ValueError, r"q: expected 3 axes, got 2 \(shape \(5, 32\)\)"),
@@ -60,6 +67,7 @@ ATTENTION = {
         r"max_seqlen: expected at least 3 \(the longest sequence\), got 2",
     ),
     "max_seqlen_negative": ({"max_seqlen": -1}, ValueError, "max_seqlen: expected at least 0, got -1"),
+    "max_seqlen_huge": ({"max_seqlen": 2**63}, ValueError, r"max_seqlen: expected at most 2\*\*63 - 1, got 9223"),
     "max_seqlen_tensor": ({"max_seqlen": torch.tensor(3)}, TypeError, "max_seqlen: expected an int, got Tensor"),
     "max_seqlen_bool": ({"max_seqlen": True}, TypeError, "max_seqlen: expected an int, got bool"),
     "max_seqlen_k_alone": ({"max_seqlen_k": 3}, ValueError, "max_seqlen_k: expected None without cu_seqlens_k"),
@@ -97,7 +105,13 @@ ATTENTION = {
     ),
     "scale_a_string": ({"softmax_scale": "1"}, TypeError, "softmax_scale: expected a float, got str"),
     "scale_nan": ({"softmax_scale": float("nan")}, ValueError, "softmax_scale: expected a finite number, got nan"),
-    "unknown_backend": ({"backend": "gpu"}, ValueError, "backend: expected one of"),
+    "scale_beyond_float32": (
+        {"softmax_scale": -1e39},
+        ValueError,
+        r"softmax_scale: expected a finite number in float32, got -1e\+39",
+    ),
+    "scale_huge_int": ({"softmax_scale": 10**400}, ValueError, "softmax_scale: expected a finite number in float32"),
+    **BACKENDS,
 }
 
 
@@ -119,10 +133,12 @@ LAYOUT = {
     "scale_float": ({"scale_factor": 2.0}, TypeError, "scale_factor: expected an int, got float"),
     "prefix_negative": ({"num_prefix": -1}, ValueError, "num_prefix: expected at least 0, got -1"),
     "prefix_huge": ({"num_prefix": 2**31}, ValueError, "fine_mask: expected at most 2147483647 tokens"),
+    "scale_huge": ({"scale_factor": 2**63}, ValueError, r"scale_factor: expected at most 2\*\*63 - 1"),
+    "total_huge": ({"total_tokens": 2**63}, ValueError, r"total_tokens: expected at most 2\*\*63 - 1"),
     "total_negative": ({"total_tokens": -1}, ValueError, "total_tokens: expected at least 0, got -1"),
     "total_float": ({"total_tokens": 26.0}, TypeError, "total_tokens: expected an int, got float"),
     "total_wrong": ({"total_tokens": 27}, ValueError, "total_tokens: expected 26 for this fine_mask, got 27"),
-    "unknown_backend": ({"backend": "gpu"}, ValueError, "backend: expected one of"),
+    **BACKENDS,
 }
 
 
@@ -137,6 +153,54 @@ def wrong_layout(**fields):
     return dataclasses.replace(mixed_scale_layout(MASK), **fields)
 
 
+WRONG_LAYOUTS = {
+    "a_mask": (lambda: MASK, TypeError, "layout: expected a MixedScaleLayout, got Tensor"),
+    "scale_factor": (
+        lambda: wrong_layout(scale_factor=0),
+        ValueError,
+        "layout.scale_factor: expected at least 2, got 0",
+    ),
+    "scale_factor_3": (lambda: wrong_layout(scale_factor=3), ValueError, r"layout.grid_size: expected \(9, 12\)"),
+    "no_rows": (
+        lambda: wrong_layout(batch_index=int32()),
+        ValueError,
+        r"layout.batch_index: expected int32 \[26\] on cpu, contiguous, got int32 \[0\]",
+    ),
+    "no_regions": (
+        lambda: wrong_layout(region_start=torch.zeros(0, 12, dtype=torch.int32)),
+        ValueError,
+        r"layout.region_start: expected int32 \[2, 12\] on cpu, contiguous, got int32 \[0, 12\]",
+    ),
+    "token_index_int64": (
+        lambda: wrong_layout(token_index=mixed_scale_layout(MASK).token_index.long()),
+        TypeError,
+        r"layout.token_index: expected int32 \[26\] on cpu, contiguous, got int64 \[26\]",
+    ),
+    "mask_of_another_shape": (lambda: wrong_layout(fine_mask=MASK.mT), ValueError, "layout.fine_mask: expected bool"),
+    "mask_of_another_layout": (lambda: wrong_layout(fine_mask=~MASK), ValueError, "total_tokens: expected 9.*got 26"),
+    "num_tokens": (
+        lambda: wrong_layout(num_tokens=int32(12, 14)),
+        ValueError,
+        "layout.num_tokens: expected 13 at index 0 for this cu_seqlens, got 12",
+    ),
+}
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["native", "torch"])
+@pytest.mark.parametrize(("make", "error", "words"), WRONG_LAYOUTS.values(), ids=WRONG_LAYOUTS.keys())
+def test_layout(make, error, words, native, monkeypatch):
+    from msvit_kernels import validation
+
+    if not native:
+        monkeypatch.setattr(validation, "_native", None)
+    images, *parameters = rand(2, 3, 24, 32), rand(6, 3, 4, 4), rand(6), rand(61, 6)
+    unpack_to_grid(rand(26, 6), mixed_scale_layout(MASK))
+    with pytest.raises(error, match=words):
+        mixed_scale_embed(images, make(), *parameters, patch_size=4)
+    with pytest.raises(error, match=words):
+        unpack_to_grid(rand(26, 6), make())
+
+
 EMBED = {
     "images_a_list": ({"images": [1]}, TypeError, "images: expected a tensor, got list"),
     "images_three_axes": ({"images": rand(3, 24, 32)}, ValueError, "images: expected 4 axes, got 3"),
@@ -148,17 +212,17 @@ EMBED = {
     "layout_other_device": (
         {"layout": wrong_layout(fine_mask=MASK.to("meta"))},
         ValueError,
-        "layout: expected device cpu",
+        "layout.fine_mask: expected bool .* on cpu, contiguous, got bool .* on meta",
     ),
     "layout_image_out_of_range": (
         {"layout": wrong_layout(batch_index=torch.full((26,), 2, dtype=torch.int32))},
         ValueError,
-        r"layout.batch_index: expected indices from 0 to 1, got 2 to 2",
+        "layout.batch_index: expected 0 at index 0 for this fine_mask, got 2",
     ),
     "layout_token_negative": (
         {"layout": wrong_layout(token_index=torch.full((26,), -1, dtype=torch.int32))},
         ValueError,
-        r"layout.token_index: expected indices from 0 to 60, got -1 to -1",
+        "layout.token_index: expected 0 at index 0 for this fine_mask, got -1",
     ),
     "weight_other_patch": ({"weight": rand(6, 3, 5, 5)}, ValueError, r"weight: expected shape \(6, 3, 4, 4\)"),
     "weight_int": ({"weight": torch.ones(6, 3, 4, 4, dtype=torch.int8)}, TypeError, "weight: expected dtype float32"),
@@ -180,9 +244,22 @@ EMBED = {
     "mean_alone": ({"mean": MEAN}, ValueError, "mean, std: expected both or neither, got one"),
     "mean_two_numbers": ({"mean": (0.5, 0.5), "std": STD}, ValueError, "mean: expected 3 numbers, got 2"),
     "mean_a_number": ({"mean": 0.5, "std": STD}, TypeError, "mean: expected a sequence of 3 floats, got float"),
+    "mean_tensor_short": ({"mean": rand(2), "std": STD}, ValueError, r"mean: expected shape \(3,\), got \(2,\)"),
+    "mean_int_tensor": ({"mean": int32(1, 2, 3), "std": STD}, TypeError, "mean: expected a tensor of a floating-point"),
+    "mean_needs_gradient": (
+        {"mean": torch.zeros(3, requires_grad=True), "std": STD},
+        ValueError,
+        "mean: expected a tensor without requires_grad",
+    ),
+    "mean_beyond_float32": (
+        {"mean": (0, 1e39, 0), "std": STD},
+        ValueError,
+        "mean: expected a finite number in float32",
+    ),
+    "std_tensor_zero": ({"mean": MEAN, "std": torch.zeros(3)}, ValueError, "std: expected numbers above zero"),
     "std_zero": ({"mean": MEAN, "std": (0.2, 0.0, 0.2)}, ValueError, "std: expected numbers above zero"),
     "std_nan": ({"mean": MEAN, "std": (0.2, float("nan"), 0.2)}, ValueError, "std: expected a finite number, got nan"),
-    "unknown_backend": ({"backend": "gpu"}, ValueError, "backend: expected one of"),
+    **BACKENDS,
 }
 
 
@@ -212,9 +289,9 @@ UNPACK = {
     "layout_rows_out_of_range": (
         {"layout": wrong_layout(region_start=torch.full((2, 12), 26, dtype=torch.int32))},
         ValueError,
-        "tokens: expected at least 27 rows for this layout, got 26",
+        "layout.region_start: expected .* at index 0, 0 for this fine_mask, got 26",
     ),
-    "unknown_backend": ({"backend": "gpu"}, ValueError, "backend: expected one of"),
+    **BACKENDS,
 }
 
 

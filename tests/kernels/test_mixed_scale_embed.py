@@ -70,6 +70,24 @@ def test_forward_and_backward_match_fp64(target, images_dtype, poisoned_memory):
         check_accuracy(inputs, backend, mean=MEAN, std=STD)
 
 
+@pytest.mark.parametrize(
+    "as_kind",
+    [
+        list,
+        torch.tensor,
+        lambda values: torch.tensor(values, dtype=torch.float64)[:, None].expand(3, 2)[:, 1],
+        lambda values: torch.tensor(values, device=testing.DEVICES[-1]),
+        lambda values: torch.tensor(values).numpy(),
+    ],
+    ids=["list", "float32_tensor", "float64_view", "last_device", "numpy"],
+)
+def test_kinds_of_mean_and_std(as_kind):
+    inputs = make_inputs(torch.rand(2, 2, 3) < 0.5, 4, 2, 1, 8, torch.float32, torch.uint8)
+    mean, std = (0.5, 0.25, 0.375), (0.25, 0.5, 0.125)  # exact in every dtype
+    expected = run(inputs, None, mean=mean, std=std)["out"]
+    assert torch.equal(run(inputs, None, mean=as_kind(mean), std=as_kind(std))["out"], expected)
+
+
 @pytest.mark.fewer_cases(keep=lambda target, **sizes: target[2] == torch.bfloat16)
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(
