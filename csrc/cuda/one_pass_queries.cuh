@@ -85,9 +85,18 @@ class OnePassQueries {
 #pragma unroll
               for (int i = 0; i < 4; ++i)
                 sums[2 * block + i % 2] +=
-                    exp2_approx(s[f][block][i] * scale - lse_[f][i / 2]) * (dp[f][block][i] - delta_[f][i / 2]);
+                    exp2_times(s[f][block][i] * scale - lse_[f][i / 2], dp[f][block][i] - delta_[f][i / 2]);
         }
       }
+      // A key of weight 0 may hold NaN or infinity, which times 0 would be NaN. Its product with any row shows it.
+      float products = 0;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if ((i % 2 ? log_weights[i / 2].y : log_weights[i / 2].x) == -INFINITY)
+          products += fabsf(s[0][i / 2][i % 2]) + fabsf(dp[0][i / 2][i % 2]);
+      }
+      const bool hides = !(products < INFINITY);
+      const bool masked = __ballot_sync(0xffffffffu, hides) != 0;
       // From here on s holds P and dp holds dS.
 #pragma unroll
       for (int block = 0; block < 2; ++block) {
@@ -107,12 +116,20 @@ class OnePassQueries {
           for (int i = 0; i < 4; ++i) {
 #pragma unroll
             for (int f = 0; f < ACTIVE; ++f) sums[i] += dp[f][i / 2][i % 2] + dp[f][i / 2][i % 2 + 2];
-            sums[i] *= exp2_approx(-(i % 2 ? log_weights[i / 2].y : log_weights[i / 2].x));
+            sums[i] = exp2_times(-(i % 2 ? log_weights[i / 2].y : log_weights[i / 2].x), sums[i]);
           }
         }
         store_column_sums(dweight + 16 * group, sums);
       }
       uint32_t a[ACTIVE][4];
+      if (masked) {
+#pragma unroll
+        for (int block = 0; block < 2; ++block)
+#pragma unroll
+          for (int i = 0; i < 4; ++i)
+            if (bias[column + 8 * block + i % 2] == -INFINITY)
+              for (int f = 0; f < ACTIVE; ++f) s[f][block][i] = dp[f][block][i] = 0;
+      }
 #pragma unroll
       for (int f = 0; f < ACTIVE; ++f) {
         pack_operand<T>(a[f], s[f][0], s[f][1]);
@@ -120,7 +137,12 @@ class OnePassQueries {
         pack_operand<T>(a[f], dp[f][0], dp[f][1]);
         store_operand(ds, f, group, a[f]);
       }
-      add_product<T, D>(dq_, a, k, 16 * group);
+      if (masked) {
+        const float* own = bias + column;
+        add_masked_product<T, D>(dq_, a, k, 16 * group, {key_mask(own), key_mask(own + 8)});
+      } else {
+        add_product<T, D>(dq_, a, k, 16 * group);
+      }
     }
   }
 
@@ -135,6 +157,11 @@ class OnePassQueries {
   }
 
  private:
+  // Mask of the halves of a register for two neighbouring keys: 0 for those of weight 0.
+  __device__ __forceinline__ static uint32_t key_mask(const float* bias) {
+    return (bias[0] == -INFINITY ? 0 : 0x0000ffffu) | (bias[1] == -INFINITY ? 0 : 0xffff0000u);
+  }
+
   __device__ __forceinline__ int first_row(int f) const { return begin_ + f * kRowsPerFragment; }
 
   // Operand a of fragment f: from registers if they hold it, else from shared memory.

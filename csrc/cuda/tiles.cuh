@@ -172,6 +172,24 @@ __device__ __forceinline__ void add_product(float (&sums)[M][D / 8][4], const ui
   }
 }
 
+// The same for rows of b that may hold NaN or infinity: b & mask, where mask[0] is for rows 2 (lane % 4) and the next
+// of the 16, in the halves of a register, and mask[1] for rows 8 further. Columns of a that belong to masked rows are
+// 0.
+template <class T, int D, int M, int N>
+__device__ __forceinline__ void add_masked_product(float (&sums)[M][D / 8][4], const uint32_t (&a)[N][4], uint32_t tile,
+                                                   int first_row, const uint32_t (&mask)[2]) {
+#pragma unroll
+  for (int step = 0; step < D / 16; ++step) {
+    uint32_t b[4];
+    load_b_from_rows<D>(b, tile, first_row, step);
+#pragma unroll
+    for (int f = 0; f < N; ++f) {
+      mma<T>(sums[f][2 * step], a[f], b[0] & mask[0], b[1] & mask[1]);
+      mma<T>(sums[f][2 * step + 1], a[f], b[2] & mask[0], b[3] & mask[1]);
+    }
+  }
+}
+
 // Scalar product of two pairs of elements, in fp32.
 template <class T>
 __device__ __forceinline__ float dot(uint32_t x, uint32_t y) {
