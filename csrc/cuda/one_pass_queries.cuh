@@ -95,8 +95,16 @@ class OnePassQueries {
         if ((i % 2 ? log_weights[i / 2].y : log_weights[i / 2].x) == -INFINITY)
           products += fabsf(s[0][i / 2][i % 2]) + fabsf(dp[0][i / 2][i % 2]);
       }
-      const bool hides = !(products < INFINITY);
-      const bool masked = __ballot_sync(0xffffffffu, hides) != 0;
+      const bool redirects = __ballot_sync(0xffffffffu, !(products < INFINITY)) != 0;
+      if (redirects) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          if ((i % 2 ? log_weights[i / 2].y : log_weights[i / 2].x) != -INFINITY) continue;
+#pragma unroll
+          for (int f = 0; f < ACTIVE; ++f)
+            for (int half = 0; half < 2; ++half) s[f][i / 2][i % 2 + 2 * half] = dp[f][i / 2][i % 2 + 2 * half] = 0;
+        }
+      }
       // From here on s holds P and dp holds dS.
 #pragma unroll
       for (int block = 0; block < 2; ++block) {
@@ -122,14 +130,6 @@ class OnePassQueries {
         store_column_sums(dweight + 16 * group, sums);
       }
       uint32_t a[ACTIVE][4];
-      if (masked) {
-#pragma unroll
-        for (int block = 0; block < 2; ++block)
-#pragma unroll
-          for (int i = 0; i < 4; ++i)
-            if (bias[column + 8 * block + i % 2] == -INFINITY)
-              for (int f = 0; f < ACTIVE; ++f) s[f][block][i] = dp[f][block][i] = 0;
-      }
 #pragma unroll
       for (int f = 0; f < ACTIVE; ++f) {
         pack_operand<T>(a[f], s[f][0], s[f][1]);
@@ -137,11 +137,12 @@ class OnePassQueries {
         pack_operand<T>(a[f], dp[f][0], dp[f][1]);
         store_operand(ds, f, group, a[f]);
       }
-      if (masked) {
-        const float* own = bias + column;
-        add_masked_product<T, D>(dq_, a, k, 16 * group, {key_mask(own), key_mask(own + 8)});
-      } else {
+      // Which of the two forms leaves ptxas enough registers depends on FRAGMENTS.
+      if (FRAGMENTS > 1 && !redirects) {
         add_product<T, D>(dq_, a, k, 16 * group);
+      } else {
+        const int own_row = redirects ? row_with_weight(bias + 16 * group) : threadIdx.x % 16;
+        if (own_row >= 0) add_product<T, D>(dq_, a, k, 16 * group, own_row);
       }
     }
   }
@@ -157,9 +158,13 @@ class OnePassQueries {
   }
 
  private:
-  // Mask of the halves of a register for two neighbouring keys: 0 for those of weight 0.
-  __device__ __forceinline__ static uint32_t key_mask(const float* bias) {
-    return (bias[0] == -INFINITY ? 0 : 0x0000ffffu) | (bias[1] == -INFINITY ? 0 : 0xffff0000u);
+  // The row of 16 that this lane reads of operand b: its own if the key has weight, else that of another key that has,
+  // for a product with 0; -1 if none of the keys has.
+  __device__ __forceinline__ static int row_with_weight(const float* bias) {
+    const int own = threadIdx.x % 16;
+    const bool hidden = bias[own] == -INFINITY;
+    const uint32_t others = __ballot_sync(0xffffffffu, !hidden);
+    return !hidden ? own : others == 0 ? -1 : __popc((others & -others) - 1);
   }
 
   __device__ __forceinline__ int first_row(int f) const { return begin_ + f * kRowsPerFragment; }

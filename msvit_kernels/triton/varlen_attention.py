@@ -318,11 +318,11 @@ def _bwd_dkv_kernel(
         p = tl.exp2(scores + log_weight[:, None])
         dv = dot(rounded(p, dout.dtype), dout, dv)
         dp = dot(v, tl.trans(dout)) - delta[None, :]
-        dk = dot(rounded(p * dp, q.dtype), q, dk)
         if NEEDS_DWEIGHT:
             # In two halves, because P~ may overflow where the product does not; limited, so that 0 times it is 0.
-            half = tl.exp2(tl.minimum(scores * 0.5, 127.0, propagate_nan=tl.PropagateNan.ALL))
-            dweight += half * dp * half
+            half = tl.exp2(tl.minimum(scores, 254.0, propagate_nan=tl.PropagateNan.ALL) * 0.5)
+            dweight += half * (half * dp)
+        dk = dot(rounded(p * dp, q.dtype), q, dk)
         q_ptr += BLOCK_M * stride_qt.to(tl.int64)
         dout_ptr += BLOCK_M * stride_dt.to(tl.int64)
 
