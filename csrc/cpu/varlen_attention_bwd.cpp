@@ -12,6 +12,10 @@
 // that compute dQ of a range of queries and tasks that compute dK, dV and dw of a range of keys: S and dP are computed
 // twice, and the bits stay the same. Keys of weight 0 take part in S and dP alone, and only if dw is wanted.
 //
+// P~ is computed times 2^e, with the exponent e of the weight (exponent_of): this is at most 1 for a key with weight.
+// For a key of weight 0, e follows from other weights, and the product is limited to 2^127, so that a summand of dw
+// with a factor of 0 is 0. dw is divided by 2^e last.
+//
 // Accumulation is fp32. With AVX512-BF16, bf16 inputs are multiplied as pairs, and P and dS are rounded to bf16 first.
 // Sums over queries run in the order of the query blocks, sums over keys in the order of the key blocks, and dw over
 // heads in the order of the heads: bits do not depend on the number of threads.
@@ -108,13 +112,15 @@ class Backward {
     BackwardOperands<T> x;
     x.rows = row_end - row_begin;
     x.weight = weight;
+    // Of the whole sequence: the bits do not depend on how it is divided into tasks.
+    if (weight) x.weights = weight_range(a.key_weight + keys.begin, keys.length());
     const int32_t* order = order_keys(weight, key_end - key_begin, s.index, x.active);
     x.keys = want_dkv && a.dweight ? key_end - key_begin : x.active;
     x.q = {row(a.q, first_row, h, a.q_stride_token, a.q_stride_head), a.q_stride_token, nullptr};
     x.dout = {row(a.dout, first_row, h, a.dout_stride_token, a.dout_stride_head), a.dout_stride_token, nullptr};
     x.k = {row(a.k, first_key, h, a.k_stride_token, a.k_stride_head), a.k_stride_token, order};
     x.v = {row(a.v, first_key, h, a.v_stride_token, a.v_stride_head), a.v_stride_token, order};
-    prepare_rows(x.dout, first_row, h, x.rows, s);
+    prepare_rows(x, first_row, h, s);
     Prefetcher ahead = next ? rows_ahead(*next) : Prefetcher(0);
     const int64_t key_vecs = round_up(x.keys, kLanes) / kLanes, vecs = padded_dim_ / kLanes;
     ahead.spread_over(2 * gemm_tiles(x.rows, key_vecs) + gemm_tiles(x.rows, vecs) + 1);
@@ -124,8 +130,7 @@ class Backward {
       for (int64_t begin = 0; begin < x.keys; begin += block) {
         const int64_t count = std::min(block, x.keys - begin);
         task.run(begin, count, ahead);
-        if (want_dkv)
-          write_keys(s, order, first_key, begin, count, std::clamp<int64_t>(x.active - begin, 0, count), h, x.rows, dw);
+        if (want_dkv) write_keys(s, x, first_key, begin, count, h, dw);
       }
     };
     if (weight)
@@ -164,17 +169,18 @@ class Backward {
     return index;
   }
 
-  // lse in units of log2, and delta. If a row has no key, its lse is infinite, which makes P~ 0.
-  void prepare_rows(Rows<T> dout, int64_t first_row, int64_t h, int64_t rows, BackwardScratch<Op>& s) const {
-    for (int64_t r = 0; r < rows; ++r) {
+  // lse in units of log2, above the exponent of the greatest weight, and delta. If a row has no key, its lse is
+  // infinite, which makes P~ 0.
+  void prepare_rows(const BackwardOperands<T>& x, int64_t first_row, int64_t h, BackwardScratch<Op>& s) const {
+    for (int64_t r = 0; r < x.rows; ++r) {
       const int64_t i = first_row + r;
       const float lse = a.lse[h * a.total_q + i];
       const bool empty = lse == -__builtin_inff();
-      s.lse[r] = Log2Factor(lse);
+      s.lse[r] = Log2Factor(lse, -x.weights.greatest);
       if (empty) s.lse[r].high = __builtin_inff(), s.lse[r].low = 0.0f;
       const float dlse = a.dlse ? a.dlse[h * a.total_q + i] : 0.0f;
       s.delta[r] =
-          empty ? 0.0f : dot(dout[r], static_cast<const T*>(a.out) + (i * a.num_heads + h) * a.head_dim) - dlse;
+          empty ? 0.0f : dot(x.dout[r], static_cast<const T*>(a.out) + (i * a.num_heads + h) * a.head_dim) - dlse;
     }
   }
 
@@ -187,12 +193,14 @@ class Backward {
     return reduce_add(sum) + rest;
   }
 
-  void write_keys(const BackwardScratch<Op>& s, const int32_t* order, int64_t first_key, int64_t begin, int64_t count,
-                  int64_t active, int64_t h, int64_t rows, float* dw) const {
+  void write_keys(const BackwardScratch<Op>& s, const BackwardOperands<T>& x, int64_t first_key, int64_t begin,
+                  int64_t count, int64_t h, float* dw) const {
     for (int64_t j = 0; j < count; ++j) {
-      const int64_t key = first_key + (order ? order[begin + j] : begin + j);
-      write_key(s, key, j < active && rows > 0 ? j : -1, h);
-      if (a.dweight) dw[h * a.total_k + key] = rows > 0 ? s.dw[j] : 0.0f;
+      const int64_t key = first_key + (x.k.index ? x.k.index[begin + j] : begin + j);
+      write_key(s, key, begin + j < x.active && x.rows > 0 ? j : -1, h);
+      if (!a.dweight) continue;
+      const float unit = x.weight ? power_of_2(-exponent_of(a.key_weight[key], x.weights)) : 1.0f;
+      dw[h * a.total_k + key] = x.rows > 0 ? s.dw[j] * unit : 0.0f;
     }
   }
 

@@ -19,7 +19,8 @@ struct BackwardScratch {
   using Word = typename Op::Word;
   Word *keys_t, *values_t;                           // K^T, V^T panels of one key block
   Word* keys;                                        // K rows
-  float *dk, *dv, *dw, *weights;                     // of one key block
+  float *dk, *dv, *dw;                               // of one key block
+  float *mantissas, *shifts;                         // of the weights of one key block
   Word *queries, *douts;                             // A operands of one row block
   Word *query_rows, *dout_rows;                      // B operands of the same rows; for F32 the same memory
   float *scores, *dprobs;                            // S and dP; for F32 then P and dS
@@ -36,7 +37,8 @@ struct BackwardScratch {
     dk = arena.take<float>(kMaxKeys * padded_dim);
     dv = arena.take<float>(kMaxKeys * padded_dim);
     dw = arena.take<float>(kMaxKeys + kLanes);
-    weights = arena.take<float>(kMaxKeys + kLanes);
+    mantissas = arena.take<float>(kMaxKeys + kLanes);
+    shifts = arena.take<float>(kMaxKeys + kLanes);
     queries = arena.take<Word>(block);
     douts = arena.take<Word>(block);
     scores = arena.take<float>(block);
@@ -63,6 +65,7 @@ struct BackwardOperands {
   Rows<T> q, k, v, dout;
   int64_t rows, keys, active;  // keys take part in S and dP; the first `active` of them have weight
   const float* weight;         // null: all are 1
+  WeightRange weights;
 };
 
 template <class Op, class T, bool kWeighted>
@@ -94,8 +97,12 @@ class BackwardTask {
 
  private:
   void pack_weights(int64_t begin, int64_t count) {
-    for (int64_t j = 0; j < count; ++j) s_.weights[j] = x_.weight[x_.k.index ? x_.k.index[begin + j] : begin + j];
-    for (int64_t j = count; j < round_up(count, kLanes); ++j) s_.weights[j] = 0.0f;
+    for (int64_t j = 0; j < round_up(count, kLanes); ++j) {
+      const float weight = j < count ? x_.weight[x_.k.index ? x_.k.index[begin + j] : begin + j] : 0.0f;
+      const int32_t exponent = exponent_of(weight, x_.weights);
+      s_.mantissas[j] = weight * power_of_2(-exponent);
+      s_.shifts[j] = kExp2Shift + static_cast<float>(exponent - x_.weights.greatest);
+    }
   }
 
   void block(int64_t r, int64_t rows, int64_t keys, bool first_keys, Prefetcher& ahead) {
@@ -127,36 +134,49 @@ class BackwardTask {
     VecF p, ds;
   };
 
-  // P and dS of one row and one vector of keys. Adds t to dw.
-  MSVIT_INLINE Pair element(int64_t offset, int64_t row, VecF weight, VecI active, VecF& dw) {
+  // Weights of one vector of keys, and the lanes whose weight is not 0.
+  struct Weights {
+    VecF mantissa, shift, most;  // most: the greatest log2(P~) that does not overflow
+    VecI active;
+  };
+
+  // P and dS of one row and one vector of keys. Adds t to dw, times 2^e of the weight.
+  MSVIT_INLINE Pair element(int64_t offset, int64_t row, const Weights& weights, VecF& dw) {
     const VecF score = load(s_.scores + offset);
     VecF exponent = score * factor_.high - s_.lse[row].high;
     if (Op::kExactExp) exponent += score * factor_.low - s_.lse[row].low;
-    const VecF p = kWeighted ? exp2_saturating<Op::kExactExp>(exponent) : exp2_below_128<Op::kExactExp>(exponent);
+    const VecF p = kWeighted ? exp2_shifted<Op::kExactExp>(minimum(exponent, weights.most), weights.shift)
+                             : exp2_below_128<Op::kExactExp>(exponent);
     const VecF t = p * (load(s_.dprobs + offset) - s_.delta[row]);
     dw += t;
-    if (kWeighted) return {select(active, weight * p, VecF{}), select(active, weight * t, VecF{})};
-    if (Op::kPerWord == 2) return {select(active, p, VecF{}), select(active, t, VecF{})};
+    const VecF zero = {};
+    if (kWeighted)
+      return {select(weights.active, weights.mantissa * p, zero), select(weights.active, weights.mantissa * t, zero)};
+    if (Op::kPerWord == 2) return {select(weights.active, p, zero), select(weights.active, t, zero)};
     return {p, t};
   }
 
   // P and dS of all rows of the block and one vector of keys: the column sum dw stays in a register.
   __attribute__((noinline)) void differentiate(int64_t v, int64_t first_row, int64_t rows, VecI valid) {
-    const VecF weight = kWeighted ? load(s_.weights + v * kLanes) : VecF{};
-    const VecI active = kWeighted ? valid & ~(weight <= 0.0f) : valid;
+    Weights weights{{}, {}, {}, valid};
+    if (kWeighted) {
+      weights.mantissa = load(s_.mantissas + v * kLanes), weights.shift = load(s_.shifts + v * kLanes);
+      weights.most = kExp2Shift + 127.0f - weights.shift;
+      weights.active &= ~(weights.mantissa <= 0.0f);
+    }
     VecF dw = {};
     if constexpr (Op::kPerWord == 1) {
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t offset = r * kRowStride + v * kLanes;
-        const Pair x = element(offset, first_row + r, weight, active, dw);
+        const Pair x = element(offset, first_row + r, weights, dw);
         store(s_.scores + offset, x.p);
         store(s_.dprobs + offset, x.ds);
       }
     } else {
       for (int64_t r = 0; r < rows; r += 2) {
         const int64_t offset = r * kRowStride + v * kLanes, paired = r / 2 * kRowStride + v * kLanes;
-        const Pair low = element(offset, first_row + r, weight, active, dw);
-        const Pair high = r + 1 < rows ? element(offset + kRowStride, first_row + r + 1, weight, active, dw) : Pair{};
+        const Pair low = element(offset, first_row + r, weights, dw);
+        const Pair high = r + 1 < rows ? element(offset + kRowStride, first_row + r + 1, weights, dw) : Pair{};
         store_bits(s_.probs_pairs + paired, bf16_pair(low.p, high.p));
         store_bits(s_.dscores_pairs + paired, bf16_pair(low.ds, high.ds));
         store_halves(s_.dscores_rows + r * kRowStride, v, low.ds);

@@ -8,7 +8,7 @@
 // S is in the first-level cache, and O += P V (lanes along head_dim). With more than one key block the softmax is
 // online (FlashAttention, arXiv 2205.14135): older sums are rescaled to the new maximum. A task reads k and v once,
 // reads q once per key block, and writes out and lse once. Keys of weight 0 are left out when packing, so they cost
-// nothing.
+// nothing. Powers of 2 in the weights are added to exponents, so that neither P nor a sum overflows (exponent_of).
 //
 // Products, softmax and sums are fp32. With AVX512-BF16, bf16 inputs are multiplied as pairs (products are exact, sums
 // fp32) and P is rounded to bf16 first. The bits of a row depend on its query, the keys of its sequence, and the head:
@@ -29,13 +29,13 @@ constexpr int64_t kMaxTaskRows = 10 * kBlockRows;
 template <class Op>
 struct ForwardScratch {
   using Word = typename Op::Word;
-  Word* keys;      // K^T panels of one key block
-  Word* values;    // V rows of one key block
-  Word* queries;   // one row block
-  float* scores;   // one row block; P in words afterwards
-  float* weights;  // of one key block
-  float* outputs;  // [kMaxTaskRows][padded head_dim], unnormalised
-  float* row_max;  // [kMaxTaskRows]
+  Word* keys;                 // K^T panels of one key block
+  Word* values;               // V rows of one key block
+  Word* queries;              // one row block
+  float* scores;              // one row block; P in words afterwards
+  float *mantissas, *shifts;  // of the weights of one key block
+  float* outputs;             // [kMaxTaskRows][padded head_dim], unnormalised
+  float* row_max;             // [kMaxTaskRows]
   float* row_sum;
   float* block_max;  // [kBlockRows]
   int32_t* index;
@@ -45,7 +45,8 @@ struct ForwardScratch {
         values(arena.take<Word>(kMaxKeys * padded_dim)),
         queries(arena.take<Word>(kBlockRows * kRowStride)),
         scores(arena.take<float>(kBlockRows * kRowStride)),
-        weights(arena.take<float>(kMaxKeys + kLanes)),
+        mantissas(arena.take<float>(kMaxKeys + kLanes)),
+        shifts(arena.take<float>(kMaxKeys + kLanes)),
         outputs(arena.take<float>(kMaxTaskRows * padded_dim)),
         row_max(arena.take<float>(kMaxTaskRows)),
         row_sum(arena.take<float>(kMaxTaskRows)),
@@ -66,6 +67,7 @@ template <class T>
 struct Operands {
   Rows<T> q, k, v;
   const float* weight;  // null: all ones
+  WeightRange weights;
   T* out;
   int64_t out_stride;
   float* lse;
@@ -117,8 +119,12 @@ class ForwardTask {
   }
 
   void pack_weights(int64_t begin, int64_t count) {
-    for (int64_t j = 0; j < count; ++j) s_.weights[j] = x_.weight[x_.k.index ? x_.k.index[begin + j] : begin + j];
-    for (int64_t j = count; j < round_up(count, kLanes); ++j) s_.weights[j] = 0.0f;
+    for (int64_t j = 0; j < round_up(count, kLanes); ++j) {
+      const float weight = j < count ? x_.weight[x_.k.index ? x_.k.index[begin + j] : begin + j] : 0.0f;
+      const int32_t exponent = exponent_of(weight);
+      s_.mantissas[j] = weight * power_of_2(-exponent);
+      s_.shifts[j] = kExp2Shift + static_cast<float>(exponent - x_.weights.greatest);
+    }
   }
 
   void attend(int64_t first_row, int64_t rows, int64_t keys, bool first_block, Prefetcher& ahead) {
@@ -128,6 +134,7 @@ class ForwardTask {
     gemm_panels<Op>(rows, key_vecs, dim_ / Op::kPerWord, queries, ldq, s_.keys, s_.scores, kRowStride, ahead);
     float* row_max = s_.row_max + first_row;
     maxima(rows, key_vecs, first_lanes(keys - (key_vecs - 1) * kLanes), s_.block_max);
+    if (kWeighted && x_.weights.wide) weighted_maxima(rows, key_vecs, keys, s_.block_max);
     for (int64_t r = 0; r < rows; ++r)
       if (first_block)
         row_max[r] = s_.block_max[r], s_.row_sum[first_row + r] = 0.0f;
@@ -161,33 +168,46 @@ class ForwardTask {
     }
   }
 
+  // Changes the maxima to those of the weighted scores, in units of scores.
+  void weighted_maxima(int64_t rows, int64_t vecs, int64_t keys, float* row_max) const {
+    for (int64_t r = 0; r < rows; ++r) {
+      if (row_max[r] == -__builtin_inff()) continue;
+      VecF top = splat(-__builtin_inff());
+      for (int64_t v = 0; v < vecs; ++v) {
+        const VecF distance = load(s_.scores + r * kRowStride + v * kLanes) - row_max[r];
+        const VecF exponent = distance * factor_.high + (load(s_.shifts + v * kLanes) - kExp2Shift);
+        top = maximum(top, select(first_lanes(std::min<int64_t>(keys - v * kLanes, kLanes)), exponent, top));
+      }
+      const float exponent = reduce_max(top);
+      if (exponent < 0.0f) row_max[r] += exponent / factor_.high;
+    }
+  }
+
   // Replaces scores by P = w exp(softmax_scale (q.k - row_max)) and adds their sum to row_sum.
   __attribute__((noinline)) void exponentials(int64_t rows, int64_t vecs, VecI last_lanes, const float* row_max,
                                               float* row_sum) const {
     const Log2Factor factor = factor_;
-    const float* weights = s_.weights;
     for (int64_t r = 0; r < rows; ++r) {
       float* scores = s_.scores + r * kRowStride;
       Word* words = reinterpret_cast<Word*>(scores);
-      const VecF top = splat(row_max[r]);
+      const VecF top = splat(row_max[r] == -__builtin_inff() ? 0.0f : row_max[r]);  // -inf - -inf would be NaN
       VecF sum = {};
       for (int64_t v = 0; v < vecs - 1; ++v) {
-        const VecF p = probability(scores, weights, v, top, factor);
+        const VecF p = probability(scores, v, top, factor);
         store_probabilities(words, v, p);
         sum += p;
       }
-      const VecF p = select(last_lanes, probability(scores, weights, vecs - 1, top, factor), VecF{});
+      const VecF p = select(last_lanes, probability(scores, vecs - 1, top, factor), VecF{});
       store_probabilities(words, vecs - 1, p);
       row_sum[r] += reduce_add(sum + p);
     }
   }
 
-  static MSVIT_INLINE VecF probability(const float* scores, const float* weights, int64_t v, VecF top,
-                                       Log2Factor factor) {
+  MSVIT_INLINE VecF probability(const float* scores, int64_t v, VecF top, Log2Factor factor) const {
     const VecF distance = load(scores + v * kLanes) - top;
     const VecF exponent = Op::kExactExp ? distance * factor.high + distance * factor.low : distance * factor.high;
-    const VecF p = exp2_below_128<Op::kExactExp>(exponent);
-    return kWeighted ? p * load(weights + v * kLanes) : p;
+    if (!kWeighted) return exp2_below_128<Op::kExactExp>(exponent);
+    return exp2_shifted<Op::kExactExp>(exponent, load(s_.shifts + v * kLanes)) * load(s_.mantissas + v * kLanes);
   }
 
   // Rescales the sums over earlier key blocks if this block has a larger maximum.
@@ -202,9 +222,12 @@ class ForwardTask {
   }
 
   void write(int64_t first_row, int64_t rows) {
+    constexpr double kLn2 = 0.6931471805599453;
     for (int64_t r = first_row; r < first_row + rows; ++r) {
-      write_scaled(x_.out + r * x_.out_stride, s_.outputs + r * vecs_ * kLanes, 1.0f / s_.row_sum[r], dim_);
-      x_.lse[r] = s_.row_max[r] * scale_ + std::log(s_.row_sum[r]);
+      const float sum = s_.row_sum[r];  // 0 if all scores are -inf
+      write_scaled(x_.out + r * x_.out_stride, s_.outputs + r * vecs_ * kLanes, sum == 0.0f ? 0.0f : 1.0f / sum, dim_);
+      const double log_sum = std::log(sum) + x_.weights.greatest * kLn2;
+      x_.lse[r] = static_cast<float>(static_cast<double>(s_.row_max[r]) * scale_ + log_sum);
     }
   }
 
@@ -295,6 +318,7 @@ class Forward {
     x.keys = used.count;
     x.k.index = x.v.index = used.index;
     if (x.keys == 0) return write_empty(x);
+    if (x.weight) x.weights = weight_range(x.weight, key_span(task.sequence).length());
     if (x.weight)
       ForwardTask<Op, T, true>(s, x, a.head_dim, a.softmax_scale).run(prefetcher);
     else

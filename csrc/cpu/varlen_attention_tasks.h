@@ -77,5 +77,33 @@ inline Keys weighted_keys(const float* weight, int64_t n, int32_t* index) {
   return {count, count == n ? nullptr : index};
 }
 
+// The weights of a sequence: the exponent of the greatest, and whether another that is not 0 is so much smaller that
+// the greatest weighted score may be another than the greatest score by more than fp32 can hold.
+struct WeightRange {
+  int32_t greatest = 0;
+  bool wide = false;
+};
+
+// A weight is kept as mantissa * 2^exponent, exactly, because the weight itself may be subnormal, or overflow in a sum.
+// The mantissa is in [1, 4) for weights from 2^-64 on and smaller for others, whose exponent is -64.
+MSVIT_INLINE int32_t exponent_of(float weight) { return std::clamp((bit_cast<int32_t>(weight) >> 23) - 127, -64, 126); }
+
+// The exponent that P~ of a key is multiplied by in the backward: that of its weight. If that is 0, P~ has no bound,
+// but is 2^-greatest or so; this exponent leaves it room above and below.
+MSVIT_INLINE int32_t exponent_of(float weight, WeightRange range) {
+  return weight <= 0.0f ? std::max(range.greatest - 64, -64) : exponent_of(weight);
+}
+
+inline WeightRange weight_range(const float* weight, int64_t n) {
+  constexpr int32_t kWideExponents = 40;
+  int32_t most = 0, least = INT32_MAX;
+  for (int64_t j = 0; j < n; ++j) {
+    const int32_t bits = bit_cast<int32_t>(weight[j]);  // bits of positive floats have their order
+    most = std::max(most, bits);
+    least = std::min(least, bits > 0 ? bits : INT32_MAX);
+  }
+  return {exponent_of(bit_cast<float>(most)), (most >> 23) - (least >> 23) > kWideExponents};
+}
+
 }  // namespace MSVIT_ISA
 }  // namespace msvit

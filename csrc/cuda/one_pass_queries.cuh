@@ -85,7 +85,24 @@ class OnePassQueries {
 #pragma unroll
               for (int i = 0; i < 4; ++i)
                 sums[2 * block + i % 2] +=
-                    exp2_approx(s[f][block][i] * scale - lse_[f][i / 2]) * (dp[f][block][i] - delta_[f][i / 2]);
+                    exp2_times(s[f][block][i] * scale - lse_[f][i / 2], dp[f][block][i] - delta_[f][i / 2]);
+        }
+      }
+      // A key of weight 0 may hold NaN or infinity, which times 0 would be NaN. Its product with any row shows it.
+      float products = 0;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if ((i % 2 ? log_weights[i / 2].y : log_weights[i / 2].x) == -INFINITY)
+          products += fabsf(s[0][i / 2][i % 2]) + fabsf(dp[0][i / 2][i % 2]);
+      }
+      const bool redirects = __ballot_sync(0xffffffffu, !(products < INFINITY)) != 0;
+      if (redirects) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          if ((i % 2 ? log_weights[i / 2].y : log_weights[i / 2].x) != -INFINITY) continue;
+#pragma unroll
+          for (int f = 0; f < ACTIVE; ++f)
+            for (int half = 0; half < 2; ++half) s[f][i / 2][i % 2 + 2 * half] = dp[f][i / 2][i % 2 + 2 * half] = 0;
         }
       }
       // From here on s holds P and dp holds dS.
@@ -107,7 +124,7 @@ class OnePassQueries {
           for (int i = 0; i < 4; ++i) {
 #pragma unroll
             for (int f = 0; f < ACTIVE; ++f) sums[i] += dp[f][i / 2][i % 2] + dp[f][i / 2][i % 2 + 2];
-            sums[i] *= exp2_approx(-(i % 2 ? log_weights[i / 2].y : log_weights[i / 2].x));
+            sums[i] = exp2_times(-(i % 2 ? log_weights[i / 2].y : log_weights[i / 2].x), sums[i]);
           }
         }
         store_column_sums(dweight + 16 * group, sums);
@@ -120,7 +137,13 @@ class OnePassQueries {
         pack_operand<T>(a[f], dp[f][0], dp[f][1]);
         store_operand(ds, f, group, a[f]);
       }
-      add_product<T, D>(dq_, a, k, 16 * group);
+      // Which of the two forms leaves ptxas enough registers depends on FRAGMENTS.
+      if (FRAGMENTS > 1 && !redirects) {
+        add_product<T, D>(dq_, a, k, 16 * group);
+      } else {
+        const int own_row = redirects ? row_with_weight(bias + 16 * group) : threadIdx.x % 16;
+        if (own_row >= 0) add_product<T, D>(dq_, a, k, 16 * group, own_row);
+      }
     }
   }
 
@@ -135,6 +158,15 @@ class OnePassQueries {
   }
 
  private:
+  // The row of 16 that this lane reads of operand b: its own if the key has weight, else that of another key that has,
+  // for a product with 0; -1 if none of the keys has.
+  __device__ __forceinline__ static int row_with_weight(const float* bias) {
+    const int own = threadIdx.x % 16;
+    const bool hidden = bias[own] == -INFINITY;
+    const uint32_t others = __ballot_sync(0xffffffffu, !hidden);
+    return !hidden ? own : others == 0 ? -1 : __popc((others & -others) - 1);
+  }
+
   __device__ __forceinline__ int first_row(int f) const { return begin_ + f * kRowsPerFragment; }
 
   // Operand a of fragment f: from registers if they hold it, else from shared memory.

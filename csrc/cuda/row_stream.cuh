@@ -11,7 +11,8 @@ constexpr int kRingChunks = 4;
 
 // Loads rows a and b, [length, D], and Numbers::NUMBERS floats per row, CHUNK rows at a time. RESIDENT: shared memory
 // holds all chunks of the sequence, and each is waited for once; otherwise it holds a ring of kRingChunks.
-// Numbers::value(which, row) gives the floats; it is called for rows beyond the sequence too.
+// Numbers::value(which, row) gives the floats; it is called for rows beyond the sequence too. If Numbers::CLEARS, rows
+// for which Numbers::clears(row) become zeros.
 template <int D, int CHUNK, int THREADS, bool RESIDENT, class Numbers>
 class RowStream {
  public:
@@ -49,7 +50,13 @@ class RowStream {
   // Waits for a chunk and makes it visible to all threads. In a ring, also starts to load another chunk in place of the
   // one before `chunk`. All threads call it, for each chunk in turn.
   __device__ __forceinline__ void arrive(int chunk) {
-    copy_async_wait_for_all_but(started_ - 1 - chunk);
+    if constexpr (Numbers::CLEARS) {
+      const uint32_t cleared = cleared_pieces(chunk);  // before waiting, so that its loads overlap with the copies
+      copy_async_wait_for_all_but(started_ - 1 - chunk);
+      if (cleared != 0) clear(chunk, cleared);
+    } else {
+      copy_async_wait_for_all_but(started_ - 1 - chunk);
+    }
     __syncthreads();
     if (RESIDENT || started_ == num_chunks_) return;
     load(started_);
@@ -90,6 +97,35 @@ class RowStream {
     copy_async_commit();
   }
 
+  // The pieces of 16 bytes that this thread has copied of each tensor, as `copy_rows_async` divides a chunk, are a bit
+  // each: 1 if the row counts as zero.
+  static constexpr int kPieces = (CHUNK * Tile<D>::kChunks + THREADS - 1) / THREADS;
+  static_assert(kPieces <= 32);
+
+  __device__ __forceinline__ uint32_t cleared_pieces(int chunk) const {
+    const int valid = min(remaining(chunk), CHUNK);
+    uint32_t cleared = 0;
+#pragma unroll
+    for (int piece = 0; piece < kPieces; ++piece) {
+      const int row = (piece * THREADS + threadIdx.x) / Tile<D>::kChunks;
+      if (row < valid && source_.clears(chunk * CHUNK + row)) cleared |= 1u << piece;
+    }
+    return cleared;
+  }
+
+  __device__ __forceinline__ void clear(int chunk, uint32_t cleared) {
+#pragma unroll 1
+    for (int piece = 0; piece < kPieces; ++piece) {
+      if (!(cleared >> piece & 1)) continue;
+      const int index = piece * THREADS + threadIdx.x;
+      const uint32_t place = Tile<D>::offset(index / Tile<D>::kChunks, index % Tile<D>::kChunks);
+      for (int word = 0; word < 4; ++word) {
+        store_shared_32(a(chunk) + place + 4 * word, 0);
+        store_shared_32(b(chunk) + place + 4 * word, 0);
+      }
+    }
+  }
+
   uint32_t a_, b_;
   float* numbers_;
   int number_stride_, head_dim_;
@@ -100,9 +136,11 @@ class RowStream {
   float next_[Numbers::NUMBERS > 0 ? Numbers::NUMBERS : 1];
 };
 
-// Numbers of a stream of keys and values: log2 of the weight of each key, -inf beyond the sequence.
+// Numbers of a stream of keys and values: log2 of the weight of each key, -inf beyond the sequence. Keys of weight 0
+// become zeros, because NaN or infinity in them times a probability of 0 would be NaN.
 struct KeyBias {
   static constexpr int NUMBERS = 1;
+  static constexpr bool CLEARS = true;
   const float* weight;  // of the first key of the sequence, or null for all ones
   int length;
 
@@ -110,11 +148,13 @@ struct KeyBias {
     if (row >= length) return -INFINITY;
     return weight == nullptr ? 0 : log2_weight(__ldg(weight + row));
   }
+  __device__ __forceinline__ bool clears(int row) const { return weight != nullptr && __ldg(weight + row) <= 0; }
 };
 
 // For a stream of rows alone.
 struct NoNumbers {
   static constexpr int NUMBERS = 0;
+  static constexpr bool CLEARS = false;
   __device__ __forceinline__ float value(int, int) const { return 0; }
 };
 

@@ -46,6 +46,13 @@ __device__ __forceinline__ float log2_weight(float weight) {
   return weight <= 0 ? -INFINITY : log < -149.f ? -149.f : log;
 }
 
+// exp2(x) g for a gradient of a weight: in two halves, because exp2(x) may overflow where the product does not, and 0
+// if g is 0. NaN stays NaN.
+__device__ __forceinline__ float exp2_times(float x, float g) {
+  const float half = exp2_approx(x > 254.f ? 127.f : 0.5f * x);
+  return half * g * half;
+}
+
 // lse of a row in units of log2. For a row that is not valid or has no key (lse -inf) it is +inf, so that
 // exp2(score - lse) is 0.
 __device__ __forceinline__ float log2_lse(float lse, bool valid) {

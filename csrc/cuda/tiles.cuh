@@ -65,12 +65,15 @@ __device__ __forceinline__ void load_b_from_columns(uint32_t (&b)[4], uint32_t t
 }
 
 // Loads operand b of two mma, [16, 16] in all, from a tile that holds b: rows [first_row, first_row + 16), chunks 2
-// step and 2 step + 1.
+// step and 2 step + 1. Lane l asks for row l % 16, or for `own_row` in its place.
+template <int D>
+__device__ __forceinline__ void load_b_from_rows(uint32_t (&b)[4], uint32_t tile, int first_row, int step,
+                                                 int own_row) {
+  load_matrices_transposed(b, tile + Tile<D>::offset(first_row + own_row, 2 * step + threadIdx.x % kWarpSize / 16));
+}
 template <int D>
 __device__ __forceinline__ void load_b_from_rows(uint32_t (&b)[4], uint32_t tile, int first_row, int step) {
-  const int lane = threadIdx.x % kWarpSize;
-  const int row = first_row + lane % 16;
-  load_matrices_transposed(b, tile + Tile<D>::offset(row, 2 * step + lane / 16));
+  load_b_from_rows<D>(b, tile, first_row, step, threadIdx.x % 16);
 }
 
 // Loads operand a, [16, 16], from a tile that holds a: rows [first_row, first_row + 16), chunks 2 step and 2 step + 1.
@@ -156,20 +159,26 @@ __device__ __forceinline__ void store_fragment(uint16_t* rows, int64_t stride, c
 }
 
 // sums[f] += a[f] b for the first N of M fragments [16, D], with b [16, D] the rows [first_row, first_row + 16) of a
-// tile.
+// tile, or `own_row` of each lane in place of its row.
 template <class T, int D, int M, int N>
 __device__ __forceinline__ void add_product(float (&sums)[M][D / 8][4], const uint32_t (&a)[N][4], uint32_t tile,
-                                            int first_row) {
+                                            int first_row, int own_row) {
 #pragma unroll
   for (int step = 0; step < D / 16; ++step) {
     uint32_t b[4];
-    load_b_from_rows<D>(b, tile, first_row, step);
+    load_b_from_rows<D>(b, tile, first_row, step, own_row);
 #pragma unroll
     for (int f = 0; f < N; ++f) {
       mma<T>(sums[f][2 * step], a[f], b[0], b[1]);
       mma<T>(sums[f][2 * step + 1], a[f], b[2], b[3]);
     }
   }
+}
+
+template <class T, int D, int M, int N>
+__device__ __forceinline__ void add_product(float (&sums)[M][D / 8][4], const uint32_t (&a)[N][4], uint32_t tile,
+                                            int first_row) {
+  add_product<T, D>(sums, a, tile, first_row, threadIdx.x % 16);
 }
 
 // Scalar product of two pairs of elements, in fp32.

@@ -131,6 +131,7 @@ __global__ __launch_bounds__(kThreads, D <= 64 ? 3 : 2) void dq_kernel(const __g
 // Numbers of a stream of queries and output gradients: lse in units of log2, and delta.
 struct QueryStatistics {
   static constexpr int NUMBERS = 2;
+  static constexpr bool CLEARS = false;
   const float* lse;  // of the first query of the sequence
   const float* delta;
   int length;
@@ -245,7 +246,7 @@ __global__ __launch_bounds__(kThreads, D == 32 ? 3 : 2) void dkv_kernel(const __
             const float g = dp[block][i] - (i % 2 ? delta.y : delta.x);
             s[block][i] = exp2_approx(exponent + bias[i / 2]);
             dp[block][i] = s[block][i] * g;
-            if (call.dweight != nullptr) dweight[i / 2] += exp2_approx(exponent) * g;
+            if (call.dweight != nullptr) dweight[i / 2] += exp2_times(exponent, g);
           }
         }
         uint32_t a[1][4];
@@ -257,6 +258,13 @@ __global__ __launch_bounds__(kThreads, D == 32 ? 3 : 2) void dkv_kernel(const __
     }
     const int64_t stride = static_cast<int64_t>(in.num_heads) * in.head_dim;
     const int64_t target = (start + warp_row) * stride + item.head * in.head_dim;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (bias[half] != -INFINITY) continue;  // else k or v may hold NaN or infinity, which times 0 is NaN
+#pragma unroll
+      for (int block = 0; block < D / 8; ++block)
+        for (int i = 2 * half; i < 2 * half + 2; ++i) dk[0][block][i] = dv[0][block][i] = 0;
+    }
     store_fragment<T, D>(call.dk + target, stride, dk[0], {in.softmax_scale, in.softmax_scale}, valid, in.head_dim);
     store_fragment<T, D>(call.dv + target, stride, dv[0], {1.f, 1.f}, valid, in.head_dim);
     if (call.dweight != nullptr) {

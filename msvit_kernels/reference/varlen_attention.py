@@ -23,14 +23,14 @@ def varlen_attention_fwd(call: VarlenAttention) -> tuple[Tensor, Tensor]:
         out: [total_q, num_heads, head_dim], dtype of q, contiguous; 0 for a query without a key of weight above 0.
         lse: float32 [num_heads, total_q] (float64 for float64 inputs), natural logarithm; -inf for such a query.
     """
-    q, k, v = call.q, call.k, call.v
+    q, v = call.q, call.v
     out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.full((q.shape[1], q.shape[0]), -torch.inf, dtype=_softmax_dtype(q), device=q.device)
     for rows, keys in _sequences(call.cu_seqlens_q, call.cu_seqlens_k):
-        scores = _scores(q[rows], k[keys], call.softmax_scale)
-        weight = _weight(call.key_weight, keys, scores)
-        lse[:, rows] = torch.logsumexp(scores + weight.log(), dim=-1)
-        p = weight * _unweighted_p(scores, lse[:, rows]).masked_fill(weight == 0, 0)
+        keys = _active(keys, call.key_weight)
+        scores = _weighted_scores(call, rows, keys)
+        lse[:, rows] = torch.logsumexp(scores, dim=-1)
+        p = _exp(scores, lse[:, rows])
         out[rows] = (p.to(v.dtype) @ _heads_first(v[keys])).transpose(0, 1)
     return out, lse
 
@@ -44,18 +44,18 @@ def varlen_attention_bwd(backward: VarlenAttentionBackward) -> VarlenAttentionGr
     delta = (dout.to(lse.dtype) * out.to(lse.dtype)).sum(-1).T  # [num_heads, total_tokens]
     if dlse is not None:
         delta = delta - dlse
-    for rows, keys in _sequences(call.cu_seqlens_q, call.cu_seqlens_k):
-        scores = _scores(q[rows], k[keys], call.softmax_scale)
-        weight = _weight(call.key_weight, keys, scores)
-        unweighted = _unweighted_p(scores, lse[:, rows])
-        p = weight * unweighted.masked_fill(weight == 0, 0)
-        dp = (_heads_first(dout[rows]) @ _heads_first(v[keys]).mT).to(lse.dtype) - delta[:, rows, None]
-        ds = (p * dp * call.softmax_scale).to(q.dtype)
+    for rows, all_keys in _sequences(call.cu_seqlens_q, call.cu_seqlens_k):
+        keys = _active(all_keys, call.key_weight)
+        p = _exp(_weighted_scores(call, rows, keys), lse[:, rows])
+        ds = (p * _dp(backward, rows, keys, delta) * call.softmax_scale).to(q.dtype)
         dq[rows] = (ds @ _heads_first(k[keys])).transpose(0, 1)
         dk[keys] = (ds.mT @ _heads_first(q[rows])).transpose(0, 1)
         dv[keys] = (p.to(v.dtype).mT @ _heads_first(dout[rows])).transpose(0, 1)
         if dweight is not None:
-            dweight[keys] = (unweighted * dp).sum(dim=(0, 1))
+            # exp in two halves, because it may overflow where the product does not; 0 times infinity counts as 0.
+            half = _exp(_scores(call, rows, all_keys) / 2, lse[:, rows] / 2)
+            dp = _dp(backward, rows, all_keys, delta)
+            dweight[all_keys] = (half * dp * half).masked_fill(dp == 0, 0).sum(dim=(0, 1))
     return VarlenAttentionGradients(dq, dk, dv, dweight)
 
 
@@ -79,18 +79,31 @@ def _heads_first(x: Tensor) -> Tensor:
     return x.transpose(0, 1)  # [tokens, num_heads, head_dim] -> [num_heads, tokens, head_dim]
 
 
-def _scores(q: Tensor, k: Tensor, softmax_scale: float) -> Tensor:
-    """s = softmax_scale * q . k, [num_heads, queries, keys], in the dtype of the softmax."""
-    return (_heads_first(q) @ _heads_first(k).mT).to(_softmax_dtype(q)) * softmax_scale
-
-
-def _weight(key_weight: Tensor | None, keys: slice, scores: Tensor) -> Tensor:
-    """Weights [keys] of the keys of one sequence, in the dtype of the scores."""
+def _active(keys: slice, key_weight: Tensor | None) -> slice | Tensor:
+    """Rows of the keys whose weight is not 0: the others take part in nothing but the gradient of their weight."""
     if key_weight is None:
-        return scores.new_ones(scores.shape[-1])
-    return key_weight[keys].to(scores.dtype)
+        return keys
+    return keys.start + (key_weight[keys] != 0).nonzero()[:, 0]
 
 
-def _unweighted_p(scores: Tensor, lse: Tensor) -> Tensor:
-    """P~ = exp(s - lse), [num_heads, queries, keys]; 0 for queries whose lse is -inf."""
+def _scores(call: VarlenAttention, rows: slice, keys: slice | Tensor) -> Tensor:
+    """s = softmax_scale * q . k, [num_heads, queries, keys], in the dtype of the softmax."""
+    products = _heads_first(call.q[rows]) @ _heads_first(call.k[keys]).mT
+    return products.to(_softmax_dtype(call.q)) * call.softmax_scale
+
+
+def _weighted_scores(call: VarlenAttention, rows: slice, keys: slice | Tensor) -> Tensor:
+    """s + log w, as `_scores`."""
+    scores = _scores(call, rows, keys)
+    return scores if call.key_weight is None else scores + call.key_weight[keys].to(scores.dtype).log()
+
+
+def _exp(scores: Tensor, lse: Tensor) -> Tensor:
+    """exp(scores - lse), [num_heads, queries, keys]; 0 for queries whose lse is -inf."""
     return torch.exp(scores - lse[..., None]).masked_fill(lse[..., None] == -torch.inf, 0)
+
+
+def _dp(backward: VarlenAttentionBackward, rows: slice, keys: slice | Tensor, delta: Tensor) -> Tensor:
+    """dout . v - delta, [num_heads, queries, keys], in the dtype of the softmax."""
+    products = _heads_first(backward.dout[rows]) @ _heads_first(backward.call.v[keys]).mT
+    return products.to(delta.dtype) - delta[:, rows, None]

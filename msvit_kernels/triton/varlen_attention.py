@@ -11,7 +11,8 @@ are loaded one step ahead of their use.
 
 Scores are in units of log2. Weights enter as log2(w), computed once before the launch and added to the scores: a key of
 weight 0 scores -inf, which keeps it out of the running maximum and of every sum, while P~, which has no weight in it,
-still gives the gradient of its weight. Products run in the dtype of the inputs, sums in fp32. No atomics: same inputs,
+still gives the gradient of its weight. Rows of k and v of weight 0 are read for that gradient alone, because their NaN
+or infinity times 0 would be NaN. Products run in the dtype of the inputs, sums in fp32. No atomics: same inputs,
 same bits. Offsets are clamped to the tensors, so that wrong ones address nothing outside of them.
 """
 
@@ -120,6 +121,14 @@ def _load_log_weight(log_weight_ptr, start_k, offs_n, len_k, HAS_WEIGHT: tl.cons
     return tl.where(offs_n < len_k, 0.0, float("-inf"))
 
 
+@triton.jit
+def _mask_keys(log_weight, offs_n, len_k, HAS_WEIGHT: tl.constexpr):
+    """Whether to read each key, [BLOCK_N]: only keys inside the sequence whose weight is not 0."""
+    if HAS_WEIGHT:
+        return log_weight != float("-inf")
+    return offs_n < len_k
+
+
 @triton.jit(do_not_specialize=_UNSPECIALIZED)
 def _fwd_kernel(
     q_ptr, k_ptr, v_ptr, cu_seqlens_q_ptr, cu_seqlens_k_ptr, log_weight_ptr,
@@ -158,9 +167,9 @@ def _fwd_kernel(
     next_log_weight = _load_log_weight(log_weight_ptr, start_k, tl.arange(0, BLOCK_N), len_k, HAS_WEIGHT)
     for start_n in range(0, len_k, BLOCK_N):
         offs_n = start_n + tl.arange(0, BLOCK_N)
-        mask_n = offs_n < len_k
-        k = _load_rows(k_ptr, stride_kt, mask_n, HEAD_DIM, BLOCK_D, BLOCK_N)
         log_weight = next_log_weight
+        mask_n = _mask_keys(log_weight, offs_n, len_k, HAS_WEIGHT)
+        k = _load_rows(k_ptr, stride_kt, mask_n, HEAD_DIM, BLOCK_D, BLOCK_N)
         next_log_weight = _load_log_weight(log_weight_ptr, start_k, offs_n + BLOCK_N, len_k, HAS_WEIGHT)
         scores = dot(q, tl.trans(k)) * scale + log_weight[None, :]
         new_max = tl.maximum(row_max, tl.max(scores, 1))
@@ -242,10 +251,10 @@ def _bwd_dq_kernel(
     next_log_weight = _load_log_weight(log_weight_ptr, start_k, tl.arange(0, BLOCK_N), len_k, HAS_WEIGHT)
     for start_n in range(0, len_k, BLOCK_N):
         offs_n = start_n + tl.arange(0, BLOCK_N)
-        mask_n = offs_n < len_k
+        log_weight = next_log_weight
+        mask_n = _mask_keys(log_weight, offs_n, len_k, HAS_WEIGHT)
         k = _load_rows(k_ptr, stride_kt, mask_n, HEAD_DIM, BLOCK_D, BLOCK_N)
         v = _load_rows(v_ptr, stride_vt, mask_n, HEAD_DIM, BLOCK_D, BLOCK_N)
-        log_weight = next_log_weight
         next_log_weight = _load_log_weight(log_weight_ptr, start_k, offs_n + BLOCK_N, len_k, HAS_WEIGHT)
         scores = dot(q, tl.trans(k)) * (scale * LOG2E) + log_weight[None, :]
         p = tl.exp2(scores - lse[:, None])
@@ -309,12 +318,17 @@ def _bwd_dkv_kernel(
         p = tl.exp2(scores + log_weight[:, None])
         dv = dot(rounded(p, dout.dtype), dout, dv)
         dp = dot(v, tl.trans(dout)) - delta[None, :]
-        dk = dot(rounded(p * dp, q.dtype), q, dk)
         if NEEDS_DWEIGHT:
-            dweight += tl.exp2(scores) * dp
+            # In two halves, because P~ may overflow where the product does not; limited, so that 0 times it is 0.
+            half = tl.exp2(tl.minimum(scores, 254.0, propagate_nan=tl.PropagateNan.ALL) * 0.5)
+            dweight += half * (half * dp)
+        dk = dot(rounded(p * dp, q.dtype), q, dk)
         q_ptr += BLOCK_M * stride_qt.to(tl.int64)
         dout_ptr += BLOCK_M * stride_dt.to(tl.int64)
 
+    if HAS_WEIGHT:
+        has_weight = (log_weight != float("-inf"))[:, None]
+        dk, dv = tl.where(has_weight, dk, 0.0), tl.where(has_weight, dv, 0.0)
     packed = (row * num_heads + pid_h) * HEAD_DIM
     _store_rows(dk_ptr + packed, dk * scale, num_heads * HEAD_DIM, mask_n, HEAD_DIM, BLOCK_D, BLOCK_N)
     _store_rows(dv_ptr + packed, dv, num_heads * HEAD_DIM, mask_n, HEAD_DIM, BLOCK_D, BLOCK_N)

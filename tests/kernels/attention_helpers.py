@@ -44,19 +44,20 @@ def make_inputs(lengths, num_heads, head_dim, dtype, device="cpu", weights="none
     return qkv, testing.offsets(lengths, device), max(lengths, default=0), arguments, dout, dlse
 
 
-def run(inputs, backend, dtype=None):
+def run(inputs, backend, dtype=None, needs_dweight=True):
     """Outputs and gradients of one call, by name; `dtype` casts the inputs first, and fp64 also the statistics."""
     qkv, cu_seqlens, max_seqlen, arguments, dout, dlse = inputs
     qkv = [leaf(x if dtype is None else x.to(dtype)) for x in qkv]
     arguments = dict(arguments)
     weight = arguments["key_weight"]
     if weight is not None:
-        weight = arguments["key_weight"] = leaf(weight.double() if dtype == torch.float64 else weight)
+        weight = weight.double() if dtype == torch.float64 else weight
+        weight = arguments["key_weight"] = leaf(weight) if needs_dweight else weight
     out, lse = varlen_attention(*qkv, cu_seqlens, max_seqlen, **arguments, return_lse=True, backend=backend)
     dlse = dlse.to(lse.dtype).masked_fill(lse == -torch.inf, 0)
     torch.autograd.backward([out, lse], [dout.to(out.dtype), dlse])
     results = {"out": out, "lse": lse, "dq": qkv[0].grad, "dk": qkv[1].grad, "dv": qkv[2].grad}
-    if weight is not None:
+    if weight is not None and needs_dweight:
         results["dweight"] = weight.grad
     return {name: x.detach() for name, x in results.items()}
 

@@ -1,4 +1,4 @@
-"""`varlen_attention` of every backend on extreme inputs: bounds, scales, strides, weights of zero, NaN, no tokens."""
+"""`varlen_attention` of every backend on extreme inputs: bounds, scales, strides, scores, weights, NaN, no tokens."""
 
 import pytest
 import torch
@@ -91,6 +91,115 @@ def test_inactive_key_with_a_huge_score_changes_nothing(target):
     assert all(x.grad.isfinite().all() for x in leaves)
     assert (leaves[1].grad[3] == 0).all()
     assert (leaves[2].grad[3] == 0).all()
+
+
+@pytest.mark.parametrize("target", PROPERTY_TARGETS)
+@pytest.mark.parametrize("scale", [0.25, -0.25])
+@pytest.mark.parametrize(("lengths", "hidden"), [([3], 1), ([600], 300)], ids=["one_key", "whole_blocks"])
+def test_keys_whose_scores_are_minus_infinity_count_as_zero(target, lengths, hidden, scale):
+    backend, device, dtype = target
+    (q, k, v), *others = make_inputs(lengths, 1, 64, dtype, device, "ones")
+    q, k = q.clone(), k.clone()
+    q[:, :, 0], k[:, :, 0] = 1e20, 0
+    k[:hidden, :, 0] = -1e20 if scale > 0 else 1e20
+    inputs = ((q, k, v), *others)
+    inputs[3]["softmax_scale"] = scale
+    oracle, eager, actual = run(inputs, "reference", torch.float64), run(inputs, "reference"), run(inputs, backend)
+    for name, x in actual.items():
+        without_huge = (..., slice(1, None)) if name == "dk" else ...  # its first column is a sum of products with q
+        testing.assert_accurate(name, x[without_huge], *(y[name][without_huge] for y in (eager, oracle)), summand=8)
+    assert actual["dk"].isfinite().all()
+
+
+@pytest.mark.parametrize("target", PROPERTY_TARGETS)
+def test_a_query_whose_scores_are_all_minus_infinity_returns_zero(target):
+    backend, device, dtype = target
+    (q, k, v), *others = make_inputs([40], 1, 64, dtype, device, "ones")
+    q, k = q.clone(), k.clone()
+    q[:, :, 0], k[:, :, 0] = 0, -1e20
+    q[5, :, 0] = 1e20
+    results = run(((q, k, v), *others), backend)
+    assert (results["out"][5] == 0).all()
+    assert (results["lse"][:, 5] == -torch.inf).all()
+    assert (results["dq"][5] == 0).all()
+    assert all(x[torch.arange(40) != 5].isfinite().all() for x in (results["out"], results["dq"], results["lse"].T))
+    assert all(results[name].isfinite().all() for name in ("dk", "dv", "dweight"))
+
+
+@pytest.mark.parametrize("target", PROPERTY_TARGETS)
+@pytest.mark.parametrize("needs_dweight", [True, False], ids=["dweight", "no_dweight"])
+@pytest.mark.parametrize(
+    ("row_of", "value", "length"),
+    [("k", torch.nan, 40), ("v", torch.nan, 450), ("k", torch.inf, 450), ("v", -torch.inf, 40)],
+    ids=str,
+)
+def test_a_key_of_weight_zero_may_hold_anything(target, row_of, value, length, needs_dweight):
+    backend, device, dtype = target
+    (q, k, v), *others = make_inputs([9, length], 2, 64, dtype, device, "fractional")
+    weight = others[2]["key_weight"]
+    rows = torch.tensor([9 + 3, 9 + length // 2, 9 + length - 1], device=device)
+    weight[rows] = 0
+    clean = run(((q, k, v), *others), backend, needs_dweight=needs_dweight)
+    q, k, v = q.clone(), k.clone(), v.clone()
+    (k if row_of == "k" else v)[rows, :, 5] = value
+    results = run(((q, k, v), *others), backend, needs_dweight=needs_dweight)
+    for name in results.keys() - {"dweight"}:
+        assert torch.equal(results[name], clean[name]), name
+    if needs_dweight:
+        if value != value:
+            assert results["dweight"][rows].isnan().all()
+        results["dweight"][rows] = clean["dweight"][rows]
+        assert torch.equal(results["dweight"], clean["dweight"])
+
+
+@pytest.mark.parametrize("target", PROPERTY_TARGETS)
+@pytest.mark.parametrize("length", [4, 450])
+@pytest.mark.parametrize(("score", "dout_of_others"), [(120, 0), (400, 0), (94, 1e-9), (60, 1)], ids=lambda x: f"{x:g}")
+def test_the_weight_gradient_is_finite_if_its_summands_are(target, length, score, dout_of_others):
+    """exp(score - lse) overflows at the last key, whose weight is 0, but the summands of the gradient do not."""
+    backend, device, dtype = target
+    (q, k, v), *others = make_inputs([length], 1, 32, dtype, device, "ones")
+    q, k = torch.zeros_like(q), torch.zeros_like(k)
+    q[1:, :, 0], k[-1, :, 0] = 1, score
+    arguments, dout, dlse = others[2:]
+    arguments["key_weight"][-1], arguments["softmax_scale"] = 0, 1.0
+    dout[1:] *= dout_of_others
+    dlse[:, 1:] = 0
+    inputs = ((q, k, v), *others)
+    oracle, eager = run(inputs, "reference", torch.float64), run(inputs, "reference")
+    for name, actual in run(inputs, backend).items():
+        assert actual.isfinite().all(), name
+        testing.assert_accurate(name, actual, eager[name], oracle[name], summand=8)
+
+
+TINY, SMALLEST, LARGE, LARGEST = 1e-42, 2.0**-149, 1e30, 3.4e38
+
+
+@pytest.mark.parametrize("target", PROPERTY_TARGETS)
+@pytest.mark.parametrize("sharpness", [1, 40])
+@pytest.mark.parametrize(
+    "weights",
+    [[LARGEST], [LARGE], [1e-30], [1e-39], [TINY], [SMALLEST], [SMALLEST, 1, 0], [SMALLEST, LARGEST, 0, 1e-20, 1e20]],
+    ids=str,
+)
+def test_any_finite_key_weight(target, weights, sharpness):
+    backend, device, dtype = target
+    (q, k, v), *others = make_inputs([7, 300], 1, 64, dtype, device, "ones")
+    q = q * sharpness
+    weight = others[2]["key_weight"]
+    weight.copy_(torch.tensor(weights, device=device).repeat(307)[:307])
+    largest_log = float(weight[weight > 0].log2().abs().max())
+    # Small upstream gradients, so that those of small weights are finite; these differ by factors of 1e80.
+    upstream, unit = 2.0**-30, weight.double().masked_fill(weight == 0, 1)
+    inputs = ((q, k, v), *others[:3], *(x * upstream for x in others[3:]))
+    runs = run(inputs, backend), run(inputs, "reference"), run(inputs, "reference", torch.float64)
+    for name in runs[0]:
+        scale = {"out": 1, "lse": 1, "dweight": unit / upstream}.get(name, 1 / upstream)
+        actual, eager, oracle = (x[name] * scale for x in runs)
+        if name == "dweight":
+            actual, eager = actual.float(), eager.float()
+        # Exponentials are those of scores plus logarithms of weights, rounded at their magnitude.
+        testing.assert_accurate(name, actual, eager, oracle, summand=8 * sharpness + largest_log)
 
 
 @pytest.mark.parametrize("target", PROPERTY_TARGETS)

@@ -16,14 +16,6 @@ struct Half {
   uint16_t bits;
 };
 
-template <class To, class From>
-MSVIT_INLINE To bit_cast(From x) {
-  static_assert(sizeof(To) == sizeof(From), "same size");
-  To result;
-  std::memcpy(&result, &x, sizeof result);
-  return result;
-}
-
 // ---- one element
 
 MSVIT_INLINE float to_float(float x) { return x; }

@@ -3,6 +3,7 @@
 // Everything here is compiled once per level, in the namespace of the level.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -31,6 +32,14 @@ constexpr int kLanes = 8;
 constexpr int kLanes = 4;
 #endif
 
+template <class To, class From>
+MSVIT_INLINE To bit_cast(From x) {
+  static_assert(sizeof(To) == sizeof(From), "same size");
+  To result;
+  std::memcpy(&result, &x, sizeof result);
+  return result;
+}
+
 typedef float VecF __attribute__((vector_size(4 * kLanes)));
 typedef int32_t VecI __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t VecU __attribute__((vector_size(4 * kLanes)));
@@ -58,7 +67,9 @@ MSVIT_INLINE VecI first_lanes(int64_t n) {
 
 MSVIT_INLINE VecF select(VecI mask, VecF yes, VecF no) { return mask ? yes : no; }
 
+// NaN if the first argument is NaN.
 MSVIT_INLINE VecF maximum(VecF a, VecF b) { return a < b ? b : a; }
+MSVIT_INLINE VecF minimum(VecF a, VecF b) { return b < a ? b : a; }
 
 // Lane i of the result is lane i ^ kDistance of x.
 template <int kDistance>
@@ -90,16 +101,19 @@ MSVIT_INLINE float reduce_add(VecF x) {
   return (x + swap_lanes<1>(x))[0];
 }
 
-// 2^x for x < 128; 0 if x < -126 (the result would be subnormal), NaN if x is NaN. With kExact the error is at most
-// 1.2 ulp. Without it, the relative error is at most 3e-6, enough for results that are rounded to bf16.
+// 2^(x + e) for an integer e and x + e <= 127, where shift = kExp2Shift + e. 0 if the result is below 2^-125, NaN if x
+// is NaN. With kExact the error is at most 1.2 ulp. Without it, the relative error is at most 3e-6, enough for results
+// that are rounded to bf16.
 //
-// x = n + f with an integer n and |f| <= 1/2. A minimax polynomial that is 1 at 0 gives 2^f, and n is added to its
-// exponent field. Adding 1.5 * 2^23 rounds x to an integer and leaves n in the low bits, so nothing is converted.
+// x = n + f with an integer n and |f| <= 1/2. A minimax polynomial that is 1 at 0 gives 2^f, and n + e is added to its
+// exponent field. Adding 1.5 * 2^23 rounds x to an integer and leaves n in the low bits, so nothing is converted. An e
+// that is added there takes no precision from f.
+constexpr float kExp2Shift = 12582912.0f;
+
 template <bool kExact>
-MSVIT_INLINE VecF exp2_below_128(VecF x) {
-  constexpr float kRound = 12582912.0f;
-  const VecF shifted = x + kRound;
-  const VecF f = x - (shifted - kRound);
+MSVIT_INLINE VecF exp2_shifted(VecF x, VecF shift) {
+  const VecF shifted = x + shift;
+  const VecF f = x - (shifted - shift);
   VecF p;
   if (kExact) {
     p = 1.53533620e-4f * f + 1.33988750e-3f;
@@ -114,20 +128,29 @@ MSVIT_INLINE VecF exp2_below_128(VecF x) {
   }
   p = p * f + 1.0f;
   const VecU scaled = reinterpret_cast<VecU>(p) + (reinterpret_cast<VecU>(shifted) << 23);
-  return x < -126.0f ? VecF{} : reinterpret_cast<VecF>(scaled);
+  return shifted < kExp2Shift - 125.0f ? VecF{} : reinterpret_cast<VecF>(scaled);
 }
 
-// The same for all x: infinity if x >= 128.
 template <bool kExact>
-MSVIT_INLINE VecF exp2_saturating(VecF x) {
-  return x >= 128.0f ? splat(__builtin_inff()) : exp2_below_128<kExact>(x);
+MSVIT_INLINE VecF exp2_below_128(VecF x) {
+  return exp2_shifted<kExact>(x, splat(kExp2Shift));
 }
 
-// log2(e) * factor as the sum of two floats, with a relative error of about 2^-48. It makes exp(factor x) a power of 2.
+// 2^exponent, for an exponent in -126 .. 127.
+MSVIT_INLINE float power_of_2(int32_t exponent) { return bit_cast<float>((exponent + 127) << 23); }
+
+// log2(e) * factor + term as the sum of two floats, with a relative error of about 2^-47. It makes exp(factor x) a
+// power of 2. Both have one sign, because an infinite x times factors of two signs would be NaN: `high` is rounded
+// towards zero, and `low` is never 0.
 struct Log2Factor {
   float high, low;
-  explicit Log2Factor(double factor)
-      : high(static_cast<float>(factor * kLog2e)), low(static_cast<float>(factor * kLog2e - high)) {}
+  explicit Log2Factor(double factor, double term = 0.0) {
+    const double product = factor * kLog2e + term;
+    high = static_cast<float>(product);
+    // One less in the bits is the next float on the side of 0.
+    if (high != 0.0f && std::abs(high) >= std::abs(product)) high = bit_cast<float>(bit_cast<int32_t>(high) - 1);
+    low = static_cast<float>(product - high);
+  }
   static constexpr double kLog2e = 1.4426950408889634;
 };
 
