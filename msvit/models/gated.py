@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from msvit.tokens.decision import Decision, check_regions, given_decision, take_decision
+from msvit.tokens.decision import Decision, check_logits, given_decision, take_decision
 from msvit.tokens.policies import Policy
 from msvit_kernels import Scales
 
@@ -111,6 +111,8 @@ class GatedBackbone(nn.Module):
 
         Raises:
             ValueError, TypeError: an argument has the wrong shape, dtype or device; the message names it.
+            ValueError: with a learned gate and gradients enabled, the gate's logits for an image contain NaN (checked
+                on the CPU, and on a GPU if MSVIT_CHECK=1); the message names the image.
 
         Note:
             With a learned gate and gradients enabled, attention weighs keys by the straight-through mask (eq. 2, 10),
@@ -131,7 +133,7 @@ class GatedBackbone(nn.Module):
             return given_decision(fine_mask, images, self.scales)
         logits = self.gate(images) if gate_logits is None else gate_logits
         name = "gate_logits" if gate_logits is not None else "result of the gate"
-        check_regions(name, logits, images, self.scales)
+        check_logits(name, logits, images, self.scales)
         return take_decision(self.gate, self.policy, logits, self.scales)
 
     def classify(self, images: Tensor, decision: Decision) -> Tensor:
