@@ -6,6 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from msvit.gates.base import check_normalisation
 from msvit.tokens.decision import Decision, check_logits, given_decision, take_decision
 from msvit.tokens.policies import Policy
 from msvit_kernels import Scales
@@ -22,6 +23,9 @@ class GatedBackbone(nn.Module):
         scales: the candidate tokens of an image.
         mean, std: three floats each, per-channel mean and standard deviation of pixels in [0, 1], by which uint8 images
             are normalised. If None, uint8 images are refused. Float images must already be normalised.
+
+    Raises:
+        ValueError: `mean` and `std` are not three finite numbers each, or a number of `std` is not above zero.
 
     Attributes:
         gate: module that maps images to logits [batch, Hc, Wc].
@@ -42,6 +46,7 @@ class GatedBackbone(nn.Module):
         std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
+        check_normalisation(mean, std)
         self.image_size = image_size
         self.scales = scales
         self.mean = None if mean is None else tuple(mean)

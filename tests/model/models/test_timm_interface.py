@@ -67,9 +67,7 @@ CONFIGURED = [
         lambda: msvit.from_timm("vit_base_patch32_clip_224", 64, img_size=128, depth=1), (128, 128), id="clip"
     ),
     pytest.param(
-        lambda: timm.create_model(
-            TINY, img_size=32, depth=1, pretrained_cfg_overlay={"test_input_size": (3, 288, 288)}
-        ),
+        lambda: timm.create_model(TINY, depth=1, img_size=32, pretrained_cfg_overlay={"test_input_size": (3, 64, 64)}),
         (32, 32),
         id="size-for-tests",
     ),
