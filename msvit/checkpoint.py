@@ -1,6 +1,7 @@
 """Saves safetensors checkpoints; loads them and all files that `torch.load(weights_only=True)` can read."""
 
 import json
+import math
 import os
 import pickle
 from collections.abc import Mapping
@@ -93,7 +94,7 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, load_head
         raise ValueError(f"checkpoint {os.fspath(path)} does not fit the model: {error}") from error
     if not load_head:
         state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
-    _resample_gate_positions(state, model)
+    _resample_gate_positions(state, model, path)
     optional = {name for name in model.state_dict() if _is_optional(name, state, load_head)}
     _check_fits(state, model, optional, path)
     model.load_state_dict(state, strict=False)
@@ -173,17 +174,57 @@ def _read(path: Path) -> Any:
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     with safe_open(path, framework="pt") as file:
-        shared = json.loads((file.metadata() or {}).get(_SHARED, "{}"))
+        metadata = file.metadata() or {}
+        shared = metadata_object(metadata, _SHARED) if _SHARED in metadata else {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for name, stored in shared.items():
+        if name in tensors or not isinstance(stored, str) or stored not in tensors:
+            raise ValueError(f"metadata {_SHARED}: expected further names of stored tensors, got {name!r}: {stored!r}")
     return tensors | {name: tensors[stored] for name, stored in shared.items()}
 
 
-def _resample_gate_positions(state: dict[str, Tensor], model: nn.Module) -> None:
-    """Resamples the gate's position encodings to the model's grid of regions, in place."""
+def metadata_object(metadata: Mapping[str, str], name: str) -> dict[str, Any]:
+    """Parses an entry of a file's metadata.
+
+    Args:
+        metadata: strings by name, as a safetensors file stores them.
+        name: name of the entry.
+
+    Returns:
+        The JSON object in that entry.
+
+    Raises:
+        ValueError: there is no such entry, or it is not a JSON object.
+    """
+    text = metadata.get(name, "")
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:  # json recurses at each bracket
+        raise ValueError(f"metadata {name}: expected a JSON object, got {_short(text)}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"metadata {name}: expected a JSON object, got {_short(text)}")
+    return value
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:40] + "...")
+
+
+def _resample_gate_positions(state: dict[str, Tensor], model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Resamples the gate's position encodings to the model's grid of regions, in place.
+
+    A state dict has their number but not their grid; as in timm, it is assumed to be a square.
+    """
     own = getattr(getattr(model, "gate", None), "pos_embed", None)
     given = state.get("gate.pos_embed")
     if own is None or given is None or given.ndim != 3 or given.shape[1] == own.shape[1]:
         return
+    count = given.shape[1]
+    if not count or math.isqrt(count) ** 2 != count:
+        raise ValueError(
+            f"checkpoint {os.fspath(path)} does not fit the model: expected gate.pos_embed for {own.shape[1]} regions "
+            f"or for a square number of regions, got {count}; a file of msvit.gates.save_gate stores the grid"
+        )
     state["gate.pos_embed"] = resample_abs_pos_embed(
         given, [*cast(tuple[int, int], model.coarse_grid_size)], num_prefix_tokens=0
     )

@@ -33,6 +33,7 @@ _OPTIONS = (
     "gate_file",
     "gate_target",
     "tokens_per_image",
+    "budget_per",
     "batch_size",
     "precision",
     "cpu",

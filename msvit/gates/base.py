@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ class Gate(nn.Module):
             images are normalised; None if they are not normalised.
 
     Raises:
-        ValueError: `coarse` is not positive, only one of `mean` and `std` is given, or one does not have three values.
+        ValueError: `coarse` is not positive, or `mean` and `std` are not as `check_normalisation` expects them.
     """
 
     mean: Tensor | None
@@ -29,11 +30,7 @@ class Gate(nn.Module):
         super().__init__()
         if coarse < 1:
             raise ValueError(f"coarse: expected a positive number of pixels, got {coarse}")
-        if (mean is None) != (std is None):
-            raise ValueError(f"mean, std: expected both or neither, got mean={mean} and std={std}")
-        for name, values in (("mean", mean), ("std", std)):
-            if values is not None and len(values) != 3:
-                raise ValueError(f"{name}: expected three values, one per channel, got {values}")
+        check_normalisation(mean, std)
         self.coarse = coarse
         # Constants of the input and not state, so checkpoints do not contain them.
         self.register_buffer("mean", None if mean is None else torch.tensor(mean).view(3, 1, 1), persistent=False)
@@ -65,3 +62,22 @@ class Gate(nn.Module):
                 f"images: expected [batch, 3, H, W] with H and W multiples of {self.coarse}, got {[*images.shape]}"
             )
         return images.shape[0], images.shape[2] // self.coarse, images.shape[3] // self.coarse
+
+
+def check_normalisation(mean: Any, std: Any) -> None:
+    """Raises ValueError unless `mean` and `std` are None, or three finite numbers each, those of `std` above zero."""
+    if (mean is None) != (std is None):
+        raise ValueError(f"mean, std: expected both or neither, got mean={mean} and std={std}")
+    if mean is None:
+        return
+    for name, values in (("mean", mean), ("std", std)):
+        try:
+            finite = [math.isfinite(value) for value in values]
+        except (TypeError, ValueError, OverflowError):
+            finite = []
+        if len(finite) != 3:
+            raise ValueError(f"{name}: expected three values, one per channel, got {values!r}")
+        if not all(finite):
+            raise ValueError(f"{name}: expected finite numbers, got {values!r}")
+    if min(std) <= 0:
+        raise ValueError(f"std: expected numbers above zero, got {std!r}")

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from safetensors import SafetensorError, safe_open
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from msvit.checkpoint import save_checkpoint
+from msvit.checkpoint import metadata_object, save_checkpoint
+from msvit.gates.arguments import GateArguments, checked_grid_size
+from msvit.gates.base import check_normalisation
 from msvit.gates.mlp import MLPGate
 from msvit.tokens.policies import Policy, Threshold
 
@@ -31,15 +34,8 @@ def save_gate(gate: MLPGate, path: str | os.PathLike[str]) -> None:
     """
     if not isinstance(gate, MLPGate):
         raise TypeError(f"gate: expected an MLPGate, got {type(gate).__name__}")
-    about = {
-        "coarse": gate.coarse,
-        "grid_size": list(gate.grid_size),
-        "hidden": gate.fc2.in_features,
-        "temperature": gate.temperature,
-        "mean": None if gate.mean is None else gate.mean.flatten().tolist(),
-        "std": None if gate.std is None else gate.std.flatten().tolist(),
-    }
-    save_checkpoint(gate, path, metadata={"kind": _KIND, "gate": json.dumps(about)})
+    about = json.dumps(GateArguments.of(gate).to_dict())
+    save_checkpoint(gate, path, metadata={"kind": _KIND, "gate": about})
 
 
 def load_gate(
@@ -64,33 +60,40 @@ def load_gate(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged or does not hold a gate.
+        ValueError: the file is damaged or does not hold a gate; the message names it. Or only one of `mean` and `std`
+            is given, they are not three finite numbers each, or a number of `std` is not above zero.
+        TypeError, ValueError: `grid_size` is not a pair of positive ints.
     """
+    check_normalisation(mean, std)
+    grid = None if grid_size is None else checked_grid_size(grid_size)
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"gate {path}: no such file")
     about, state = _read(path)
-    own_grid = tuple(about["grid_size"])
-    grid = own_grid if grid_size is None else grid_size
-    if grid != own_grid:
-        state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], [*grid], [*own_grid], num_prefix_tokens=0)
-    if mean is not None and std is not None and about["mean"] is not None:
-        _renormalise(state, (about["mean"], about["std"]), (mean, std))
-        about["mean"], about["std"] = mean, std
-    gate = MLPGate(about["coarse"], grid, about["hidden"], about["temperature"], about["mean"], about["std"])
+    if grid is not None and grid != about.grid_size:
+        own = [*about.grid_size]
+        state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], [*grid], own, num_prefix_tokens=0)
+        about = replace(about, grid_size=grid)
+    if mean is not None and std is not None and about.mean is not None:
+        _renormalise(state, (about.mean, about.std), (mean, std))
+        about = replace(about, mean=[*mean], std=[*std])
+    gate = MLPGate(**{field.name: getattr(about, field.name) for field in fields(about)})
     gate.load_state_dict(state)
     return gate.eval()
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read(path: Path) -> tuple[GateArguments, dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("kind") != _KIND:
                 raise ValueError("expected a gate file; msvit.gates.save_gate(model.gate, path) writes one")
-            return json.loads(metadata["gate"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
+            about = GateArguments.from_dict(metadata_object(metadata, "gate"))
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        about.check_state(state)
+    except (SafetensorError, TypeError, ValueError, OverflowError, OSError) as error:
         raise ValueError(f"gate {path} cannot be read: {error}") from error
+    return about, state
 
 
 def _renormalise(state: dict[str, Tensor], old: Any, new: Any) -> None:

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import timm
-from timm.data import IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from msvit.checkpoint import load_checkpoint
 from msvit.gates import make_gate
 from msvit.models.support import supported
+from msvit.models.timm_config import default_cfg, given_cfg, given_img_size
 from msvit.models.vit import MixedScaleVisionTransformer
 from msvit.tokens.policies import Policy
 
@@ -38,10 +38,12 @@ def create_model(
     Args:
         name: "msvit_{tiny,small,base,large}_patch{16_32,8_16,32_64}_{image size in pixels}".
         pretrained: whether to load timm's weights for the ViT of that size and patch size, which include no gate.
-        img_size: height and width in pixels, multiples of the region's width; by default, the size in the name.
+        img_size: height and width in pixels, multiples of the region's width; by default, the `input_size` of
+            `pretrained_cfg_overlay` or `pretrained_cfg`, or else the size in the name.
         options: `gate`, `policy`, `token_mode`, `mean`, `std`, `checkpoint_path` and `load_head` as in `from_timm`;
-            the others are arguments of timm's `VisionTransformer`, such as `num_classes`, `drop_path_rate`
-            and `global_pool`.
+            `pretrained_cfg`, `pretrained_cfg_overlay` and `cache_dir` as in `timm.create_model`, for the plain ViT; the
+            others are arguments of timm's `VisionTransformer`, such as `num_classes`, `drop_path_rate` and
+            `global_pool`.
 
     Returns:
         The model, on the CPU, in fp32 and in training mode.
@@ -50,16 +52,35 @@ def create_model(
         ValueError: the name is unknown, regions do not divide the image size, timm has no such weights, or the model
             refuses an argument.
         TypeError: neither `from_timm` nor `VisionTransformer` has an argument of that name.
+        RuntimeError: timm has no weights with the tag `pretrained_cfg`.
     """
-    size, patch_size, coarse, name_img_size = _parse(name)
-    img_size = name_img_size if img_size is None else img_size
+    _, _, coarse, name_img_size = _parse(name)
     wrapping = {key: options.pop(key) for key in _WRAPPING & options.keys()}
+    if img_size is None:
+        described = given_img_size(options.get("pretrained_cfg"), options.get("pretrained_cfg_overlay"))
+        img_size = described or name_img_size
     if pretrained:
         vit = timm.create_model(pretrained_name(name), pretrained=True, img_size=img_size, **options)
     else:
-        vit = VisionTransformer(img_size=img_size, patch_size=patch_size, **{**SIZES[size], **options})
-        cast(Any, vit).pretrained_cfg = default_cfg(vit.patch_embed.img_size, vit.num_classes)
+        vit = _untrained(name, img_size, **options)
     return from_timm(vit, coarse, **wrapping)
+
+
+def _untrained(
+    name: str,
+    img_size: int | tuple[int, int],
+    pretrained_cfg: Any = None,
+    pretrained_cfg_overlay: Any = None,
+    cache_dir: Any = None,  # only for weights
+    **options: Any,
+) -> VisionTransformer:
+    size, patch_size, _, name_size = _parse(name)
+    variant = pretrained_name(name) if isinstance(pretrained_cfg, str) else name
+    cfg = given_cfg(variant, default_cfg((name_size, name_size)), pretrained_cfg, pretrained_cfg_overlay)
+    options = {**SIZES[size], "num_classes": cfg["num_classes"], **options}
+    vit = VisionTransformer(img_size=img_size, patch_size=patch_size, **options)
+    cast(Any, vit).pretrained_cfg = cfg | {"num_classes": vit.num_classes}
+    return vit
 
 
 def from_timm(
@@ -164,18 +185,3 @@ def pretrained_name(name: str) -> str:
         if timm.is_model(timm_name) and timm.models.is_model_pretrained(timm_name):
             return timm_name
     raise ValueError(f"pretrained: timm has no weights for a vit_{size}_patch{patch_size}; use checkpoint_path")
-
-
-def default_cfg(img_size: tuple[int, int], num_classes: int = 1000) -> dict[str, Any]:
-    """Makes the `pretrained_cfg` that timm's tools read: the input, of `img_size` (H, W) in pixels, and the head."""
-    return {
-        "input_size": (3, *img_size),
-        "fixed_input_size": True,
-        "num_classes": num_classes,
-        "interpolation": "bicubic",
-        "crop_pct": 0.9,
-        "mean": IMAGENET_INCEPTION_MEAN,
-        "std": IMAGENET_INCEPTION_STD,
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-    }

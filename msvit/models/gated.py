@@ -6,7 +6,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from msvit.tokens.decision import Decision, check_regions, given_decision, take_decision
+from msvit.gates.base import check_normalisation
+from msvit.tokens.decision import Decision, check_logits, given_decision, take_decision
 from msvit.tokens.policies import Policy
 from msvit_kernels import Scales
 
@@ -22,6 +23,9 @@ class GatedBackbone(nn.Module):
         scales: the candidate tokens of an image.
         mean, std: three floats each, per-channel mean and standard deviation of pixels in [0, 1], by which uint8 images
             are normalised. If None, uint8 images are refused. Float images must already be normalised.
+
+    Raises:
+        ValueError: `mean` and `std` are not three finite numbers each, or a number of `std` is not above zero.
 
     Attributes:
         gate: module that maps images to logits [batch, Hc, Wc].
@@ -42,6 +46,7 @@ class GatedBackbone(nn.Module):
         std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
+        check_normalisation(mean, std)
         self.image_size = image_size
         self.scales = scales
         self.mean = None if mean is None else tuple(mean)
@@ -111,6 +116,8 @@ class GatedBackbone(nn.Module):
 
         Raises:
             ValueError, TypeError: an argument has the wrong shape, dtype or device; the message names it.
+            ValueError: with a learned gate and gradients enabled, the gate's logits for an image contain NaN (checked
+                on the CPU, and on a GPU if MSVIT_CHECK=1); the message names the image.
 
         Note:
             With a learned gate and gradients enabled, attention weighs keys by the straight-through mask (eq. 2, 10),
@@ -131,7 +138,7 @@ class GatedBackbone(nn.Module):
             return given_decision(fine_mask, images, self.scales)
         logits = self.gate(images) if gate_logits is None else gate_logits
         name = "gate_logits" if gate_logits is not None else "result of the gate"
-        check_regions(name, logits, images, self.scales)
+        check_logits(name, logits, images, self.scales)
         return take_decision(self.gate, self.policy, logits, self.scales)
 
     def classify(self, images: Tensor, decision: Decision) -> Tensor:

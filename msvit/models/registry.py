@@ -5,7 +5,8 @@ from typing import Any
 
 from timm.models import generate_default_cfgs, register_model
 
-from msvit.models.factory import SCALES, SIZES, create_model, default_cfg
+from msvit.models.factory import SCALES, SIZES, create_model
+from msvit.models.timm_config import default_cfg
 from msvit.models.vit import MixedScaleVisionTransformer
 
 # Regions of 64 pixels divide 384 but not 224 pixels.
@@ -28,14 +29,12 @@ def _entrypoint(name: str) -> Callable[..., MixedScaleVisionTransformer]:
         cache_dir: Any = None,
         **kwargs: Any,
     ) -> MixedScaleVisionTransformer:
-        # These three describe the weights, which are those of the plain ViT of the same size.
-        weights = {
+        given = {
             "pretrained_cfg": pretrained_cfg,
             "pretrained_cfg_overlay": pretrained_cfg_overlay,
             "cache_dir": cache_dir,
         }
-        if pretrained:
-            kwargs |= {key: value for key, value in weights.items() if value is not None}
+        kwargs |= {key: value for key, value in given.items() if value is not None}
         return create_model(name, pretrained=pretrained, **kwargs)
 
     entrypoint.__name__ = entrypoint.__qualname__ = name

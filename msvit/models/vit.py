@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from msvit.models.blocks import MixedScaleBlock
-from msvit.models.gated import GatedBackbone
 from msvit.models.pooling import pool_tokens
 from msvit.models.support import supported
+from msvit.models.timm_interface import TimmInterface
 from msvit.reducers import Reducer, Reducers
 from msvit.tokens.decision import Decision
 from msvit.tokens.embedding import Embedding, embed_masked, embed_packed, embed_trimmed, position_table
@@ -26,7 +26,7 @@ TOKEN_MODES: dict[str, Callable[[Tensor, Decision, Embedding], tuple[Tensor, Seq
 }
 
 
-class MixedScaleVisionTransformer(GatedBackbone):
+class MixedScaleVisionTransformer(TimmInterface):
     """A ViT whose gate gives every image its own number of tokens.
 
     It holds the modules of a timm model under the same names and shares their parameters with that model. `forward`
@@ -85,7 +85,7 @@ class MixedScaleVisionTransformer(GatedBackbone):
         self.no_embed_class: bool = vit.no_embed_class
         self.global_pool: str = vit.global_pool
         self.pool_include_prefix: bool = vit.pool_include_prefix
-        self.pretrained_cfg = self.default_cfg = getattr(vit, "pretrained_cfg", {})
+        self.pretrained_cfg = getattr(vit, "pretrained_cfg", None) or {}
         self.grad_checkpointing = False
         self.cls_token = vit.cls_token
         self.reg_token = vit.reg_token
@@ -219,27 +219,6 @@ class MixedScaleVisionTransformer(GatedBackbone):
         )
         pooled = self.head_drop(self.fc_norm(pooled))
         return pooled if pre_logits else self.head(pooled)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Sets whether the backward pass recomputes blocks, which saves the memory of their activations."""
-        self.grad_checkpointing = enable
-
-    def get_classifier(self) -> nn.Module:
-        """The classifier head."""
-        return self.head
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replaces the classifier with a new one of `num_classes` outputs; 0 removes it."""
-        weight = self.patch_embed.proj.weight
-        self.num_classes = num_classes
-        self.head = nn.Identity()
-        if num_classes > 0:
-            self.head = nn.Linear(self.embed_dim, num_classes, device=weight.device, dtype=weight.dtype)
-
-    def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that should have no weight decay."""
-        names = {"pos_embed", "cls_token", "reg_token", "gate.pos_embed"}
-        return names & {name for name, _ in self.named_parameters()}
 
 
 def _run(block: nn.Module, *arguments: Any) -> Any:

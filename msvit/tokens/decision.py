@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from msvit.gates import Gate
 from msvit.tokens.policies import Policy
 from msvit.tokens.sequences import softmax_dtype
-from msvit_kernels import MixedScaleLayout, Scales, mixed_scale_layout
+from msvit_kernels import MixedScaleLayout, Scales, mixed_scale_layout, validation
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,32 @@ def check_regions(name: str, values: Any, images: Tensor, scales: Scales) -> Non
         raise ValueError(f"{name}: expected device {images.device} (that of the images), got {values.device}")
 
 
+def check_logits(name: str, logits: Any, images: Tensor, scales: Scales) -> None:
+    """Raises TypeError or ValueError unless `logits` are the result of a gate for the images.
+
+    NaN is allowed without a gradient: such regions rank last. It is refused where it would become a key weight, on the
+    CPU, and on a GPU if MSVIT_CHECK=1.
+    """
+    check_regions(name, logits, images, scales)
+    if not logits.is_floating_point():
+        raise TypeError(f"{name}: expected floats, got {logits.dtype}")
+    if _wants_gradient(logits) and not torch.compiler.is_compiling() and validation.checks_contents(logits):
+        _check_numbers(name, logits.detach(), images)
+
+
+def _check_numbers(name: str, logits: Tensor, images: Tensor) -> None:
+    """Raises ValueError if a logit is NaN; the message names the image."""
+    if type(logits) is not Tensor:  # torch's fake tensors have no values
+        return
+    broken = logits.isnan().flatten(1).any(1).tolist()
+    if True not in broken:
+        return
+    index = broken.index(True)
+    if not images[index].isfinite().all():
+        raise ValueError(f"images: expected finite pixels, got NaN or infinity in image {index} of the batch")
+    raise ValueError(f"{name}: expected numbers, got NaN for image {index} of the batch")
+
+
 def take_decision(gate: nn.Module, policy: Policy, logits: Tensor, scales: Scales) -> Decision:
     """Turns the logits of a gate into a decision: noise in training, then the policy (eq. 1, 2).
 
@@ -104,7 +130,7 @@ def take_decision(gate: nn.Module, policy: Policy, logits: Tensor, scales: Scale
     Returns:
         The decision; it has a straight-through weight if the logits require a gradient.
     """
-    wants_gradient = logits.requires_grad and torch.is_grad_enabled()
+    wants_gradient = _wants_gradient(logits)
     if isinstance(gate, Gate):
         logits = gate.sample(logits)
     fine_mask, num_fine = policy(logits.detach(), scales.scale_factor)
@@ -114,3 +140,7 @@ def take_decision(gate: nn.Module, policy: Policy, logits: Tensor, scales: Scale
     soft = torch.sigmoid(logits.to(softmax_dtype(logits)) / temperature)
     # The value is that of the mask, the gradient that of the soft gate.
     return Decision(fine_mask, scales, num_fine, fine_mask.to(soft.dtype) + (soft - soft.detach()))
+
+
+def _wants_gradient(logits: Tensor) -> bool:
+    return logits.requires_grad and torch.is_grad_enabled()

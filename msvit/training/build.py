@@ -68,7 +68,7 @@ def build_model(
         _load_weights(model, config)
     set_up_gate(model, config, gate_setting, config.gate_file if weights else None)
     if config.tokens_per_image is not None:
-        model.policy = Budget(config.tokens_per_image)
+        model.policy = Budget(config.tokens_per_image, config.budget_per)
     _freeze(model, config)
     return model
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from msvit.data.decoding import MAX_PIXELS
 from msvit.gates.factory import FIXED_GATE_NAMES
+from msvit.tokens.policies import PER
 
 GATES = ("learned", *FIXED_GATE_NAMES)
 LOSSES = ("gbas", "bas", "bas-flat", "l0", "none")
@@ -103,6 +104,9 @@ class Config:
         "Gate",
         "Token budget: the highest-scoring regions of a batch become fine, up to this mean number of tokens per image.",
     )
+    budget_per: str = _option(
+        "batch", "Gate", "Whether --tokens-per-image is a mean over the batch or holds for each image.", PER
+    )
 
     epochs: int = _option(20, "Optimisation", "Number of passes over the training images.")
     batch_size: int = _option(512, "Optimisation", "Images per step, over all processes and accumulated parts.")
@@ -175,6 +179,8 @@ class Config:
             raise ValueError(f"--freeze backbone: expected --gate learned, got {self.gate}; nothing would be trained")
         if self.gate_file is not None and self.gate != "learned":
             raise ValueError(f"--gate-file: expected --gate learned, got {self.gate}")
+        if self.budget_per == "image" and self.tokens_per_image is None:
+            raise ValueError("--budget-per image: expected --tokens-per-image for a budget, got none")
 
     @property
     def trains_gate(self) -> bool:

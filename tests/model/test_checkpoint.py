@@ -191,9 +191,31 @@ def test_shared_parameters_are_stored_once(tmp_path: Path) -> None:
         torch.testing.assert_close(model.state_dict(), saved.state_dict(), rtol=0, atol=0)
 
 
-def test_damaged_list_of_shared_parameters(tmp_path: Path) -> None:
+DAMAGED = [
+    pytest.param("{", id="not-json"),
+    pytest.param("[]", id="list"),
+    pytest.param("null", id="null"),
+    pytest.param("[" * 100_000, id="nested"),
+    pytest.param('{"head.weight": "tail.weight"}', id="no-such-tensor"),
+    pytest.param('{"head.copy": ["head.weight"]}', id="list-of-names"),
+    pytest.param('{"head.copy": {}}', id="object"),
+    pytest.param('{"head.weight": "head.bias"}', id="stored-tensor"),
+]
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_damaged_list_of_shared_parameters(tmp_path: Path, text: str) -> None:
     path, model = tmp_path / "model.safetensors", small_model()
-    for text in ("{", '{"head.weight": "tail.weight"}'):
-        save_file(model.state_dict(), path, metadata={"msvit_shared": text})
-        with pytest.raises(ValueError, match="cannot be read"):
-            msvit.load_checkpoint(model, path)
+    save_file(model.state_dict(), path, metadata={"msvit_shared": text})
+    with pytest.raises(ValueError, match=r"model\.safetensors cannot be read.*: metadata msvit_shared: expected "):
+        msvit.load_checkpoint(model, path)
+
+
+def test_gate_of_a_wide_grid(tmp_path: Path) -> None:
+    """Only the number of its regions is in the file, so the grid of regions is unknown."""
+    wide, coarser = (msvit.from_timm(small_vit(img_size=(32, 64)), coarse, gate="mlp") for coarse in (16, 32))
+    msvit.save_checkpoint(wide, tmp_path / "model.safetensors")
+    words = r"gate\.pos_embed for 2 regions or for a square number of regions, got 8; .*save_gate stores the grid"
+    with pytest.raises(ValueError, match=rf"model\.safetensors does not fit the model: expected {words}"):
+        msvit.load_checkpoint(coarser, tmp_path / "model.safetensors")
+    assert msvit.load_checkpoint(wide, tmp_path / "model.safetensors") == []

@@ -64,6 +64,8 @@ def test_eval_of_a_run_and_of_its_checkpoint(run: Path) -> None:
     first = call("eval", run / "checkpoints" / "step-00000004" / "model.safetensors")
     assert f"top-1 {load_run(run).metrics[0]['top1']:.2%}" in first.output
     assert "7.0 tokens/image" in call("eval", run, "--tokens-per-image", 7).output
+    # The budget of a batch pays for a fine region in every other image, that of an image for none.
+    assert "4.0 tokens/image" in call("eval", run, "--tokens-per-image", 5.5, "--budget-per", "image").output
 
 
 def test_eval_of_a_file_of_its_own_on_a_folder(tmp_path: Path) -> None:
@@ -119,6 +121,7 @@ ERRORS = [
     pytest.param(["--gate-target", 1.2], "--gate-target: expected a share inside (0, 1), got 1.2", id="target-1.2"),
     pytest.param(["--image-size", 100], "coarse=16, which does not divide them; use img_size=96 or 112", id="size"),
     pytest.param(["--tokens-per-image", 1000], "tokens_per_image: expected 4 (all coarse) to 16", id="budget"),
+    pytest.param(["--budget-per", "image"], "--budget-per image: expected --tokens-per-image", id="budget-per"),
     pytest.param(["--checkpoint", "none.safetensors"], "none.safetensors: no such file", id="no-checkpoint"),
     pytest.param(["--gate-file", "none.safetensors"], "none.safetensors: no such file", id="no-gate-file"),
     pytest.param(["--batch-size", 100], "--batch-size: expected at most the 64 training images", id="batch-size"),

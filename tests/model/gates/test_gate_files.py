@@ -1,9 +1,12 @@
 """Gates in files of their own, moved to other models, image sizes and normalisations, and agreement of two gates."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import msvit
@@ -114,3 +117,67 @@ def test_errors(tmp_path: Path) -> None:
         load_gate(path)
     with pytest.raises(ValueError, match=r"same shape with at least one region, got \[4, 3, 3\] and \[4, 6, 6\]"):
         agreement(gate_of(), ConstantGate(8), pixels())
+
+
+def write(path: Path, text: str | None = None, state: dict[str, Tensor] | None = None, **about: Any) -> Path:
+    """A gate file whose metadata are `text`, or the arguments of a gate with other values for those given."""
+    own = {"coarse": 16, "grid_size": [3, 3], "hidden": 24, "temperature": 0.7, "mean": MEAN, "std": STD}
+    metadata = {"kind": "msvit gate", "gate": json.dumps(own | about) if text is None else text}
+    save_file(gate_of().state_dict() | (state or {}), path, metadata=metadata)
+    return path
+
+
+def test_a_gate_of_a_wide_grid_is_moved(tmp_path: Path) -> None:
+    gate = gate_of((2, 4))
+    save_gate(gate, tmp_path / "gate.safetensors")
+    assert torch.equal(load_gate(tmp_path / "gate.safetensors", [2, 4]).pos_embed, gate.pos_embed)
+    assert load_gate(tmp_path / "gate.safetensors", (3, 3)).pos_embed.shape == (1, 9, 24)
+
+
+DAMAGED = [
+    pytest.param({"text": "{"}, "metadata gate: expected a JSON object, got '{'", id="not-json"),
+    pytest.param({"text": "[]"}, "metadata gate: expected a JSON object, got '", id="list"),
+    pytest.param({"text": "[" * 100_000}, "metadata gate: expected a JSON object, got '", id="nested-list"),
+    pytest.param({"text": '{"a":' * 100_000}, "metadata gate: expected a JSON object, got '", id="nested-object"),
+    pytest.param({"text": "{}"}, "expected the arguments of a gate, got none for coarse, grid_size", id="empty"),
+    pytest.param({"hidden": 10**7}, r"fc1.bias: expected floats of shape \[10000000\], got .* \[24\]", id="hidden"),
+    pytest.param({"hidden": 10**400}, "fc1.bias: expected floats of shape", id="hidden-huge"),
+    pytest.param({"hidden": "24"}, "hidden: expected an int, got str", id="hidden-type"),
+    pytest.param({"coarse": 10**6}, r"fc1.weight: expected floats of shape \[24, 3, 1000000, 1000000\]", id="coarse"),
+    pytest.param({"coarse": 0}, "coarse: expected at least 1, got 0", id="coarse-zero"),
+    pytest.param({"grid_size": [9, 10**9]}, r"pos_embed: expected floats of shape \[1, 9000000000, 24\]", id="grid"),
+    pytest.param({"grid_size": [-3, -3]}, "grid_size: expected at least 1, got -3", id="grid-negative"),
+    pytest.param({"grid_size": 9}, r"grid_size: expected \(Hc, Wc\), got 9", id="grid-type"),
+    pytest.param({"grid_size": [3, 3, 1]}, r"grid_size: expected \(Hc, Wc\), got", id="grid-of-three"),
+    pytest.param({"temperature": 0}, "temperature: expected a positive number, got 0", id="temperature"),
+    pytest.param({"temperature": float("inf")}, "temperature: expected a finite number", id="temperature-inf"),
+    pytest.param({"temperature": 10**400}, "int too large", id="temperature-huge"),
+    pytest.param({"temperature": None}, "temperature: expected a float, got NoneType", id="temperature-type"),
+    pytest.param({"std": [0.2, 0, 0.4]}, r"std: expected numbers above zero, got \[0.2, 0, 0.4\]", id="std-zero"),
+    pytest.param({"std": None}, "mean, std: expected both or neither", id="no-std"),
+    pytest.param({"mean": 0.5}, "mean: expected three values, one per channel, got 0.5", id="mean-type"),
+    pytest.param({"mean": [0.5, float("nan"), 0.5]}, "mean: expected finite numbers, got", id="mean-nan"),
+    pytest.param({"state": {"fc2.bias": torch.zeros(24).int()}}, "fc2.bias: expected floats of .* got torch", id="int"),
+    pytest.param({"state": {"fc5.bias": torch.zeros(24)}}, "fc5.bias: expected no such parameter", id="extra"),
+]
+
+
+@pytest.mark.parametrize(("content", "words"), DAMAGED)
+def test_damaged_file(tmp_path: Path, content: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=rf"gate .*gate\.safetensors cannot be read: {words}"):
+        load_gate(write(tmp_path / "gate.safetensors", **content))
+
+
+WRONG_ARGUMENTS = [
+    pytest.param({"mean": MEAN, "std": (0.2, 0.0, 0.4)}, ValueError, "std: expected numbers above zero", id="std-zero"),
+    pytest.param({"mean": MEAN}, ValueError, "mean, std: expected both or neither", id="mean-only"),
+    pytest.param({"grid_size": (3, 0)}, ValueError, "grid_size: expected at least 1, got 0", id="grid-zero"),
+    pytest.param({"grid_size": 3}, TypeError, r"grid_size: expected \(Hc, Wc\), got 3", id="grid-type"),
+]
+
+
+@pytest.mark.parametrize(("kwargs", "error", "words"), WRONG_ARGUMENTS)
+def test_wrong_argument(tmp_path: Path, kwargs: dict[str, Any], error: type[Exception], words: str) -> None:
+    path = write(tmp_path / "gate.safetensors")
+    with pytest.raises(error, match=words):
+        load_gate(path, **kwargs)

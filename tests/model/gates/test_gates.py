@@ -138,6 +138,10 @@ WRONG_CALLS = [
     pytest.param(lambda: MLPGate(16, (3, 3), temperature=0), ValueError, "temperature: expected a pos", id="temper"),
     pytest.param(lambda: MLPGate(16, (3, 3), mean=MEAN), ValueError, "mean, std: expected both", id="mean-only"),
     pytest.param(lambda: MLPGate(16, (3, 3), mean=(1,), std=(1,)), ValueError, "mean: expected three", id="one-mean"),
+    pytest.param(lambda: make_gate("entropy", 16, (3, 3), MEAN, (1, 0, 1)), ValueError, "std: .* above zero", id="std"),
+    pytest.param(
+        lambda: MLPGate(16, (3, 3), mean=(0, math.inf, 0), std=STD), ValueError, "mean: expected finite", id="mean-inf"
+    ),
     pytest.param(
         lambda: MLPGate(16, (3, 3))(torch.zeros(1, 3, 48, 48, dtype=torch.uint8)),
         ValueError,

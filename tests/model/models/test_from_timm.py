@@ -207,6 +207,13 @@ WRONG_CALLS = [
         id="budget",
     ),
     pytest.param((small_vit(), 16), {"mean": (0.5, 0.5, 0.5)}, ValueError, "mean, std: expected both", id="mean-only"),
+    pytest.param(
+        (small_vit(), 16),
+        {"gate": "radial", "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.0, 0.5)},
+        ValueError,
+        "std: expected numbers above zero",
+        id="std-zero",
+    ),
 ]
 
 

@@ -166,18 +166,23 @@ class NoDeviceToHost(TorchDispatchMode):
 
 
 def test_budget_never_waits_for_the_device() -> None:
-    model = msvit.from_timm(small_vit(), 16, gate="mlp", policy=Budget(20)).train()
-    with NoDeviceToHost():
-        model(images_of(48))
+    model = msvit.from_timm(small_vit(), 16, gate="mlp").train()
+    for model.policy in (Budget(20), Budget(20, per="image")):
+        with NoDeviceToHost():
+            model(images_of(48))
     model.policy = Threshold()
     with NoDeviceToHost(), pytest.raises(AssertionError, match="waits for the device"):
         model(images_of(48))
 
 
-@pytest.mark.parametrize("kwargs", [POOLS[0], POOLS[2], POOLS[4]], ids=["token", "avg", "map"])
-def test_compiles_whole_with_a_budget(kwargs: dict) -> None:
+@pytest.mark.parametrize(
+    ("kwargs", "policy"),
+    [(POOLS[0], Budget(20)), (POOLS[2], Budget(20.7, per="image")), (POOLS[4], Budget(20))],
+    ids=["token", "avg-per-image", "map"],
+)
+def test_compiles_whole_with_a_budget(kwargs: dict, policy: Budget) -> None:
     model = small_model(**kwargs)
-    model.policy = Budget(20)
+    model.policy = policy
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         for seed in (1, 2):  # other images, other masks, the same graph

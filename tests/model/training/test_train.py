@@ -16,6 +16,7 @@ import msvit
 from msvit.evaluation.outcomes import check_labels
 from msvit.gates import MLPGate, save_gate
 from msvit.losses import GeneralizedBatchShapingLoss
+from msvit.policies import Budget
 from msvit.training import Run, load_run, make_config, resume_run, start_run
 from msvit.training.build import build_model
 from msvit.training.datasets import make_dataset
@@ -127,8 +128,10 @@ def test_gates_without_learning_meet_the_target(
     assert (found.derived["gate_setting"] is None) == (gate in ("fine", "coarse"))
 
 
-def test_budget(tmp_path: Path) -> None:
-    found = start_run(small_config(tokens_per_image=7.0, epochs=1), tmp_path / "run")
+@pytest.mark.parametrize("per", ["batch", "image"])
+def test_budget(tmp_path: Path, per: str) -> None:
+    found = start_run(small_config(tokens_per_image=7.0, budget_per=per, epochs=1), tmp_path / "run")
+    assert found.model().policy == Budget(7.0, per)
     assert found.metrics[0]["train_tokens_per_image"] == pytest.approx(7)
     assert found.metrics[0]["tokens_per_image"] == pytest.approx(7)
 
