@@ -1,5 +1,6 @@
 """metrics.csv and priors.csv of a run: numbers, one row per epoch."""
 
+import csv
 from pathlib import Path
 
 from msvit_kernels.files import read_rows
@@ -34,7 +35,7 @@ def read_numbers(path: Path) -> list[dict[str, float]]:
         return []
     try:
         return [{name: _number(value) for name, value in row.items()} for row in read_rows(path)]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, csv.Error) as error:
         raise ValueError(f"{path}: expected numbers ({error})") from error
 
 
