@@ -134,7 +134,7 @@ def newest_text(run: Path, before: int | None = None) -> str:
 
 def unwritten(run: Path, what: str, error: OSError) -> OSError:
     """Makes the error that a file of a run cannot be written: it names the checkpoint from which the run continues."""
-    text = f"{what} cannot be written ({reason(error)}); {newest_text(run)}; --resume {run} continues from there"
+    text = f"{what} cannot be written ({reason(error)}); {newest_text(run)}; --resume {run} continues the run"
     return OSError(error.errno or errno.EIO, text)
 
 
