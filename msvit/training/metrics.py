@@ -39,6 +39,20 @@ def read_numbers(path: Path) -> list[dict[str, float]]:
         raise ValueError(f"{path}: expected numbers ({error})") from error
 
 
+def read_metrics(run: Path) -> list[dict[str, float]]:
+    """Reads metrics.csv in the folder of a run; no row if it does not exist.
+
+    Raises:
+        ValueError: a value is not a number, or the columns are not `COLUMNS`.
+    """
+    path = run / METRICS_FILE
+    rows = read_numbers(path)
+    for row in rows:
+        if row.keys() != set(COLUMNS):
+            raise ValueError(f"{path}: expected the columns {', '.join(COLUMNS)}, got {', '.join(row)}")
+    return rows
+
+
 def _number(text: str) -> float:
     value = float(text)
     return int(value) if text.lstrip("-").isdigit() else value
