@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
@@ -39,11 +39,9 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str], metadata: Ma
     """
     tensors, shared = _distinct(model.state_dict())
     about = {"format": "pt", **(metadata or {}), **({_SHARED: json.dumps(shared)} if shared else {})}
-    try:
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata=about)
-    except SafetensorError as error:
-        raise OSError(f"checkpoint {path} cannot be written: {error}") from error
+    with replacing(path) as temporary:
+        # `save_file` would write a further hidden file, which nobody removes if the process is killed.
+        temporary.write_bytes(save(tensors, metadata=about))
 
 
 def _distinct(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

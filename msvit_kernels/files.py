@@ -1,18 +1,24 @@
 """Files that appear complete or not at all: every file that someone may read while it is written is written here."""
 
 import csv
+import errno
 import io
 import os
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from msvit_kernels.leftovers import remove_leftovers, temporary_path
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A context that writes a file in one step: a reader sees the old file or the new one, even after a power cut.
+
+    It also removes what killed processes left in the folder.
 
     Args:
         path: the file to write; its folder must exist.
@@ -23,25 +29,34 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Raises:
         FileNotFoundError: the folder does not exist.
-        OSError: `path` is a folder or a device, or the file cannot be written; the old one is still there.
+        OSError: `path` is a folder or a device, or the file cannot be written; the old one is still there. The message
+            names `path` and, if the disk is full, says so.
     """
     path = Path(path).resolve()  # a link stays a link
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: expected a file in a folder that exists")
     if path.exists() and not path.is_file():
         raise OSError(f"{path}: expected a file, got {'a folder' if path.is_dir() else 'a device'}")
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
-    temporary.touch(exist_ok=False)
-    mode = (path if path.exists() else temporary).stat().st_mode
+    remove_leftovers(path.parent)
+    temporary = temporary_path(path)
     try:
+        temporary.touch(exist_ok=False)
+        mode = (path if path.exists() else temporary).stat().st_mode
         yield temporary
-        temporary.chmod(mode)  # some versions of safetensors make a file that only its owner can read
+        temporary.chmod(mode)  # the caller may have made another file of this name, such as one only its owner can read
         flush(temporary)
         temporary.replace(path)
+    except OSError as error:
+        raise OSError(error.errno or errno.EIO, f"{path}: cannot be written ({reason(error)})") from error
     finally:
         temporary.unlink(missing_ok=True)
     with suppress(OSError):  # the file is in place, and some network file systems cannot flush a folder
         flush(path.parent)
+
+
+def reason(error: OSError) -> str:
+    """Why a file cannot be written."""
+    return "the disk is full" if error.errno in _FULL else error.strerror or str(error)
 
 
 def flush(path: Path) -> None:

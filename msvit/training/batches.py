@@ -133,6 +133,21 @@ def steps_per_epoch(dataset: Any, config: Config) -> int:
     return size // config.batch_size
 
 
+def images_per_part(config: Config, share: Share) -> int:
+    """Divides a batch over the processes and the accumulated parts.
+
+    Raises:
+        ValueError: the batch size is not a multiple of the number of processes times the number of accumulated parts.
+    """
+    parts = config.accumulate * share.world_size
+    if config.batch_size % parts:
+        raise ValueError(
+            f"--batch-size: expected a multiple of {parts} ({share.world_size} processes x {config.accumulate} "
+            f"accumulated parts), got {config.batch_size}"
+        )
+    return config.batch_size // parts
+
+
 def training_batches(dataset: Any, config: Config, epoch: int, first_step: int, share: Share) -> Iterator[Batch]:
     """Yields this process's share of the batches of an epoch.
 
@@ -151,12 +166,7 @@ def training_batches(dataset: Any, config: Config, epoch: int, first_step: int, 
         ValueError: the batch size is not a multiple of the number of processes times the number of accumulated parts,
             or no image of a batch can be read.
     """
-    parts = config.accumulate * share.world_size
-    if config.batch_size % parts:
-        raise ValueError(
-            f"--batch-size: expected a multiple of {parts} (processes x accumulated parts), got {config.batch_size}"
-        )
-    part_size = config.batch_size // parts
+    part_size = images_per_part(config, share)
     steps = steps_per_epoch(dataset, config)
     if is_streamed(dataset):
         yield from _streamed(dataset, config, epoch, first_step, steps, part_size)
@@ -213,11 +223,13 @@ def _indexed(dataset: Any, batches: list[list[int]], num_workers: int, seed: int
 def _streamed(dataset: Any, config: Config, epoch: int, first_step: int, steps: int, part_size: int) -> Iterator[Batch]:
     dataset.set_epoch(epoch)
     stream = _stream(dataset, part_size, config.num_workers, seed_of(config.seed, epoch, 1))
-    for number, batch in enumerate(stream):
-        if number == steps * config.accumulate:
-            return
-        if number >= first_step * config.accumulate:
+    wanted, found = steps * config.accumulate, 0
+    for batch in itertools.islice(stream, wanted):
+        found += 1
+        if found > first_step * config.accumulate:
             yield batch
+    if found < wanted:
+        raise ValueError(f"--data {config.data}: expected {wanted} batches in epoch {epoch + 1}, got {found}")
 
 
 def _stream(dataset: Any, batch_size: int, num_workers: int, seed: int) -> Iterator[Batch]:

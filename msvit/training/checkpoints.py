@@ -3,7 +3,8 @@
     RUN/checkpoints/step-00000120/
         model.safetensors     the model, for msvit.load_checkpoint and --checkpoint
         loss.safetensors      learned priors of the gate loss, if it has them
-        trainer.pt            step, seconds of training, sums of the epoch and states of the optimizers
+        trainer.pt            step, seconds of training, number of processes, sums of the epoch (means over the
+                              processes) and states of the optimizers
         manifest.json         step, and the SHA-256 of each file above
 
 A checkpoint is written into a hidden folder, flushed to the disk and renamed. Only then is the oldest one removed, so
@@ -13,8 +14,8 @@ that two checkpoints remain.
 import errno
 import hashlib
 import json
-import os
 import pickle
+import re
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -28,7 +29,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from msvit.checkpoint import save_checkpoint
-from msvit_kernels.files import flush, replacing, write_text
+from msvit_kernels.files import flush, reason, replacing, write_text
+from msvit_kernels.leftovers import remove_leftovers, temporary_path
 
 MODEL_FILE, LOSS_FILE, TRAINER_FILE, MANIFEST_FILE = (
     "model.safetensors",
@@ -37,6 +39,7 @@ MODEL_FILE, LOSS_FILE, TRAINER_FILE, MANIFEST_FILE = (
     "manifest.json",
 )
 KEPT = 2
+_FOLDER = re.compile(r"step-(\d{8,})")
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Checkpoint:
         """Reads the state of the trainer that was given to `write_checkpoint`.
 
         Raises:
-            ValueError: the file cannot be read.
+            ValueError: the file cannot be read, or it contains anything else than tensors, numbers and strings.
         """
         try:
             state: dict[str, Any] = torch.load(self.folder / TRAINER_FILE, map_location="cpu", weights_only=True)
@@ -67,7 +70,9 @@ class Checkpoint:
 def write_checkpoint(
     run: Path, step: int, model: nn.Module, loss: nn.Module | None, trainer: Mapping[str, Any]
 ) -> Path:
-    """Writes RUN/checkpoints/step-..., and removes all but the newest two.
+    """Writes RUN/checkpoints/step-..., and removes all others but the newest one before it.
+
+    Checkpoints of later steps are damaged: a run continues from the newest one that is whole.
 
     Args:
         run: folder of the run.
@@ -82,33 +87,55 @@ def write_checkpoint(
     Raises:
         OSError: the checkpoint cannot be written, as when the disk is full; no part of it remains, and older ones stay.
     """
-    parent = run / "checkpoints"
-    parent.mkdir(parents=True, exist_ok=True)
-    final = parent / f"step-{step:08d}"
-    temporary = parent / f".step-{step:08d}-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
+    final = run / "checkpoints" / f"step-{step:08d}"
+    temporary = temporary_path(final)
+    remove_leftovers(final.parent)
     try:
-        temporary.mkdir()
-        save_checkpoint(model, temporary / MODEL_FILE)
-        if loss is not None and loss.state_dict():
-            save_checkpoint(loss, temporary / LOSS_FILE)
-        with replacing(temporary / TRAINER_FILE) as unfinished, unfinished.open("wb") as file:
-            torch.save(dict(trainer), file)
-        files = {path.name: _digest(path) for path in sorted(temporary.iterdir())}
-        write_text(temporary / MANIFEST_FILE, json.dumps({"step": step, "files": files}, indent=2))
+        temporary.mkdir(parents=True)
+        _write_files(temporary, step, model, loss, trainer)
         if final.exists():  # the same step again, after an interruption
             shutil.rmtree(final)
         temporary.rename(final)
-        flush(parent)
-    except (OSError, RuntimeError) as error:
+        flush(final.parent)
+    except OSError as error:
+        raise unwritten(run, f"checkpoint {final}", error) from error
+    finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        older = checkpoint_folders(run)
-        hint = f"; the previous one is {older[0]}" if older else ""
-        text = f"checkpoint {final} cannot be written ({error}){hint}"
-        raise OSError(getattr(error, "errno", None) or errno.EIO, text) from error
-    for old in checkpoint_folders(run)[KEPT:]:
-        shutil.rmtree(old, ignore_errors=True)
+    folders = checkpoint_folders(run)
+    kept = [folder for folder in folders if step_of(folder) <= step][:KEPT]
+    for folder in folders:
+        if folder not in kept:
+            shutil.rmtree(folder, ignore_errors=True)
     return final
+
+
+def _write_files(folder: Path, step: int, model: nn.Module, loss: nn.Module | None, trainer: Mapping[str, Any]) -> None:
+    save_checkpoint(model, folder / MODEL_FILE)
+    if loss is not None and loss.state_dict():
+        save_checkpoint(loss, folder / LOSS_FILE)
+    with replacing(folder / TRAINER_FILE) as unfinished, unfinished.open("wb") as file:
+        try:
+            torch.save(dict(trainer), file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # torch itself reports only where the file ended
+                raise error.__context__ from error
+            raise
+    files = {path.name: _digest(path) for path in sorted(folder.iterdir())}
+    write_text(folder / MANIFEST_FILE, json.dumps({"step": step, "files": files}, indent=2))
+
+
+def newest_text(run: Path, before: int | None = None) -> str:
+    """Names the newest checkpoint of a run, of those before a step if it is given, for the end of an error."""
+    folders = [folder for folder in checkpoint_folders(run) if before is None or step_of(folder) < before]
+    if not folders:
+        return "there is no checkpoint yet" if before is None else f"there is no checkpoint before step {before}"
+    return f"the newest checkpoint is {folders[0]}"
+
+
+def unwritten(run: Path, what: str, error: OSError) -> OSError:
+    """Makes the error that a file of a run cannot be written: it names the checkpoint from which the run continues."""
+    text = f"{what} cannot be written ({reason(error)}); {newest_text(run)}; --resume {run} continues the run"
+    return OSError(error.errno or errno.EIO, text)
 
 
 def latest_checkpoint(run: Path) -> Checkpoint:
@@ -130,7 +157,7 @@ def latest_checkpoint(run: Path) -> Checkpoint:
     for folder in folders:
         problem = _problem(folder)
         if problem is None:
-            return Checkpoint(folder, int(folder.name.removeprefix("step-")))
+            return Checkpoint(folder, step_of(folder))
         warnings.warn(f"checkpoint {folder} is damaged ({problem}); trying the one before it", stacklevel=2)
     raise ValueError(f"{run}: all of its checkpoints are damaged: {', '.join(folder.name for folder in folders)}")
 
@@ -149,17 +176,31 @@ def load_loss(loss: nn.Module, checkpoint: Checkpoint) -> None:
 
 def checkpoint_folders(run: Path) -> list[Path]:
     """Folders of the complete checkpoints of a run, newest first."""
-    return sorted((run / "checkpoints").glob("step-*"), reverse=True)
+    folders = (path for path in (run / "checkpoints").glob("step-*") if _FOLDER.fullmatch(path.name))
+    return sorted(folders, key=step_of, reverse=True)
+
+
+def step_of(folder: Path) -> int:
+    """Number of optimizer steps before a checkpoint, from the name of its folder."""
+    return int(folder.name.removeprefix("step-"))
 
 
 def _problem(folder: Path) -> str | None:
+    """Why a checkpoint is not whole; None if it is."""
     try:
-        files = json.loads((folder / MANIFEST_FILE).read_text())["files"]
+        manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+        files = manifest["files"]
+        if not isinstance(files, dict) or not {MODEL_FILE, TRAINER_FILE} <= files.keys():
+            return f"{MANIFEST_FILE}: expected digests of {MODEL_FILE} and {TRAINER_FILE}, got {files}"
+        if manifest["step"] != step_of(folder):
+            return f"{MANIFEST_FILE}: expected step {step_of(folder)}, got {manifest['step']}"
         for name, digest in files.items():
             if _digest(folder / name) != digest:
                 return f"{name} has changed since it was written"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
         return str(error)
+    except (ValueError, KeyError, TypeError) as error:
+        return f"{MANIFEST_FILE}: {error!r}"
     return None
 
 

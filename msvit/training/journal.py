@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from msvit.extras import require_extra
-from msvit.training.metrics import COLUMNS, METRICS_FILE, PRIORS_FILE, read_numbers
+from msvit.training.metrics import COLUMNS, METRICS_FILE, PRIORS_FILE, read_metrics, read_numbers
 from msvit_kernels.files import write_rows
 
 
@@ -26,7 +26,7 @@ class Journal:
     def write(self, row: dict[str, float], priors: list[float] | None) -> None:
         """Adds the row of an epoch, and the priors after it."""
         path = self.folder / METRICS_FILE
-        write_rows(path, COLUMNS, [*read_numbers(path), row])
+        write_rows(path, COLUMNS, [*read_metrics(self.folder), row])
         self.write_priors(int(row["epoch"]), priors)
         if self._writer is not None:
             for name, value in row.items():
@@ -44,7 +44,7 @@ class Journal:
     def forget_after(self, step: int) -> None:
         """Removes the rows of epochs after a step, which will be trained again."""
         path = self.folder / METRICS_FILE
-        rows = [row for row in read_numbers(path) if row["step"] <= step]
+        rows = [row for row in read_metrics(self.folder) if row["step"] <= step]
         if path.exists():
             write_rows(path, COLUMNS, rows)
         path = self.folder / PRIORS_FILE

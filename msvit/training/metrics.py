@@ -1,5 +1,6 @@
 """metrics.csv and priors.csv of a run: numbers, one row per epoch."""
 
+import csv
 from pathlib import Path
 
 from msvit_kernels.files import read_rows
@@ -34,8 +35,22 @@ def read_numbers(path: Path) -> list[dict[str, float]]:
         return []
     try:
         return [{name: _number(value) for name, value in row.items()} for row in read_rows(path)]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, csv.Error) as error:
         raise ValueError(f"{path}: expected numbers ({error})") from error
+
+
+def read_metrics(run: Path) -> list[dict[str, float]]:
+    """Reads metrics.csv in the folder of a run; no row if it does not exist.
+
+    Raises:
+        ValueError: a value is not a number, or the columns are not `COLUMNS`.
+    """
+    path = run / METRICS_FILE
+    rows = read_numbers(path)
+    for row in rows:
+        if row.keys() != set(COLUMNS):
+            raise ValueError(f"{path}: expected the columns {', '.join(COLUMNS)}, got {', '.join(row)}")
+    return rows
 
 
 def _number(text: str) -> float:

@@ -36,7 +36,9 @@ class Objective(nn.Module):
         self.gate_loss = gate_loss
         self.gate_weight = config.gate_weight
         self.label_smoothing = config.label_smoothing
-        self.clip_gate_grad = 0.0 if model.token_mode == "packed" else config.clip_gate_grad or 0.0
+        # The trainer divides the loss of each accumulated part by their number.
+        bound = (config.clip_gate_grad or 0.0) / config.accumulate
+        self.clip_gate_grad = 0.0 if model.token_mode == "packed" else bound
 
     def forward(self, images: Tensor, labels: Tensor) -> Losses:
         """Computes the losses for images, uint8 [batch, 3, H, W], with labels, int64 [batch]."""

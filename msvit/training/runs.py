@@ -37,7 +37,7 @@ from msvit.training.build import build_model
 from msvit.training.checkpoints import MODEL_FILE, Checkpoint, latest_checkpoint
 from msvit.training.config import Config
 from msvit.training.datasets import make_dataset
-from msvit.training.metrics import METRICS_FILE, PRIORS_FILE, read_numbers
+from msvit.training.metrics import PRIORS_FILE, read_metrics, read_numbers
 from msvit_kernels.files import write_text
 
 CONFIG_FILE = "config.json"
@@ -147,7 +147,7 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read ({error})") from error
     derived = {name: value for name, value in stored.items() if name not in ("format", "config")}
-    return Run(folder, config, derived, read_numbers(folder / METRICS_FILE))
+    return Run(folder, config, derived, read_metrics(folder))
 
 
 def create_run(folder: Path, config: Config, derived: dict[str, Any]) -> Run:

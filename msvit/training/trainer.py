@@ -16,17 +16,27 @@ from torch import Tensor, nn
 import msvit
 from msvit.evaluation.outcomes import check_labels
 from msvit.gates.fixed import reset_noise
-from msvit.training.batches import Batch, calibration_images, in_memory, seed_of, steps_per_epoch, training_batches
+from msvit.training.batches import (
+    Batch,
+    calibration_images,
+    images_per_part,
+    in_memory,
+    seed_of,
+    steps_per_epoch,
+    training_batches,
+)
 from msvit.training.build import build_model, calibrate, set_training
-from msvit.training.checkpoints import MODEL_FILE, Checkpoint, checkpoint_folders, load_loss, write_checkpoint
+from msvit.training.checkpoints import MODEL_FILE, Checkpoint, load_loss, newest_text, unwritten, write_checkpoint
 from msvit.training.config import Config
 from msvit.training.datasets import class_names, count_classes, is_streamed, make_dataset
+from msvit.training.finite import broken_pixels, broken_weights, is_gate_broken
 from msvit.training.journal import Journal
 from msvit.training.objective import Losses, Objective, make_gate_loss
 from msvit.training.optim import make_parts
 from msvit.training.processes import make_accelerator, score_test_set, share_of
 from msvit.training.progress import Progress
 from msvit.training.runs import Run, check_new, create_run, load_run
+from msvit_kernels.leftovers import remove_leftovers
 
 _SUMS = ("train_loss", "task_loss", "gate_loss", "train_tokens_per_image")
 
@@ -44,8 +54,8 @@ def start_run(config: Config, folder: Path | None = None) -> Run:
     Raises:
         FileExistsError: the folder already contains a run.
         ValueError: the data, the model or the weights are invalid.
-        FloatingPointError: a loss or a gradient is not finite; the message names the step and the images.
-        OSError: a file cannot be written; all complete files remain.
+        FloatingPointError: a loss, a gradient or a weight is not finite; the message names the step and the images.
+        OSError: a file cannot be written, as when the disk is full; all complete files remain.
     """
     accelerator = make_accelerator(config)
     folder = _default_folder(config) if folder is None else folder
@@ -85,8 +95,8 @@ def resume_run(folder: Path) -> Run:
     Raises:
         FileNotFoundError: the folder does not contain a run.
         ValueError: files of the run are damaged, or they do not fit the data.
-        FloatingPointError: a loss or a gradient is not finite; the message names the step and the images.
-        OSError: a file cannot be written; all complete files remain.
+        FloatingPointError: a loss, a gradient or a weight is not finite; the message names the step and the images.
+        OSError: a file cannot be written, as when the disk is full; all complete files remain.
     """
     run = load_run(folder)
     try:
@@ -95,6 +105,9 @@ def resume_run(folder: Path) -> Run:
         checkpoint = None
     accelerator = make_accelerator(run.config)
     train_set = run.train_dataset()
+    steps = run.derived["steps_per_epoch"]
+    if (found := steps_per_epoch(train_set, run.config)) != steps:
+        raise ValueError(f"{folder}: expected training images for {steps} steps per epoch, got some for {found}")
     torch.manual_seed(run.config.seed)
     classes, setting = run.derived["num_classes"], run.derived["gate_setting"]
     model = build_model(run.config, classes, setting, weights=checkpoint is None)
@@ -126,6 +139,7 @@ class Trainer:
     ) -> None:
         self.config, self.folder, self.accelerator, self.model = config, folder, accelerator, model
         self.share = share_of(accelerator)
+        images_per_part(config, self.share)  # a batch that cannot be divided is refused before the folder is made
         self.train_set = in_memory(train_set)
         self.test_set = in_memory(make_dataset(config, False, model.image_size, derived.get("classes")))
         self.steps_per_epoch: int = derived["steps_per_epoch"]
@@ -145,12 +159,12 @@ class Trainer:
         with Progress(self.config.epochs, self.steps_per_epoch, main) as progress:
             progress.data_sets(len(self.train_set), len(self.test_set))
             if main and self.step == 0:
-                self.journal.write_priors(0, self._priors())
+                self._log(None)
             while self.step < self.config.epochs * self.steps_per_epoch:
                 self._train_epoch(progress)
                 row = self._finish_epoch(progress)
                 if main:
-                    self.journal.write(row, self._priors())
+                    self._log(row)
                     progress.epoch_done(row, len(self.left_out))
                 self._save()
         return load_run(self.folder)
@@ -164,11 +178,31 @@ class Trainer:
                 load_loss(self.gate_loss, checkpoint)
             for part, saved in zip(self.parts, state["optimizers"], strict=True):
                 part.optimizer.load_state_dict(saved)
-            self.step, self.seconds = state["step"], state["seconds"]
-            if self.accelerator.is_main_process:  # the saved sums are over all processes
-                self.sums = state["sums"]
+            self.step, self.seconds, self.sums = state["step"], state["seconds"], state["sums"]
+            self._warn_of_processes(checkpoint, state.get("processes"))
         if self.accelerator.is_main_process:
+            remove_leftovers(self.folder)
+            remove_leftovers(self.folder / "checkpoints")
             self.journal.forget_after(self.step)
+
+    def _warn_of_processes(self, checkpoint: Checkpoint, processes: int | None) -> None:
+        """Warns of numbers that will differ from those of an uninterrupted run; older versions stored no number."""
+        present = self.share.world_size
+        if not self.accelerator.is_main_process or processes == present:
+            return
+        if processes is not None:
+            warnings.warn(
+                f"{checkpoint.folder}: {processes} processes wrote it, and the run continues with {present}; the noise "
+                "of the gate and of stochastic depth will differ from that of an uninterrupted run, and a streamed "
+                "data set may yield images of this epoch again",
+                stacklevel=3,
+            )
+        elif self.step % self.steps_per_epoch:
+            warnings.warn(
+                f"{checkpoint.folder}: an older version wrote it, which multiplied the losses of the present epoch by "
+                "its number of processes; if that was not 1, the training losses of this epoch will be too high",
+                stacklevel=3,
+            )
 
     def _train_epoch(self, progress: Progress) -> None:
         epoch, done = divmod(self.step, self.steps_per_epoch)
@@ -184,6 +218,7 @@ class Trainer:
             progress.step(values["train_loss"], values["train_tokens_per_image"], self.config.batch_size)
             every = self.config.checkpoint_steps
             if every and self.step % every == 0 and self.step % self.steps_per_epoch:
+                self._check_weights()
                 self._save()
                 start = time.perf_counter()
 
@@ -205,7 +240,7 @@ class Trainer:
             reset_noise(self.model.gate, seed)
             last = number == self.config.accumulate - 1
             with _synchronised(self.accelerator, self.wrapped, last):
-                losses: Losses = self.wrapped(self._to_device(batch.images), self._to_device(batch.labels))
+                losses = self._losses(batch)
                 found = torch.stack([loss.detach().float() for loss in losses]).tolist()
                 self._check_finite(found, batch)
                 self.accelerator.backward(losses.total / self.config.accumulate)
@@ -213,7 +248,7 @@ class Trainer:
                 values[name] += value / self.config.accumulate
         norm = float(self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.config.clip_grad or math.inf))
         if not math.isfinite(norm):
-            raise FloatingPointError(self._not_finite("gradient", f"its norm is {norm}", batch))
+            raise self._not_finite("gradient", f"its norm is {norm}", batch)
         for part in self.parts:
             part.optimizer.step()
         self.step += 1
@@ -221,27 +256,45 @@ class Trainer:
             self.sums[name] += value
         return values
 
+    def _losses(self, batch: Batch) -> Losses:
+        try:
+            losses: Losses = self.wrapped(self._to_device(batch.images), self._to_device(batch.labels))
+        except ValueError as error:  # of an operator, about an argument that NaN made invalid
+            if is_gate_broken(self.model.gate, batch, self.accelerator.device):
+                raise self._not_finite("gate", "its logits are NaN or infinite", batch) from error
+            raise
+        return losses
+
     def _check_finite(self, found: list[float], batch: Batch) -> None:
         if not all(map(math.isfinite, found)):
             terms = ", ".join(f"{name} {value}" for name, value in zip(_SUMS, found, strict=True))
-            raise FloatingPointError(self._not_finite("loss", terms, batch))
+            raise self._not_finite("loss", terms, batch)
 
-    def _not_finite(self, quantity: str, terms: str, batch: Batch) -> str:
+    def _check_weights(self) -> None:
+        """Raises FloatingPointError rather than write a checkpoint from which no run can continue."""
+        if weights := broken_weights(self.objective):
+            raise FloatingPointError(f"weights are not finite after step {self.step}: {weights}; {self._advice()}")
+
+    def _not_finite(self, quantity: str, terms: str, batch: Batch) -> FloatingPointError:
         epoch, number = divmod(self.step, self.steps_per_epoch)
         images = "" if batch.indices is None else f", images {batch.indices[:8]}... of the training set"
-        return (
-            f"the {quantity} is not finite at step {self.step} (batch {number} of epoch {epoch + 1}{images}): {terms}; "
-            f"{self._advice()}"
+        pixels, weights = broken_pixels(batch), broken_weights(self.objective)
+        causes = (("pixels", pixels), ("weights", weights))
+        known = "".join(f"; {what} are not finite: {which}" for what, which in causes if which)
+        return FloatingPointError(
+            f"the {quantity} is not finite at step {self.step} (batch {number} of epoch {epoch + 1}{images}): "
+            f"{terms}{known}; {self._advice(pixels is None)}"
         )
 
-    def _advice(self) -> str:
-        folders = checkpoint_folders(self.folder)
-        newest = f"the newest checkpoint is {folders[0]}" if folders else "there is no checkpoint yet"
-        return f"{newest}; a lower --lr or --clip-grad 1 may help"
+    def _advice(self, diverged: bool = True) -> str:
+        newest = newest_text(self.folder, before=self.step)
+        help_ = "; a new run with a lower --lr or with --clip-grad 1 may help, while --resume would end here again"
+        return newest + help_ * diverged
 
     def _finish_epoch(self, progress: Progress) -> dict[str, float]:
         epoch = self.step // self.steps_per_epoch
         progress.testing(epoch)
+        self._check_weights()
         found = score_test_set(self.model, self.test_set, self.config, self.accelerator)
         if not math.isfinite(found.loss):
             raise FloatingPointError(
@@ -256,6 +309,16 @@ class Trainer:
         self.sums = dict.fromkeys(_SUMS, 0.0)
         return row
 
+    def _log(self, row: dict[str, float] | None) -> None:
+        """Writes the row of an epoch and its priors; None for the priors before the first step."""
+        try:
+            if row is None:
+                self.journal.write_priors(0, self._priors())
+            else:
+                self.journal.write(row, self._priors())
+        except OSError as error:
+            raise unwritten(self.folder, f"the log of {self.folder}", error) from error
+
     def _total_sums(self) -> dict[str, float]:
         """The sums of the epoch, averaged over processes."""
         if self.share.world_size == 1:
@@ -265,13 +328,14 @@ class Trainer:
         return dict(zip(self.sums, total.tolist(), strict=True))
 
     def _save(self) -> None:
-        sums = self._total_sums()
+        # All processes continue with the means, as they do after a resume, whatever their number is then.
+        self.sums = self._total_sums()
         if self.accelerator.is_main_process:
             trainer = {
                 "step": self.step,
                 "seconds": self.seconds,
-                # After a resume, process 0 continues with the sums of all processes.
-                "sums": {name: value * self.share.world_size for name, value in sums.items()},
+                "processes": self.share.world_size,
+                "sums": self.sums,
                 "optimizers": [part.optimizer.state_dict() for part in self.parts],
             }
             write_checkpoint(self.folder, self.step, self.model, self.gate_loss, trainer)

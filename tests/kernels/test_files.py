@@ -1,10 +1,12 @@
 """Files appear complete or not at all, and their folder has no leftovers."""
 
+import errno
 from pathlib import Path
 
 import pytest
 
 from msvit_kernels.files import read_rows, replacing, write_rows, write_text
+from tests.disk_events import record_disk_events
 
 
 def names(folder: Path) -> list[str]:
@@ -29,6 +31,24 @@ def test_an_error_leaves_the_old_file(tmp_path: Path) -> None:
         temporary.write_text(f"half of the {1 / 0}")
     assert path.read_text() == "old"
     assert names(tmp_path) == ["a.txt"]
+
+
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with pytest.raises(OSError, match=r"a\.txt: cannot be written \(the disk is full\)") as caught, replacing(path):
+        Path("/dev/full").write_text("new")
+    assert caught.value.errno == errno.ENOSPC
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_a_file_is_on_the_disk_before_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events = record_disk_events(monkeypatch)
+    path = tmp_path / "a.txt"
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+    assert events == [("flush", temporary), ("rename", path), ("flush", tmp_path)]
 
 
 def test_the_file_has_the_rights_of_any_new_file(tmp_path: Path) -> None:

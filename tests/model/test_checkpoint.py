@@ -1,5 +1,6 @@
 """Checkpoints: round trips, other image sizes and classifiers, damaged files, and writing in one step."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,16 @@ def test_torch_files_of_training_scripts(tmp_path: Path, wrap: str | None) -> No
     torch.save({wrap: state, "epoch": 3} if wrap else state, tmp_path / "model.pth")
     assert msvit.load_checkpoint(loaded, tmp_path / "model.pth") == []
     torch.testing.assert_close(loaded.state_dict(), saved.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("averaged", ["state_dict_ema", "model_ema"])
+@pytest.mark.parametrize("plain", ["state_dict", "model"])
+def test_averaged_weights_come_first(tmp_path: Path, averaged: str, plain: str) -> None:
+    states = {plain: small_model(seed=1).state_dict(), averaged: small_model(seed=2).state_dict()}
+    torch.save(states, tmp_path / "model.pth")
+    model = small_model(seed=3)
+    msvit.load_checkpoint(model, tmp_path / "model.pth")
+    assert model.head.weight.equal(states[averaged]["head.weight"])
 
 
 def test_timm_checkpoint_leaves_the_gate_alone(tmp_path: Path) -> None:
@@ -131,12 +142,13 @@ def test_failed_save_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Monk
     msvit.save_checkpoint(small_model(seed=1), path)
     old = path.read_bytes()
 
-    def run_out_of_space(tensors: dict, filename: Path, metadata: dict) -> None:
-        Path(filename).write_bytes(b"half a file")
-        raise OSError("no space left on device")
+    def run_out_of_space(path: Path, content: bytes) -> int:
+        with path.open("wb") as file:
+            file.write(content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, "no space left on device")
 
-    monkeypatch.setattr("msvit.checkpoint.save_file", run_out_of_space)
-    with pytest.raises(OSError, match="no space left"):
+    monkeypatch.setattr(Path, "write_bytes", run_out_of_space)
+    with pytest.raises(OSError, match=r"model\.safetensors: cannot be written \(the disk is full\)"):
         msvit.save_checkpoint(small_model(seed=2), path)
     assert path.read_bytes() == old
     assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]

@@ -88,5 +88,11 @@ def test_folders_give_uint8_images_and_their_indices(tmp_path) -> None:
 def test_errors() -> None:
     with pytest.raises(ValueError, match="--batch-size: expected at most the 20 training images, got 64"):
         steps_per_epoch(dataset(), small_config(batch_size=64))
-    with pytest.raises(ValueError, match="--batch-size: expected a multiple of 3 \\(processes x accumulated parts\\)"):
-        next(training_batches(dataset(), small_config(batch_size=4), 0, 0, Share(0, 3)))
+    with pytest.raises(ValueError, match=r"--batch-size: expected a multiple of 6 \(3 processes x 2 accumulated"):
+        next(training_batches(dataset(), small_config(batch_size=4, accumulate=2), 0, 0, Share(0, 3)))
+
+
+def test_a_stream_that_ends_too_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Stream, "__len__", lambda self: 30)
+    with pytest.raises(ValueError, match="--data digits: expected 7 batches in epoch 2, got 6"):
+        list(training_batches(Stream(), small_config(batch_size=4), 1, 0, Share()))

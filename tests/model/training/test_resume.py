@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from msvit.training import load_run, resume_run, start_run
+from msvit.training.checkpoints import Checkpoint
 from tests.model.training.run_helpers import SMALL, assert_same_run, image_folder, interrupted, small_config
 
 CASES: list[Any] = [
@@ -90,3 +91,37 @@ def test_a_finished_run_stays_as_it_is(tmp_path: Path) -> None:
     again = resume_run(tmp_path / "run")
     assert again.metrics == run.metrics
     assert again.checkpoint().step == 8
+
+
+@pytest.mark.parametrize(
+    ("processes", "warning"),
+    [(None, "an older version wrote it"), (4, "4 processes wrote it, and the run continues with 1")],
+)
+def test_another_number_of_processes_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int | None, warning: str
+) -> None:
+    """The state is one of a long run, whose seconds and losses continue."""
+    read = Checkpoint.trainer_state
+
+    def trainer_state(self: Checkpoint) -> dict[str, Any]:
+        state = read(self)
+        assert state.pop("processes") == 1
+        sums = state["sums"] | {"train_tokens_per_image": 100.0}
+        return state | {"seconds": 1e6, "sums": sums} | ({"processes": processes} if processes else {})
+
+    with interrupted(after_steps=1):
+        start_run(small_config(epochs=1, gate="coarse", checkpoint_steps=1), tmp_path / "run")
+    monkeypatch.setattr(Checkpoint, "trainer_state", trainer_state)
+    with pytest.warns(UserWarning, match=f"step-00000001: {warning}"):
+        row = resume_run(tmp_path / "run").metrics[0]
+    assert row["seconds"] > 1e6
+    assert row["train_tokens_per_image"] == (100 + 3 * 4) / 4
+
+
+def test_other_training_images_are_refused(tmp_path: Path) -> None:
+    with interrupted(after_steps=1):
+        start_run(small_config(), tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    path.write_text(path.read_text().replace('"train_size": 64', '"train_size": 80'))
+    with pytest.raises(ValueError, match="run: expected training images for 4 steps per epoch, got some for 5"):
+        resume_run(tmp_path / "run")

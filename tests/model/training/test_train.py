@@ -17,9 +17,10 @@ from msvit.evaluation.outcomes import check_labels
 from msvit.gates import MLPGate, save_gate
 from msvit.losses import GeneralizedBatchShapingLoss
 from msvit.policies import Budget
-from msvit.training import Run, load_run, make_config, resume_run, start_run
+from msvit.training import Run, load_run, make_config, resume_run, start_run, trainer
+from msvit.training.batches import Share, in_memory
 from msvit.training.build import build_model
-from msvit.training.datasets import make_dataset
+from msvit.training.datasets import InMemory, make_dataset
 from msvit.training.metrics import COLUMNS
 from msvit.training.objective import Objective, make_gate_loss
 from msvit.training.optim import make_parts
@@ -267,11 +268,12 @@ def test_nan_stops_and_names_the_step(tmp_path: Path, monkeypatch: pytest.Monkey
     assert all(tensor.isfinite().all() for tensor in weights_of(load_run(tmp_path / "run")).values())
 
 
-def _process(rank: int, port: int, folder: str, config: Any) -> None:
+def _process(rank: int, port: int, folder: Path, config: Any) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     torch.set_num_threads(1)
-    start_run(config, Path(folder))
+    start_run(config, folder / "two")
+    resume_run(folder / "one-two")
     torch.distributed.destroy_process_group()
 
 
@@ -280,6 +282,56 @@ def test_a_last_step_that_ruins_the_weights_is_no_success(tmp_path: Path) -> Non
     with pytest.raises(FloatingPointError, match=r"test images is not finite after step 1 .* there is no checkpoint"):
         start_run(small_config(gate="fine", **values), tmp_path / "run")
     assert load_run(tmp_path / "run").metrics == []
+
+
+def test_divergence_of_the_gate_is_named_before_what_it_breaks(tmp_path: Path) -> None:
+    values = {"lr": 1e30, "optimizer": "sgd", "warmup_epochs": 0.0, "gate_warmup_epochs": 0.0}
+    with pytest.raises(FloatingPointError, match=r"the gate is not finite at step 1 \(batch 1 of epoch 1, images \["):
+        start_run(small_config(**values), tmp_path / "run")
+
+
+def test_pixels_that_are_not_finite_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def floats(dataset: Any) -> Any:
+        images, labels = in_memory(dataset).images.float() / 255, dataset.labels
+        images[5, 1, 2, 3] = torch.nan
+        return InMemory(images, labels)
+
+    monkeypatch.setattr(trainer, "in_memory", floats)
+    message = (
+        r"not finite at step \d .*; pixels are not finite: images \[5\] of the training set; there is no checkpoint"
+    )
+    with pytest.raises(FloatingPointError, match=message) as caught:
+        start_run(small_config(epochs=1), tmp_path / "run")
+    assert "--lr" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("last", "kept"), [(3, 2), (8, 7)], ids=["within-an-epoch", "at-its-end"])
+def test_weights_that_are_not_finite_are_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: int, kept: int
+) -> None:
+    """At the end of an epoch, the scores would not show a broken gate: NaN makes a region coarse."""
+    original = Trainer._train_step
+
+    def step(self: Trainer, batches: Any) -> dict[str, float]:
+        values = original(self, batches)
+        if self.step == last:
+            self.model.gate.fc4.bias.data[0] = torch.nan
+        return values
+
+    monkeypatch.setattr(Trainer, "_train_step", step)
+    message = rf"after step {last}: gate.fc4.bias; the newest checkpoint is .*step-0000000{kept}; a new run"
+    with pytest.raises(FloatingPointError, match=message):
+        start_run(small_config(checkpoint_steps=1), tmp_path / "run")
+    found = load_run(tmp_path / "run")
+    assert found.checkpoint().step == kept
+    assert len(found.metrics) == (last - 1) // 4
+
+
+def test_a_batch_that_cannot_be_divided_makes_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "share_of", lambda accelerator: Share(0, 3))
+    with pytest.raises(ValueError, match=r"--batch-size: expected a multiple of 3 \(3 processes"):
+        start_run(small_config(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_gradient_that_is_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,13 +388,13 @@ def test_gates_see_uint8_and_normalised_images_alike(gate: str) -> None:
     torch.testing.assert_close(model.gate(images), model.gate((images / 255 - 0.65) / 0.25), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("mode", ["masked", "trimmed", "packed"])
-def test_inactive_tokens_do_not_drown_the_gate(mode: str) -> None:
+@pytest.mark.parametrize(("mode", "accumulate"), [("masked", 1), ("trimmed", 1), ("packed", 1), ("masked", 2)], ids=str)
+def test_inactive_tokens_do_not_drown_the_gate(mode: str, accumulate: int) -> None:
     """In masked and trimmed mode their gradient grows like exp(score - lse); the others' stays as it is."""
     images, labels = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8), torch.arange(16) % 10
     found = {}
     for limit in (0.0, 0.1):
-        config = small_config(token_mode=mode, clip_gate_grad=limit)
+        config = small_config(token_mode=mode, clip_gate_grad=limit, accumulate=accumulate)
         torch.manual_seed(0)
         model = build_model(config, 10)
         for block in model.blocks:
@@ -352,9 +404,9 @@ def test_inactive_tokens_do_not_drown_the_gate(mode: str) -> None:
         model.gate.register_forward_hook(
             lambda *arguments, kept=kept: (arguments[2].retain_grad(), kept.append(arguments[2]))[0]
         )
-        Objective(model, None, config)(images, labels).total.backward()
+        (Objective(model, None, config)(images, labels).total / accumulate).backward()
         assert kept[0].grad is not None
-        found[limit] = 16 * kept[0].grad
+        found[limit] = accumulate * 16 * kept[0].grad
     if mode == "packed":
         assert found[0.1].equal(found[0.0])
     else:
@@ -363,13 +415,20 @@ def test_inactive_tokens_do_not_drown_the_gate(mode: str) -> None:
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    """With a gate that has no noise: of a learned one, each process draws its own."""
-    config = small_config(gate="entropy", cpu=True)
+    """Also after either number continues a run of the other. The gate has no noise: each process would draw its own."""
+    config = small_config(gate="entropy", cpu=True, checkpoint_steps=2)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(_process, (port, str(tmp_path / "two"), config), nprocs=2)
-    expected, found = start_run(config, tmp_path / "one"), load_run(tmp_path / "two")
-    for row, other in zip(metrics_of(found), metrics_of(expected), strict=True):
-        assert row == pytest.approx(other, rel=1e-4)
-    torch.testing.assert_close(weights_of(found), weights_of(expected), rtol=1e-3, atol=1e-4)
+    expected = start_run(config, tmp_path / "one")
+    shutil.copytree(tmp_path / "one", tmp_path / "one-two")
+    shutil.rmtree(tmp_path / "one-two" / "checkpoints" / "step-00000008")
+    mp.spawn(_process, (port, tmp_path, config), nprocs=2)
+    shutil.copytree(tmp_path / "two", tmp_path / "two-one")
+    shutil.rmtree(tmp_path / "two-one" / "checkpoints" / "step-00000008")
+    resume_run(tmp_path / "two-one")
+    for name in ("two", "one-two", "two-one"):
+        found = load_run(tmp_path / name)
+        for row, other in zip(metrics_of(found), metrics_of(expected), strict=True):
+            assert row == pytest.approx(other, rel=1e-4), name
+        torch.testing.assert_close(weights_of(found), weights_of(expected), rtol=1e-3, atol=1e-4)
