@@ -99,6 +99,14 @@ def require_finite(name: str, value: Any, dtype: torch.dtype = torch.float64) ->
         raise ValueError(f"{name}: expected a finite number{' in float32' if is_large else ''}, got {value}")
 
 
+def require_softmax_scale(value: Any, dtype: torch.dtype) -> None:
+    """Raises unless the factor is a real number that stays finite in the arithmetic of `dtype`."""
+    require_finite("softmax_scale", value, dtype)
+    largest = _limits(dtype).max * math.log(2)  # kernels multiply the factor by log2(e)
+    if abs(value) > largest:
+        raise ValueError(f"softmax_scale: expected a magnitude of at most {largest:.4g}, got {value}")
+
+
 def _limits(dtype: torch.dtype) -> torch.finfo:
     return _FLOAT64 if dtype is torch.float64 else _FLOAT32
 
@@ -138,7 +146,7 @@ def validate_attention_call(call: VarlenAttention) -> None:
     require_array("cu_seqlens_k", call.cu_seqlens_k, torch.int32, tuple(call.cu_seqlens_q.shape), device)
     require_int("max_seqlen", call.max_seqlen_q, 0)
     require_int("max_seqlen_k", call.max_seqlen_k, 0)
-    require_finite("softmax_scale", call.softmax_scale, q.dtype)
+    require_softmax_scale(call.softmax_scale, q.dtype)
     if call.key_weight is not None:
         validate_key_weight(call.key_weight, k)
         require_array("key_weight", call.key_weight, call.key_weight.dtype, (k.shape[0],), device)

@@ -106,7 +106,7 @@ def varlen_attention(
     if not plain:
         _validate(q, k, v, cu_seqlens, max_seqlen, cu_seqlens_k, max_seqlen_k)
     if softmax_scale is not None:
-        validation.require_finite("softmax_scale", softmax_scale, q.dtype)
+        validation.require_softmax_scale(softmax_scale, q.dtype)
     validation.require_backend(backend)
     if key_weight is not None:
         validation.validate_key_weight(key_weight, k)

@@ -170,7 +170,16 @@ class MixedScaleVisionTransformer(TimmInterface):
 
         Returns:
             Logits [batch, num_classes]; with `pre_logits`, features [batch, dim].
+
+        Raises:
+            TypeError: the layout is no `Packing`, or a field of it has the wrong type.
+            ValueError: fields of the layout do not fit together, or the layout has another number of rows.
         """
+        if not isinstance(layout, Packing):
+            raise TypeError(f"layout: expected a Packing, got {type(layout).__name__}")
+        layout.validate()
+        if tokens.ndim != 2 or tokens.shape[0] != layout.total_tokens:
+            raise ValueError(f"tokens: expected shape [{layout.total_tokens}, dim], got {[*tokens.shape]}")
         return self._head(tokens, PackedSequences(layout), pre_logits)
 
     def position_table(self) -> Tensor:

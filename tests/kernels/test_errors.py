@@ -110,6 +110,12 @@ ATTENTION = {
         ValueError,
         r"softmax_scale: expected a finite number in float32, got -1e\+39",
     ),
+    # log2(e) times this one is infinite in float32.
+    "scale_at_the_limit": (
+        {"softmax_scale": 3e38},
+        ValueError,
+        "softmax_scale: expected a magnitude of at most 2",
+    ),
     "scale_huge_int": ({"softmax_scale": 10**400}, ValueError, "softmax_scale: expected a finite number in float32"),
     **BACKENDS,
 }

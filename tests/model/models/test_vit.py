@@ -1,6 +1,7 @@
 """The mixed-scale model: token modes, packed order, budgets, compilation, and wrong calls."""
 
 import copy
+import dataclasses
 import pickle
 from typing import Any
 
@@ -251,6 +252,23 @@ def test_classifier_can_be_replaced() -> None:
     assert model.get_classifier().out_features == model.num_classes == 3
     model.reset_classifier(0)
     torch.testing.assert_close(model(images, mask), features)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"cu_seqlens": torch.zeros(1, dtype=torch.int32)}, "layout.fine_mask|layout.cu_seqlens|layout.num_tokens"),
+        ({"total_tokens": 3}, r"layout.batch_index: expected int32 \[3\]"),
+    ],
+    ids=["no_images", "total_tokens"],
+)
+def test_forward_head_refuses_a_layout_whose_fields_do_not_fit(change: dict, words: str) -> None:
+    images, mask = images_of(48), mask_of((2, 3, 3))
+    tokens, layout = MODEL.forward_features(images, mask)
+    with pytest.raises(ValueError, match=words):
+        MODEL.forward_head(tokens, dataclasses.replace(layout, **change))
+    with pytest.raises(ValueError, match="tokens: expected shape"):
+        MODEL.forward_head(tokens[1:], layout)
 
 
 def test_no_weight_decay_names_parameters() -> None:
