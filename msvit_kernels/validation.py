@@ -267,4 +267,5 @@ def check_key_weight(key_weight: Tensor) -> None:
         return
     low, high = (float(x) for x in key_weight.aminmax())
     if not (low >= 0 and high < math.inf):
-        raise ValueError(f"key_weight: expected finite numbers >= 0, got values from {low} to {high}")
+        hint = "; in a model, NaN pixels or gate logits become such weights" if math.isnan(low) else ""
+        raise ValueError(f"key_weight: expected finite numbers >= 0, got values from {low} to {high}{hint}")
