@@ -137,8 +137,8 @@ class OnePassQueries {
         pack_operand<T>(a[f], dp[f][0], dp[f][1]);
         store_operand(ds, f, group, a[f]);
       }
-      // Which of the two forms leaves ptxas enough registers depends on FRAGMENTS.
-      if (FRAGMENTS > 1 && !redirects) {
+      // Which of the two forms leaves ptxas enough registers depends on FRAGMENTS and D.
+      if (FRAGMENTS > 1 && D < 128 && !redirects) {
         add_product<T, D>(dq_, a, k, 16 * group);
       } else {
         const int own_row = redirects ? row_with_weight(bias + 16 * group) : threadIdx.x % 16;
