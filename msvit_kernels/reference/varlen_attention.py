@@ -26,8 +26,8 @@ def varlen_attention_fwd(call: VarlenAttention) -> tuple[Tensor, Tensor]:
     q, v = call.q, call.v
     out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.full((q.shape[1], q.shape[0]), -torch.inf, dtype=_softmax_dtype(q), device=q.device)
-    for rows, keys in _sequences(call.cu_seqlens_q, call.cu_seqlens_k):
-        keys = _active(keys, call.key_weight)
+    for rows, all_keys in _sequences(call.cu_seqlens_q, call.cu_seqlens_k):
+        keys = _active(all_keys, call.key_weight)
         scores = _weighted_scores(call, rows, keys)
         lse[:, rows] = torch.logsumexp(scores, dim=-1)
         p = _exp(scores, lse[:, rows])
