@@ -85,7 +85,9 @@ def varlen_attention(
         out: [total_tokens, num_heads, head_dim], dtype and device of q, contiguous.
         lse: float32 [num_heads, total_tokens] (float64 for float64 inputs), natural logarithm; only with `return_lse`.
 
-        If all keys of a query have weight 0, its out is 0 and its lse is -inf.
+        If all keys of a query have weight 0, or if all its scores are -inf, its out is 0 and its lse is -inf. Other
+        results do not depend on rows of k and v of weight 0. If such a row holds NaN or infinity, only the gradient of
+        its weight is undefined.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.

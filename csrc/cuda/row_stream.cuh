@@ -119,7 +119,8 @@ class RowStream {
       if (!(cleared >> piece & 1)) continue;
       const int index = piece * THREADS + threadIdx.x;
       const uint32_t place = Tile<D>::offset(index / Tile<D>::kChunks, index % Tile<D>::kChunks);
-      for (int word = 0; word < 4; ++word) {
+      for (int i = 0; i < 4; ++i) {
+        const int word = (i + threadIdx.x / 8) % 4;  // the 32 lanes of a warp write to 32 banks
         store_shared_32(a(chunk) + place + 4 * word, 0);
         store_shared_32(b(chunk) + place + 4 * word, 0);
       }
