@@ -12,6 +12,7 @@
 #endif
 
 #include "cpu/checks.h"
+#include "cpu/fork.h"
 #include "cpu/mixed_scale_embed.h"
 #include "cpu/mixed_scale_layout.h"
 #include "cpu/simd/fma_peak.h"
@@ -178,6 +179,7 @@ std::pair<double, double> fma_peak(int64_t iterations, int num_threads, bool bf1
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "CPU kernels of msvit_kernels (internal)";
+  msvit::end_threads_before_fork();
   m.def("cpu_info", &cpu_info);
   m.def("valid_offsets", &valid_offsets, py::arg("offsets"), py::arg("n"), py::arg("total"), py::arg("max_seqlen"));
   m.def("valid_packing", &valid_packing, py::arg("offsets"), py::arg("n"), py::arg("total"), py::arg("max_seqlen"),

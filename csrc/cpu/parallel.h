@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <mutex>
 #include <new>
 #include <vector>
 
@@ -107,18 +108,19 @@ void for_each_task(const std::vector<T>& tasks, int64_t largest_group, int num_t
                    size_t scratch_per_thread, Run run) {
   const int64_t n = static_cast<int64_t>(tasks.size());
   int64_t taken = 0;
+  // Not a critical section: there is one in a process, and a child of fork() could inherit it in the locked state.
+  std::mutex taking;
   const auto work = [&](int thread) {
     int64_t i = 0, end = 0;
     const auto take = [&] {
       if (++i < end) return;
-#pragma omp critical(msvit_take_task)
-      {
-        i = taken;
-        taken += std::clamp<int64_t>((n - taken) / (2 * num_threads), 1, largest_group);
-        end = taken;
-      }
+      const std::lock_guard lock(taking);
+      i = taken;
+      taken += std::clamp<int64_t>((n - taken) / (2 * num_threads), 1, largest_group);
+      end = taken;
     };
-    for (take(); i < n;) {
+    take();
+    while (i < n) {
       const T& task = tasks[i];
       take();
       run(task, i < n ? &tasks[i] : nullptr, scratch + thread * scratch_per_thread);
