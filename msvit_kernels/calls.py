@@ -190,9 +190,3 @@ class UnpackToGridBackward(NamedTuple):
     dgrid: Tensor
     regions: Regions
     total_tokens: SymInt
-
-
-class UnpackToGridGradients(NamedTuple):
-    """The gradient of the only differentiable argument."""
-
-    tokens: Tensor

@@ -47,6 +47,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         flush(temporary)
         temporary.replace(path)
     except OSError as error:
+        if error.filename not in (None, str(temporary)):  # of another file, in the caller's block
+            raise
         raise OSError(error.errno or errno.EIO, f"{path}: cannot be written ({reason(error)})") from error
     finally:
         temporary.unlink(missing_ok=True)

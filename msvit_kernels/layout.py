@@ -75,7 +75,7 @@ class Packing:
         """
         if torch.compiler.is_compiling():
             return
-        self.require_kinds(None)
+        self._check_kinds(None)
         if consistency.are_readable(self.cu_seqlens):
             self._check_contents()
 

@@ -78,7 +78,9 @@ def _state(process: int) -> list[str]:
 
 
 def _machine() -> str:
-    namespace = ""
-    with suppress(OSError):  # of systems without namespaces
+    namespace = boot = ""
+    with suppress(OSError):  # of systems other than Linux
+        # Hosts with one name, such as copies of an image, differ in it. After a restart, leftovers wait a day.
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         namespace = os.readlink("/proc/self/ns/pid")  # noqa: PTH115 # Path would resolve "pid:[...]" as a path
-    return hashlib.blake2b(f"{platform.node()} {namespace}".encode(), digest_size=4).hexdigest()
+    return hashlib.blake2b(f"{platform.node()} {boot} {namespace}".encode(), digest_size=4).hexdigest()

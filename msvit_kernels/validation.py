@@ -95,8 +95,9 @@ def require_finite(name: str, value: Any, dtype: torch.dtype = torch.float64) ->
         raise TypeError(f"{name}: expected a float, got {type(value).__name__}")
     largest = _limits(dtype).max
     if not -largest <= value <= largest:
-        is_large = isinstance(value, int) or math.isfinite(value)
-        raise ValueError(f"{name}: expected a finite number{' in float32' if is_large else ''}, got {value}")
+        kind = " in float32" if largest == _FLOAT32.max else ""
+        got = "a larger int" if isinstance(value, int) else value
+        raise ValueError(f"{name}: expected a finite number{kind}, got {got}")
 
 
 def require_softmax_scale(value: Any, dtype: torch.dtype) -> None:

@@ -113,7 +113,7 @@ def walk_files(folder: str | os.PathLike[str]) -> Iterator[tuple[Path, list[Path
         raise ValueError(f"{folder}: expected a folder of images, got {'a file' if root.exists() else 'no such path'}")
     for parent, folders, files in os.walk(root, followlinks=True):
         here = Path(parent)
-        # A link to a folder above would be followed without end.
+        # A link to a folder on the way here would be followed without end.
         folders[:] = [name for name in folders if name[0] != "." and not _is_above(here / name, here)]
         found = [here / name for name in files if name[0] != "."]
         if found or not folders:
@@ -141,4 +141,7 @@ def read_image(path: str | os.PathLike[str], size: int, *, max_pixels: int = MAX
 
 
 def _is_above(link: Path, folder: Path) -> bool:
-    return link.is_symlink() and folder.resolve().is_relative_to(link.resolve())
+    if not link.is_symlink():
+        return False
+    target = link.resolve()
+    return any(each.resolve().is_relative_to(target) for each in (folder, *folder.parents))

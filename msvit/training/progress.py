@@ -77,7 +77,7 @@ class Progress:
 
     def epoch_done(self, row: dict[str, float], left_out: int) -> None:
         """Prints a line for a row of metrics.csv and the number of training images that could not be read so far."""
-        failures = f"  training images left out: {left_out}" if left_out else ""
+        failures = f"  training images left out by this process: {left_out}" if left_out else ""
         self.console.print(
             f"epoch {row['epoch']}/{self.epochs}  loss {row['train_loss']:.4f} "
             f"(task {row['task_loss']:.4f}, gate {row['gate_loss']:.4f})  test loss {row['test_loss']:.4f}  "

@@ -107,7 +107,10 @@ def resume_run(folder: Path) -> Run:
     train_set = run.train_dataset()
     steps = run.derived["steps_per_epoch"]
     if (found := steps_per_epoch(train_set, run.config)) != steps:
-        raise ValueError(f"{folder}: expected training images for {steps} steps per epoch, got some for {found}")
+        raise ValueError(
+            f"{folder}: expected {steps} steps per epoch from the training images, got {found}; the data set has changed"
+            " since the run began"
+        )
     torch.manual_seed(run.config.seed)
     classes, setting = run.derived["num_classes"], run.derived["gate_setting"]
     model = build_model(run.config, classes, setting, weights=checkpoint is None)

@@ -73,7 +73,10 @@ def _values(call: VarlenAttention, given: dict[str, Tensor]) -> _Values:
     dtype = torch.promote_types(q.dtype, torch.float32)
     statistics = q.new_zeros((q.shape[1], q.shape[0]))
     default = {"k": k, "v": k, "key_weight": k[:, 0, 0], "lse": statistics, "dlse": statistics}
-    full = {name: given.get(name, torch.zeros_like(default.get(name, q))).to(dtype) for name in _Values._fields}
+    full = {
+        name: (given[name] if name in given else torch.zeros_like(default.get(name, q))).to(dtype)
+        for name in _Values._fields
+    }
     return _Values(**{name: x.transpose(0, 1) if x.dim() == 3 else x for name, x in full.items()})
 
 
@@ -103,44 +106,76 @@ def _cut(values: _Values, rows: slice, keys: slice) -> _Values:
 
 def _gradients_of_gradients(at: _Values, tangent: _Values, scale: float) -> dict[str, Tensor]:
     """Gradients of sum(dq * q' + dk * k' + dv * v' + dw * w'); of dout and dlse: the tangents out' and lse'."""
-    w, p, e = at.key_weight, _unweighted_p(at, scale), _e(at)
-    scores, dout_v = _scores_tangent(at, tangent, scale), at.dout @ tangent.v.mT
-    wp = w * p
-    r = p * (w * scores + tangent.key_weight)
+    e, scores, dout_v = _e(at), _scores_tangent(at, tangent, scale), at.dout @ tangent.v.mT
+    dweight = _unweighted(at, e * scores + dout_v, scale)
+    silent = _silent(at, tangent)
+    e, scores, dout_v = (x.masked_fill(silent, 0) for x in (e, scores, dout_v))
+    at, tangent = _without(at, silent), _without(tangent, silent)
+    p = _p(at, scale)
+    r = p * scores + _unweighted(at, tangent.key_weight, scale)
     lse = r.sum(-1)
-    ds = e * r + wp * dout_v  # gradient of the scores
+    ds = e * r + p * dout_v  # gradient of the scores
     return {
-        "q": scale * (ds @ at.k + (wp * e) @ tangent.k),
-        "k": scale * (ds.mT @ at.q + (wp * e).mT @ tangent.q),
+        "q": scale * (ds @ at.k + (p * e) @ tangent.k),
+        "k": scale * (ds.mT @ at.q + (p * e).mT @ tangent.q),
         "v": r.mT @ at.dout,
-        "key_weight": (p * (e * scores + dout_v)).sum(dim=(0, 1)),
+        "key_weight": dweight.sum(dim=(0, 1)),
         "out": -lse[..., None] * at.dout,
         "lse": -ds.sum(-1),
-        "dout": r @ at.v - lse[..., None] * at.out + wp @ tangent.v,
+        "dout": r @ at.v - lse[..., None] * at.out + p @ tangent.v,
         "dlse": lse,
     }
 
 
 def _tangents_of_gradients(at: _Values, tangent: _Values, scale: float) -> dict[str, Tensor]:
     """Tangents of dq, dk, dv and dw."""
-    w, p, e = at.key_weight, _unweighted_p(at, scale), _e(at)
-    p_tangent = p * (_scores_tangent(at, tangent, scale) - tangent.lse[..., None])
+    e, scores = _e(at), _scores_tangent(at, tangent, scale) - tangent.lse[..., None]
     e_tangent = _e(at._replace(dout=tangent.dout, dlse=tangent.dlse)) + at.dout @ tangent.v.mT
-    e_tangent -= (at.dout * tangent.out).sum(-1, keepdim=True)
-    wp_tangent = tangent.key_weight * p + w * p_tangent
-    ds, ds_tangent = scale * w * p * e, scale * (wp_tangent * e + w * p * e_tangent)
+    e_tangent = e_tangent - (at.dout * tangent.out).sum(-1, keepdim=True)
+    dweight = _unweighted(at, scores * e + e_tangent, scale)
+    silent = _silent(at, tangent)
+    e, scores, e_tangent = (x.masked_fill(silent, 0) for x in (e, scores, e_tangent))
+    at, tangent = _without(at, silent), _without(tangent, silent)
+    p = _p(at, scale)
+    p_tangent = p * scores + _unweighted(at, tangent.key_weight, scale)
+    ds, ds_tangent = scale * p * e, scale * (p_tangent * e + p * e_tangent)
     return {
         "q": ds_tangent @ at.k + ds @ tangent.k,
         "k": ds_tangent.mT @ at.q + ds.mT @ tangent.q,
-        "v": wp_tangent.mT @ at.dout + (w * p).mT @ tangent.dout,
-        "key_weight": (p_tangent * e + p * e_tangent).sum(dim=(0, 1)),
+        "v": p_tangent.mT @ at.dout + p.mT @ tangent.dout,
+        "key_weight": dweight.sum(dim=(0, 1)),
     }
 
 
-def _unweighted_p(at: _Values, scale: float) -> Tensor:
-    """P~ = exp(s - lse), [num_heads, queries, keys]; 0 for queries whose lse is -inf."""
-    p = torch.exp(scale * (at.q @ at.k.mT) - at.lse[..., None])
+def _p(at: _Values, scale: float) -> Tensor:
+    """w exp(s - lse), [num_heads, queries, keys]. The weight enters the exponent, so that the product is finite."""
+    active = at.key_weight != 0
+    exponent = scale * (at.q @ at.k.mT) - at.lse[..., None]
+    p = torch.exp(exponent + at.key_weight.masked_fill(~active, 1).log())
+    # At w = 0 the value is 0, and the product has the derivative.
+    p = torch.where(active, p, at.key_weight * torch.exp(exponent.masked_fill(~(exponent < 80), -torch.inf)))
     return p.masked_fill(at.lse[..., None] == -torch.inf, 0)
+
+
+def _unweighted(at: _Values, factor: Tensor, scale: float) -> Tensor:
+    """exp(s - lse) * factor, [num_heads, queries, keys]; 0 if the factor is 0.
+
+    exp may overflow where the product does not, so it is multiplied in two halves.
+    """
+    half = torch.exp((scale * (at.q @ at.k.mT) - at.lse[..., None]) / 2)
+    half = half.masked_fill(at.lse[..., None] == -torch.inf, 0)
+    return (half * factor * half).masked_fill(factor == 0, 0)
+
+
+def _silent(at: _Values, tangent: _Values) -> Tensor:
+    """bool [keys]: keys that hold NaN or infinity, but whose weight and tangent of the weight are 0."""
+    rows = torch.cat([at.k, at.v, tangent.k, tangent.v], dim=-1)
+    return (at.key_weight == 0) & (tangent.key_weight == 0) & ~rows.isfinite().all(-1).all(0)
+
+
+def _without(values: _Values, silent: Tensor) -> _Values:
+    """The values with zeros in k and v of silent keys."""
+    return values._replace(k=values.k.masked_fill(silent[:, None], 0), v=values.v.masked_fill(silent[:, None], 0))
 
 
 def _scores_tangent(at: _Values, tangent: _Values, scale: float) -> Tensor:

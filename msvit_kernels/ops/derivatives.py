@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._functorch import eager_transforms
 from torch._functorch.autograd_function import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
@@ -55,6 +56,11 @@ def autograd_kernel(operator: Any, record: type[Any], derivative: Derivative) ->
 
     def kernel(keyset: Any, *arguments: Any) -> Any:
         if forward_mode_is_on() or (torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)):
+            if eager_transforms.JVP_NESTING > 1:
+                raise NotImplementedError(
+                    f"{operator._schema.name}: forward mode inside forward mode is not implemented; "
+                    "use torch.func.grad, vjp or jacrev for one of the two"
+                )
             with enable_single_level_autograd_function() if _in_transform() else nullcontext():
                 return function.apply(keyset, *arguments)
         return _below_autograd(operator, keyset, arguments)

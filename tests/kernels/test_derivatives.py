@@ -175,6 +175,24 @@ def test_attention_with_weights_of_zero_against_dense_attention():
             torch.testing.assert_close(actual, expected)
 
 
+@pytest.mark.parametrize("derivative", [jvp, reverse_over_reverse, forward_over_reverse, gradient_penalty])
+@pytest.mark.parametrize("fault", ["score", "nan", "tiny"])
+def test_extreme_keys_have_finite_derivatives(fault, derivative):
+    """As the first derivatives: a key of weight 0 with a score far above the others, or with NaN; tiny weights."""
+    call, leaves = attention("reference", "fractional")
+    leaves[3][:] = 1e-310 if fault == "tiny" else leaves[3] + 0.1
+    if fault != "tiny":
+        leaves[3][1] = 0
+        leaves[1][1] = torch.nan if fault == "nan" else 3000 * leaves[0][0].sign()
+        leaves[2][1] = torch.nan if fault == "nan" else 0
+    tangents = [torch.randn_like(x) for x in leaves]
+    tangents[3][:] = 0
+    call_of_qkv = lambda q, k, v: call(q, k, v, leaves[3])  # noqa: E731
+    for x in derivative(call_of_qkv, leaves[:3], tangents[:3]):
+        keep = torch.arange(len(x)) != 1 if fault == "nan" and x.dim() == 3 else slice(None)
+        assert x[keep].isfinite().all()
+
+
 def test_a_sequence_without_weight_has_derivatives_of_zero():
     call, leaves = attention(None, "zeros")
     leaves = [x.float() for x in leaves]
@@ -190,3 +208,11 @@ def test_hessian():
     call, leaves = attention("reference")
     f = lambda q: loss(call)(q, *leaves[1:])  # noqa: E731
     torch.testing.assert_close(func.hessian(f)(leaves[0]), func.jacrev(func.jacrev(f))(leaves[0]))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_nested_forward_mode_is_refused(case):
+    call, leaves = CASES[case]("reference")
+    inner = lambda *xs: func.jvp(call, xs, tuple(leaves))[1]  # noqa: E731
+    with pytest.raises(NotImplementedError, match=f"msvit::{case.split('-')[0]}.*use torch.func.grad"):
+        func.jvp(inner, tuple(leaves), tuple(leaves))

@@ -104,12 +104,6 @@ CASES: dict[str, tuple[Callable[[Path], None], tuple[int, int, int]]] = {
     "palette-transparent.gif": (palette(transparency=0), MEAN_COLOUR),
 }
 
-# Files that cannot be read, and the reason.
-BROKEN: dict[str, tuple[bytes, str]] = {
-    "empty.png": (b"", "cannot identify image file"),
-    "text.webp": (b"not an image", "cannot identify image file"),
-}
-
 
 def write_cases(folder: Path) -> dict[str, Path]:
     """Writes all files of `CASES` and returns their paths by name."""

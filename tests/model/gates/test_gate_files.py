@@ -141,7 +141,7 @@ DAMAGED = [
     pytest.param({"text": '{"a":' * 100_000}, "metadata gate: expected a JSON object, got '", id="nested-object"),
     pytest.param({"text": "{}"}, "expected the arguments of a gate, got none for coarse, grid_size", id="empty"),
     pytest.param({"hidden": 10**7}, r"fc1.bias: expected floats of shape \[10000000\], got .* \[24\]", id="hidden"),
-    pytest.param({"hidden": 10**400}, "fc1.bias: expected floats of shape", id="hidden-huge"),
+    pytest.param({"hidden": 10**400}, "hidden: expected at most 2", id="hidden-huge"),
     pytest.param({"hidden": "24"}, "hidden: expected an int, got str", id="hidden-type"),
     pytest.param({"coarse": 10**6}, r"fc1.weight: expected floats of shape \[24, 3, 1000000, 1000000\]", id="coarse"),
     pytest.param({"coarse": 0}, "coarse: expected at least 1, got 0", id="coarse-zero"),
@@ -151,7 +151,9 @@ DAMAGED = [
     pytest.param({"grid_size": [3, 3, 1]}, r"grid_size: expected \(Hc, Wc\), got", id="grid-of-three"),
     pytest.param({"temperature": 0}, "temperature: expected a positive number, got 0", id="temperature"),
     pytest.param({"temperature": float("inf")}, "temperature: expected a finite number", id="temperature-inf"),
-    pytest.param({"temperature": 10**400}, "int too large", id="temperature-huge"),
+    pytest.param(
+        {"temperature": 10**400}, "temperature: expected a finite number, got a larger int", id="temperature-huge"
+    ),
     pytest.param({"temperature": None}, "temperature: expected a float, got NoneType", id="temperature-type"),
     pytest.param({"std": [0.2, 0, 0.4]}, r"std: expected numbers above zero, got \[0.2, 0, 0.4\]", id="std-zero"),
     pytest.param({"std": None}, "mean, std: expected both or neither", id="no-std"),

@@ -94,7 +94,7 @@ def test_a_run_with_an_unreadable_image_resumes(
     expected = start_run(config, tmp_path / "whole")
     printed = capsys.readouterr().out
     assert "20 training images, 8 test images" in printed
-    assert "training images left out: 1" in printed
+    assert "training images left out by this process: 1" in printed
     with interrupted(after_steps=2):
         start_run(config, tmp_path / "parts")
     assert_same_run(resume_run(tmp_path / "parts"), expected)

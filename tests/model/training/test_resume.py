@@ -123,5 +123,5 @@ def test_other_training_images_are_refused(tmp_path: Path) -> None:
         start_run(small_config(), tmp_path / "run")
     path = tmp_path / "run" / "config.json"
     path.write_text(path.read_text().replace('"train_size": 64', '"train_size": 80'))
-    with pytest.raises(ValueError, match="run: expected training images for 4 steps per epoch, got some for 5"):
+    with pytest.raises(ValueError, match="run: expected 4 steps per epoch from the training images, got 5"):
         resume_run(tmp_path / "run")
