@@ -119,7 +119,8 @@ void for_each_task(const std::vector<T>& tasks, int64_t largest_group, int num_t
       taken += std::clamp<int64_t>((n - taken) / (2 * num_threads), 1, largest_group);
       end = taken;
     };
-    for (take(); i < n;) {
+    take();
+    while (i < n) {
       const T& task = tasks[i];
       take();
       run(task, i < n ? &tasks[i] : nullptr, scratch + thread * scratch_per_thread);
