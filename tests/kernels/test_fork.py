@@ -22,8 +22,8 @@ def attention(backward):
 
 def token_operators(backward):
     """The same for layout, embedding and unpacking in a row."""
-    layout = mixed_scale_layout(torch.arange(4 * 40 * 40).reshape(4, 40, 40) % 3 == 0, backend="cpu")
-    images = torch.linspace(0, 1, 4 * 3 * 320 * 320).reshape(4, 3, 320, 320).requires_grad_(backward)
+    layout = mixed_scale_layout(torch.arange(4 * 64 * 64).reshape(4, 64, 64) % 3 == 0, backend="cpu")
+    images = torch.linspace(0, 1, 4 * 3 * 512 * 512).reshape(4, 3, 512, 512).requires_grad_(backward)
     weight = torch.linspace(-1, 1, 16 * 48).reshape(16, 3, 4, 4).requires_grad_(backward)
     bias, table = torch.ones(16), torch.ones(layout.num_candidates, 16)
     tokens = mixed_scale_embed(images, layout, weight, bias, table, patch_size=4, backend="cpu")

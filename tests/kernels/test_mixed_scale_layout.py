@@ -104,6 +104,17 @@ def test_wrong_total_stays_inside_the_tensors(backend, device, off_by, monkeypat
     assert (wrong.batch_index[both:] == 0).all()
 
 
+def test_cpu_result_does_not_depend_on_threads(set_threads):
+    pytest.importorskip("msvit_kernels._C")
+    mask = torch.rand(5, 60, 60) < 0.5  # regions and rows for two threads in every loop
+    expected = mixed_scale_layout(mask, backend="reference")
+    for n in (1, 2, 3):
+        set_threads(n)
+        layout = mixed_scale_layout(mask, backend="cpu")
+        for name in ("cu_seqlens", "num_tokens", "batch_index", "token_index", "region_start"):
+            assert torch.equal(getattr(layout, name), getattr(expected, name)), (n, name)
+
+
 def test_opcheck():
     mask = torch.rand(2, 3, 3) < 0.5
     torch.library.opcheck(torch.ops.msvit.mixed_scale_layout_offsets.default, (mask, 2, 1, None))

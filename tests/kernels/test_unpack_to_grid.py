@@ -76,6 +76,18 @@ def test_rows_may_be_strided(target):
     assert torch.equal(unpack_to_grid(strided, layout, backend=backend), unpack_to_grid(strided.contiguous(), layout))
 
 
+@pytest.mark.parametrize("target", [target for target in TARGETS if target.values[0][2] == torch.bfloat16])
+def test_backward_rounds_to_the_nearest_even_bf16(target):
+    backend, device, dtype = target
+    layout = mixed_scale_layout(torch.zeros(1, 1, 2, dtype=torch.bool, device=device), num_prefix=0)
+    tokens = torch.zeros(2, 48, dtype=dtype, device=device, requires_grad=True)
+    # The sum of a region's cells is between two bf16 numbers.
+    cells = torch.tensor([[1, 2**-8, 1 + 2**-7, 2**-8], [0, 0, 0, 0]], dtype=dtype, device=device)
+    unpack_to_grid(tokens, layout, backend=backend).backward(cells.expand(1, 48, 2, 4))
+    assert tokens.grad[:, 0].tolist() == [1, 1 + 2**-6]
+    assert torch.equal(tokens.grad, tokens.grad[:, :1].expand(-1, 48))
+
+
 def test_cpu_bits_do_not_depend_on_threads(set_threads):
     pytest.importorskip("msvit_kernels._C")
     layout = mixed_scale_layout(torch.rand(5, 5, 5) < 0.5)

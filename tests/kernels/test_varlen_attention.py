@@ -45,14 +45,46 @@ def test_every_head_dim(target, head_dim, poisoned_memory):
     check_accuracy(make_inputs([50, 0, 17], 3, head_dim, dtype, device, "fractional"), backend)
 
 
-@pytest.mark.fewer_cases(keep=lambda target, lengths_k: target[2] != torch.float16)
+@pytest.mark.fewer_cases(keep=lambda target, **lengths: target[2] != torch.float16)
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("lengths_k", [[7, 0, 70], [1, 1, 1], [130, 64, 0]], ids=str)
-def test_keys_with_offsets_of_their_own(target, lengths_k, poisoned_memory):
+@pytest.mark.parametrize(
+    ("lengths", "lengths_k"),
+    [([1, 33, 5], [7, 0, 70]), ([1, 33, 5], [1, 1, 1]), ([1, 33, 5], [130, 64, 0]), ([0, 33, 0], [7, 40, 9])],
+    ids=str,
+)
+def test_keys_with_offsets_of_their_own(target, lengths, lengths_k, poisoned_memory):
     backend, device, dtype = target
     head_dim, _ = common_sizes(target, 32, 0)
-    inputs = make_inputs([1, 33, 5], 2, head_dim, dtype, device, "fractional", lengths_k)
+    check_accuracy(make_inputs(lengths, 2, head_dim, dtype, device, "fractional", lengths_k), backend)
+
+
+@pytest.mark.parametrize("target", PROPERTY_TARGETS)
+def test_positive_weights_of_many_keys(target):
+    # More keys than a block of any backend has, and none that the CPU kernels leave out.
+    backend, device, dtype = target
+    head_dim, _ = common_sizes(target, 32, 0)
+    inputs = make_inputs([300], 1, head_dim, dtype, device, "fractional")
+    inputs[3]["key_weight"] += 0.1
     check_accuracy(inputs, backend)
+
+
+@pytest.mark.parametrize("target", PROPERTY_TARGETS)
+def test_scores_far_below_zero(target):
+    # So far that exp(score) is 0: a padding key, whose score is 0, must not become the maximum of a row.
+    backend, device, dtype = target
+    head_dim, _ = common_sizes(target, 32, 0)
+    (q, k, v), *others = make_inputs([49], 1, head_dim, dtype, device)
+    check_accuracy(((q.abs() + 5, -(k.abs() + 5), v), *others), backend)
+
+
+@pytest.mark.parametrize("target", [target for target in TARGETS if target.values[0][2] == torch.bfloat16])
+def test_output_rounds_to_the_nearest_even_bf16(target):
+    backend, device, dtype = target
+    head_dim, num_heads = common_sizes(target, 32, 1)
+    steps = 1 + 2**-7 * torch.tensor([[0.0, 1.0], [1.0, 2.0]], device=device)  # each mean is between two bf16 numbers
+    v = steps.repeat(1, head_dim // 2)[:, None].expand(-1, num_heads, -1).to(dtype)
+    out = varlen_attention(torch.zeros_like(v), v, v, testing.offsets([2], device), 2, backend=backend)
+    assert torch.equal(out, torch.tensor([1, 1 + 2**-6], device=device).to(dtype).repeat(2, num_heads, head_dim // 2))
 
 
 @pytest.mark.parametrize("target", TARGETS)
