@@ -1,7 +1,7 @@
 """Data sets that timm finds by name (hfds/, hfids/, wds/, tfds/, torch/), decoded as folders are where timm allows it.
 
-No reader of timm puts another image in place of one that cannot be read: an image of hfds/ or torch/ is left out like one
-of a folder, one of wds/ is left out with a warning in the process that reads it, and any other raises an error.
+No reader of timm puts another image in place of one that cannot be read: an image of hfds/ or torch/ is left out like
+one of a folder, one of wds/ is left out with a warning in the process that reads it, and any other raises an error.
 """
 
 import warnings

@@ -108,8 +108,8 @@ def resume_run(folder: Path) -> Run:
     steps = run.derived["steps_per_epoch"]
     if (found := steps_per_epoch(train_set, run.config)) != steps:
         raise ValueError(
-            f"{folder}: expected {steps} steps per epoch from the training images, got {found}; the data set has changed"
-            " since the run began"
+            f"{folder}: expected {steps} steps per epoch from the training images, got {found}; "
+            "the data set has changed since the run began"
         )
     torch.manual_seed(run.config.seed)
     classes, setting = run.derived["num_classes"], run.derived["gate_setting"]

@@ -257,7 +257,7 @@ def test_classifier_can_be_replaced() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"cu_seqlens": torch.zeros(1, dtype=torch.int32)}, "PLACE"),
+        ({"cu_seqlens": torch.zeros(1, dtype=torch.int32)}, "layout.num_tokens: expected int32"),
         ({"total_tokens": 3}, r"layout.batch_index: expected int32 \[3\]"),
     ],
     ids=["no_images", "total_tokens"],
