@@ -183,11 +183,11 @@ def test_the_weight_gradient_is_finite_if_its_summands_are(target, score, dout_o
     [
         pytest.param([3.4e38], 1, id="largest"),
         pytest.param([1e30, 0], 1, id="large_and_zero"),
-        pytest.param([1e-39], 40, id="subnormal"),
+        pytest.param([1e-39], 40, id="subnormal_sharp"),
         pytest.param([2.0**-149], 1, id="smallest"),
-        pytest.param([2.0**-149, 1, 0], 40, id="smallest_and_one"),
+        pytest.param([2.0**-149, 1], 40, id="smallest_and_one_sharp"),
         pytest.param([2.0**-149, 3.4e38, 0, 1e-20, 1e20], 1, id="all"),
-        pytest.param([2.0**-149, 3.4e38, 0, 1e-20, 1e20], 40, id="all_sharp"),
+        pytest.param([2.0**-149, 3.4e38, 1e-20, 1e20], 40, id="all_sharp"),
     ],
 )
 def test_any_finite_key_weight(target, weights, sharpness):
