@@ -95,7 +95,8 @@ def require_finite(name: str, value: Any, dtype: torch.dtype = torch.float64) ->
         raise TypeError(f"{name}: expected a float, got {type(value).__name__}")
     largest = _limits(dtype).max
     if not -largest <= value <= largest:
-        kind = " in float32" if largest == _FLOAT32.max else ""
+        is_large = isinstance(value, int) or math.isfinite(value)
+        kind = " in float32" if is_large and largest == _FLOAT32.max else ""
         got = "a larger int" if isinstance(value, int) else value
         raise ValueError(f"{name}: expected a finite number{kind}, got {got}")
 
