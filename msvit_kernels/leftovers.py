@@ -2,7 +2,7 @@
 
     .NAME.MACHINE-PROCESS-START.NUMBER.SUFFIX
 
-MACHINE is a digest of the host name and the process namespace, START the clock tick at which the process started: a
+MACHINE is a digest of host name, boot and process namespace, START the clock tick at which the process started: a
 process number alone is used again, in a container after every restart.
 """
 
