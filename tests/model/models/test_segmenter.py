@@ -182,6 +182,15 @@ def test_compiles_whole_with_a_budget() -> None:
             torch.testing.assert_close(compiled(images), model(images), atol=LOGITS_TOLERANCE, rtol=0)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("decode", ["packed", "grid"])
+@pytest.mark.parametrize("decoder", ["mask", "linear"])
+def test_no_image(decoder: str, decode: str) -> None:
+    model = small_segmenter(decoder)
+    model.decode = decode
+    assert model(torch.empty(0, 3, 40, 48)).shape == (0, CLASSES, 40, 48)
+
+
 def test_copies() -> None:
     model = small_segmenter()
     images = pixels(2, 30, 70)
