@@ -58,7 +58,7 @@ def test_every_way_equals_the_oracle(make_mask, size: tuple[int, int]) -> None:
 
 
 def oracle(model: Segmenter, image: Tensor, fine: Tensor) -> Tensor:
-    """Logits [classes, H, W] of one image, from the modules' parameters: replicates coarse tokens before the decoder."""
+    """Logits [classes, H, W] of one image, from the parameters; coarse tokens are replicated before the decoder."""
     encoder, decoder = model.encoder, model.decoder
     height, width = (-(-side // 16) * 16 for side in image.shape[1:])
     padded = F.pad(image, (0, width - image.shape[2], 0, height - image.shape[1]))
@@ -115,7 +115,8 @@ def test_packed_equals_grid_for_every_tower(decoder: str, kwargs: dict) -> None:
     logits = {}
     for model.decode in ("packed", "grid"):
         logits[model.decode] = model.forward_grid(images, mask)
-    assert logits["packed"].shape == (3, CLASSES, 6, 6) and logits["packed"].std() > 0.1
+    assert logits["packed"].shape == (3, CLASSES, 6, 6)
+    assert logits["packed"].std() > 0.1
     torch.testing.assert_close(logits["packed"], logits["grid"], atol=SAME, rtol=0)
 
 
@@ -152,7 +153,8 @@ def test_cached_positions_follow_the_parameters(interpolation: str) -> None:
 
 def test_the_gate_is_frozen_until_it_is_not() -> None:
     model = Segmenter(msvit.from_timm(small_vit(), 16, gate="mlp"), CLASSES).train()
-    assert model.encoder.training and not model.gate.training
+    assert model.encoder.training
+    assert not model.gate.training
     assert not any(parameter.requires_grad for parameter in model.gate.parameters())
     model.gate.requires_grad_()
     model.train()
@@ -252,5 +254,5 @@ class Halve(nn.Module):
 def test_reducers_are_refused() -> None:
     model = small_segmenter()
     model.encoder.reducers = {1: Halve()}
-    with pytest.raises(ValueError, match="encoder: expected no reducers.*blocks 1"):
+    with pytest.raises(ValueError, match=r"encoder: expected no reducers.*blocks 1"):
         model(images_of(48))
