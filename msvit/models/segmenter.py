@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from msvit.models.decoders import DECODERS, Decoder, LinearDecoder, MaskTransformer
 from msvit.models.gated import PropertiesFirst
+from msvit.models.segmenter_checkpoints import SegmenterCheckpoints
 from msvit.models.vit import MixedScaleVisionTransformer
 from msvit.tokens.embedding import normalise
 from msvit.tokens.policies import Policy
@@ -14,7 +15,7 @@ from msvit_kernels import MixedScaleLayout, unpack_to_grid, validation
 DECODE = ("packed", "grid")
 
 
-class Segmenter(PropertiesFirst):
+class Segmenter(SegmenterCheckpoints, PropertiesFirst):
     """Semantic segmentation with mixed-scale tokens (section 4.2.1 of the MSViT paper; Segmenter, arXiv 2105.05633).
 
     The encoder, a mixed-scale ViT, becomes part of the model: it loses its classifier, takes images of any size, and
