@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,9 @@ from msvit.models.sliding_window import View, ViewMean, make_views
 from msvit.tokens.decision import Decision
 from msvit.tokens.embedding import normalise
 from msvit_kernels import Scales, validation
+
+if TYPE_CHECKING:
+    from msvit.models.segmenter import Segmenter
 
 # Default number of patch tokens in a batch of windows.
 MAX_TOKENS = 4096
@@ -34,7 +37,7 @@ class Window(NamedTuple):
 
 
 def predict(
-    model: Any,
+    model: "Segmenter",
     image: Tensor | Sequence[Tensor],
     window: int,
     stride: int,
@@ -79,9 +82,9 @@ def batches(windows: Iterable[Window], max_tokens: int) -> Iterator[list[Window]
         yield batch
 
 
-def _decided(model: Any, views: Sequence[View]) -> list[Window]:
+def _decided(model: "Segmenter", views: Sequence[View]) -> list[Window]:
     """The windows of an image. The gate sees all windows of a view at once, and their tokens are read once."""
-    decisions: list[Decision] = [model.decide(torch.stack([*map(view.crop, view.places)])) for view in views]
+    decisions = [_decision(model, [view.crop(place) for place in view.places]) for view in views]
     places = [(view, place) for view in views for place in view.places]
     masks = torch.cat([decision.fine_mask for decision in decisions])
     counts = masks.flatten(1).sum(1).tolist()
@@ -89,14 +92,18 @@ def _decided(model: Any, views: Sequence[View]) -> list[Window]:
     return [Window(*place, mask, count, scales) for place, mask, count in zip(places, masks, counts, strict=True)]
 
 
-def _segment(model: Any, batch: Sequence[Window]) -> None:
-    """Adds the logits of a batch of windows to their views."""
+def _decision(model: "Segmenter", crops: list[Tensor]) -> Decision:
+    return model.encoder.decide(model.padded(torch.stack(crops)))
+
+
+def _segment(model: "Segmenter", batch: Sequence[Window]) -> None:
+    """Adds the logits of a batch of windows to their views; they are enlarged one by one, to save memory."""
     crops = torch.stack([window.view.crop(window.place) for window in batch])
     masks = torch.stack([window.fine_mask for window in batch])
     num_fine = sum(window.num_fine for window in batch)
-    logits = model.segment(crops, Decision(masks, batch[0].scales, num_fine))
-    for window, each in zip(batch, logits, strict=True):
-        window.view.add(window.place, each)
+    grids = model.segment(model.padded(crops), Decision(masks, batch[0].scales, num_fine))
+    for window, grid in zip(batch, grids.split(1), strict=True):
+        window.view.add(window.place, model.enlarged(grid, (crops.shape[2], crops.shape[3]))[0])
 
 
 @contextmanager
@@ -111,42 +118,38 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _images(image: Any, model: Any) -> list[Tensor]:
+def _images(image: Any, model: "Segmenter") -> list[Tensor]:
     """The images of a call, each [3, H, W]."""
     if isinstance(image, Tensor):
-        batched = image if image.ndim == 4 else image[None]
-        if batched.ndim != 4:
-            raise ValueError(f"image: expected shape [3, H, W] or [batch, 3, H, W], got {[*image.shape]}")
-        _check_image("image", batched, model)
-        return list(batched)
+        _check_image("image", image, model, "[3, H, W] or [batch, 3, H, W]")
+        return [image] if image.ndim == 3 else list(image)
     if not isinstance(image, Sequence) or isinstance(image, str):
         raise TypeError(f"image: expected a tensor or a list of tensors, got {type(image).__name__}")
     for index, each in enumerate(image):
-        if not isinstance(each, Tensor) or each.ndim != 3:
-            got = f"shape {[*each.shape]}" if isinstance(each, Tensor) else type(each).__name__
-            raise (ValueError if isinstance(each, Tensor) else TypeError)(
-                f"image[{index}]: expected a tensor of shape [3, H, W], got {got}"
-            )
-        _check_image(f"image[{index}]", each[None], model)
+        _check_image(f"image[{index}]", each, model, "[3, H, W]")
     return list(image)
 
 
-def _check_image(name: str, images: Tensor, model: Any) -> None:
-    """Raises TypeError or ValueError unless `images`, [batch, channels, H, W], are uint8 or floats with pixels."""
-    channels, height, width = images.shape[1:]
-    if channels != 3 or not height or not width:
-        raise ValueError(f"{name}: expected three channels and at least one pixel, got {[*images.shape[1:]]}")
-    if images.dtype == torch.uint8 and model.encoder.mean is None:
+def _check_image(name: str, image: Any, model: "Segmenter", shape: str) -> None:
+    """Raises TypeError or ValueError unless `image` has one of the shapes that the text `shape` names, and pixels."""
+    if not isinstance(image, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(image).__name__}")
+    axes = (3, 4) if "batch" in shape else (3,)
+    if image.ndim not in axes or image.shape[-3] != 3 or not (image.shape[-2] and image.shape[-1]):
+        raise ValueError(f"{name}: expected shape {shape} with at least one pixel, got {[*image.shape]}")
+    if image.dtype == torch.uint8 and model.encoder.mean is None:
         raise ValueError(f"{name}: expected floats, since the encoder has no mean and std, got uint8")
-    if images.dtype != torch.uint8 and not images.is_floating_point():
-        raise TypeError(f"{name}: expected floats or uint8, got {images.dtype}")
+    if image.dtype != torch.uint8 and not image.is_floating_point():
+        raise TypeError(f"{name}: expected floats or uint8, got {image.dtype}")
 
 
 def _check_options(window: Any, stride: Any, scales: Any, flip: Any, max_tokens: Any) -> None:
     validation.require_int("window", window, 1)
     validation.require_int("stride", stride, 1)
     if stride > window:
-        raise ValueError(f"stride: expected at most window = {window} pixels, or pixels would be left out, got {stride}")
+        raise ValueError(
+            f"stride: expected at most window = {window} pixels, or pixels would be left out, got {stride}"
+        )
     if not isinstance(scales, Sequence) or not scales:
         raise ValueError(f"scales: expected one or more numbers, got {scales!r}")
     for scale in scales:
@@ -158,15 +161,17 @@ def _check_options(window: Any, stride: Any, scales: Any, flip: Any, max_tokens:
     validation.require_int("max_tokens", max_tokens, 1)
 
 
-def _normalised(image: Tensor, model: Any) -> Tensor:
+def _normalised(image: Tensor, model: "Segmenter") -> Tensor:
     """The image as normalised floats on the device of the model, so that resizing it rounds nothing."""
     image = image.to(_weight(model).device)
     if image.dtype != torch.uint8:
         return image.to(torch.promote_types(image.dtype, torch.float32))
-    mean, std = (image.new_tensor(x, dtype=torch.float32).view(3, 1, 1) for x in (model.encoder.mean, model.encoder.std))
+    mean, std = (
+        image.new_tensor(x, dtype=torch.float32).view(3, 1, 1) for x in (model.encoder.mean, model.encoder.std)
+    )
     return normalise(image, mean, std)
 
 
-def _weight(model: Any) -> Tensor:
+def _weight(model: "Segmenter") -> Tensor:
     weight: Tensor = model.encoder.patch_embed.proj.weight
     return weight
