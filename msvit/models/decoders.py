@@ -139,7 +139,7 @@ class MaskTransformer(nn.Module):
         length = self.num_classes + cells
         offsets = torch.arange(0, batch * length + 1, length, dtype=torch.int32, device=grid.device)
         packing = Packing.from_offsets(offsets, length, batch * length, self.num_classes)
-        x = self._run(x.flatten(0, 1), PackedSequences(packing)).view(batch, length, -1)
+        x = self._run(x.flatten(0, 1), PackedSequences(packing)).view(batch, length, grid.shape[1])
         patches = F.normalize(x[:, self.num_classes :] @ self.proj_patch.to(x.dtype), dim=-1).mT
         classes = F.normalize(x[:, : self.num_classes] @ self.proj_classes.to(x.dtype), dim=-1)
         return self._masks(patches, classes).unflatten(2, (grid.shape[2], grid.shape[3]))
@@ -188,7 +188,7 @@ class MaskTransformer(nn.Module):
     def _classes(self, x: Tensor, own: MixedScaleLayout) -> Tensor:
         """[batch, num_classes, dim] of unit length: the projected class embeddings of each image."""
         rows = own.cu_seqlens[:-1, None] + torch.arange(self.num_classes, dtype=torch.int32, device=x.device)
-        classes = x.index_select(0, rows.flatten()).view(own.batch, self.num_classes, -1)
+        classes = x.index_select(0, rows.flatten()).view(own.batch, self.num_classes, x.shape[1])
         return F.normalize(classes @ self.proj_classes.to(x.dtype), dim=-1)
 
     def _masks(self, patches: Tensor, classes: Tensor) -> Tensor:

@@ -1,12 +1,17 @@
 """Segmenter: a mixed-scale ViT whose tokens a decoder turns into a class for each pixel."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from msvit.models.decoders import DECODERS, Decoder, LinearDecoder, MaskTransformer
 from msvit.models.gated import PropertiesFirst
+from msvit.models.prediction import MAX_TOKENS, predict
+from msvit.models.segmenter_checkpoints import SegmenterCheckpoints
 from msvit.models.vit import MixedScaleVisionTransformer
+from msvit.tokens.decision import Decision
 from msvit.tokens.embedding import normalise
 from msvit.tokens.policies import Policy
 from msvit_kernels import MixedScaleLayout, unpack_to_grid, validation
@@ -14,7 +19,7 @@ from msvit_kernels import MixedScaleLayout, unpack_to_grid, validation
 DECODE = ("packed", "grid")
 
 
-class Segmenter(PropertiesFirst):
+class Segmenter(SegmenterCheckpoints, PropertiesFirst):
     """Semantic segmentation with mixed-scale tokens (section 4.2.1 of the MSViT paper; Segmenter, arXiv 2105.05633).
 
     The encoder, a mixed-scale ViT, becomes part of the model: it loses its classifier, takes images of any size, and
@@ -138,10 +143,7 @@ class Segmenter(PropertiesFirst):
             TypeError, ValueError: an argument has the wrong shape, dtype or device, or the encoder has reducers; the
                 message names it.
         """
-        padded = self.padded(images)
-        grid = self.forward_grid(padded, fine_mask)
-        logits = F.interpolate(grid, size=padded.shape[2:], mode="bilinear", align_corners=False)
-        return logits[:, :, : images.shape[2], : images.shape[3]]
+        return self.enlarged(self.forward_grid(images, fine_mask), (images.shape[2], images.shape[3]))
 
     def forward_grid(self, images: Tensor, fine_mask: Tensor | None = None) -> Tensor:
         """Computes the logits of every cell of the fine grid.
@@ -152,7 +154,17 @@ class Segmenter(PropertiesFirst):
             Logits [batch, num_classes, Hf, Wf] of the padded images.
         """
         _check_encoder(self.encoder)
-        tokens, layout = self.encoder.forward_features(self.padded(images), fine_mask)
+        padded = self.padded(images)
+        return self.segment(padded, self.encoder.decide(padded, fine_mask))
+
+    def segment(self, images: Tensor, decision: Decision) -> Tensor:
+        """The second half of `forward_grid`: logits [batch, num_classes, Hf, Wf] for a decision of `encoder.decide`.
+
+        Args:
+            images: [batch, 3, H, W], result of `padded`.
+            decision: decision of the encoder for the same images.
+        """
+        tokens, layout = self.encoder.features(images, decision)
         assert isinstance(layout, MixedScaleLayout)  # there is no reducer
         tokens = self.encoder.fc_norm(tokens)  # the final norm of towers that pool before it
         logits: Tensor
@@ -161,6 +173,57 @@ class Segmenter(PropertiesFirst):
         else:
             logits = self.decoder.decode_grid(unpack_to_grid(tokens, layout))
         return logits
+
+    def enlarged(self, grid: Tensor, size: tuple[int, int]) -> Tensor:
+        """The logits of pixels, [batch, num_classes, *size], from those of the fine grid of their padded images."""
+        patch = self.encoder.patch_size
+        padded = grid.shape[2] * patch, grid.shape[3] * patch
+        logits = F.interpolate(grid, size=padded, mode="bilinear", align_corners=False)
+        return logits[:, :, : size[0], : size[1]]
+
+    def predict(
+        self,
+        image: Tensor | Sequence[Tensor],
+        window: int = 512,
+        stride: int = 480,
+        *,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+        max_tokens: int = MAX_TOKENS,
+    ) -> Tensor | list[Tensor]:
+        """Segments images of any size by sliding windows, as the original Segmenter does.
+
+        An image whose shorter side is below `window` is enlarged to it. Windows start at the multiples of `stride`; the
+        last one ends at the border. Overlapping logits are averaged, and the result is resized to the image. Both
+        resizings are bilinear.
+
+        Args:
+            image: [3, H, W], [batch, 3, H, W] or a list of [3, H, W] of different sizes, on any device; normalised
+                floats, or uint8, which is normalised by the encoder's mean and std.
+            window: height and width of a window in pixels.
+            stride: distance in pixels between two windows, 1 to `window`.
+            scales: factors by which the image is resized, each of which gives one view. The original's multi-scale
+                results use 0.5, 0.75, 1.0, 1.25, 1.5 and 1.75, after it has scaled the shorter side to a window.
+            flip: whether the mirror image of each view is a view too.
+            max_tokens: patch tokens of a batch of windows, which may come from several images; a window with more is
+                a batch of its own. It changes memory and speed, not the result.
+
+        Returns:
+            Logits [num_classes, H, W], [batch, num_classes, H, W] or a list of [num_classes, H, W], on the device of
+            the model, in fp32 (fp64 for a model in fp64), without gradient. With several views they are the logarithm
+            of the mean of the views' probabilities, so that their softmax is that mean.
+
+        Raises:
+            TypeError, ValueError: an argument has the wrong type, shape, dtype or value, or the encoder has reducers;
+                the message names it.
+
+        Note:
+            The model is in evaluation mode during the call. The gate decides for all windows of a view at once: a
+            result does not depend on the other images of the call, and a `Budget` holds on average over the windows
+            of a view. One read from the device per image, of the number of tokens of its windows.
+        """
+        _check_encoder(self.encoder)
+        return predict(self, image, window, stride, scales, flip, max_tokens)
 
     def padded(self, images: Tensor) -> Tensor:
         """Pads images to multiples of the region's width, see `forward`; uint8 images that need it become floats."""

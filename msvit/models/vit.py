@@ -168,7 +168,10 @@ class MixedScaleVisionTransformer(TimmInterface):
         Note:
             The key weight is not returned, so `forward_head` pools without it even if a reducer has changed it.
         """
-        decision = self.decide(images, fine_mask, gate_logits=gate_logits)
+        return self.features(images, self.decide(images, fine_mask, gate_logits=gate_logits))
+
+    def features(self, images: Tensor, decision: Decision) -> tuple[Tensor, Packing]:
+        """The second half of `forward_features`: tokens and their layout for a decision of `decide`."""
         tokens, sequences = self._encode(images, decision)
         if isinstance(sequences, PackedSequences):
             return tokens, sequences.packing
