@@ -40,7 +40,10 @@ def from_checkpoint(
     names = _class_names(num_classes, classes)
     if window is not None and window < 1:
         raise ValueError(f"--window: expected a positive number of pixels, got {window}")
-    model = msvit.create_model(name or MODEL, num_classes=len(names), img_size=window, gate="mlp").eval()
+    try:
+        model = msvit.create_model(name or MODEL, num_classes=len(names), img_size=window, gate="mlp").eval()
+    except ValueError as error:
+        raise ValueError(f"--model, --window: {error}") from error
     if not isinstance(model, Segmenter):
         raise ValueError(f"--model: expected a Segmenter such as {MODEL}, got {name}")
     missing = msvit.load_checkpoint(model, path)
@@ -83,7 +86,7 @@ def from_run(
     run = load_run(folder)
     model = run.model()
     if not isinstance(model, Segmenter):
-        raise ValueError(f"--run: expected a run of segmentation, got {folder} of classification")
+        raise ValueError(f"--run: expected a run of segmentation, got {folder} of another task")
     if gate is not None:
         _set_gate(model, gate)
     count = model.num_classes
