@@ -58,8 +58,4 @@ def evaluate(
         from msvit.training.evaluation_job import evaluate_checkpoint
 
         name, found = evaluate_checkpoint(checkpoint, values)
-        say(
-            f"{name}: top-1 {found.top1:.2%}, top-5 {found.top5:.2%}, loss {found.loss:.4f}, "
-            f"{found.tokens_per_image:.1f} tokens/image ({found.fine_share:.1%} of the regions fine), "
-            f"{found.gmacs:.3f} GMACs/image, {found.images} images, {found.left_out} left out"
-        )
+        say(f"{name}: {found.text}")
