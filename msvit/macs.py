@@ -1,6 +1,6 @@
 """Multiply-accumulates, counted as in the tables of the MSViT paper."""
 
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -8,12 +8,14 @@ from torch import nn
 def macs(model: nn.Module, num_tokens: int) -> int:
     """Counts the multiply-accumulates of backbone and head for one image of `num_tokens` patch tokens.
 
+    The head of a `Segmenter` is its decoder; `macs(model.encoder, num_tokens)` leaves it out, as the paper's table 4.
+
     The count includes linear layers, the patch convolution (once per active patch token) and both matrix products of
     attention, with prefix tokens in the sequence. It excludes biases, norms, softmax, activations and the gate (see
     `gate_macs`).
 
     Args:
-        model: an `msvit` model or a timm `VisionTransformer`.
+        model: an `msvit` model, `Segmenter` included, or a timm `VisionTransformer`.
         num_tokens: number of patch tokens, without prefix tokens.
 
     Returns:
@@ -24,11 +26,14 @@ def macs(model: nn.Module, num_tokens: int) -> int:
         ValueError: `num_tokens` is negative.
         NotImplementedError: the model has reducers, which change the number of tokens between blocks.
     """
+    if num_tokens < 0:
+        raise ValueError(f"num_tokens: expected 0 or more patch tokens, got {num_tokens}")
+    decoder_macs: Any = getattr(model, "decoder_macs", None)
+    if decoder_macs is not None:
+        return macs(cast(nn.Module, model.encoder), num_tokens) + int(decoder_macs(num_tokens))
     for name in ("patch_embed", "blocks", "head", "num_prefix_tokens"):
         if not hasattr(model, name):
             raise TypeError(f"model: expected an msvit model or a timm VisionTransformer, got {type(model).__name__}")
-    if num_tokens < 0:
-        raise ValueError(f"num_tokens: expected 0 or more patch tokens, got {num_tokens}")
     if len(reducers := getattr(model, "reducers", ())):
         blocks = ", ".join(map(str, sorted(reducers)))
         raise NotImplementedError(f"model: expected a model without reducers, got reducers at blocks {blocks}")

@@ -1,11 +1,11 @@
-"""Decodes an image file of any mode into upright 8-bit RGB: the one decoder of figures, training and evaluation."""
+"""Decodes image files of any mode into upright 8-bit RGB: the one decoder of figures, training and evaluation."""
 
 import errno
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
@@ -21,6 +21,8 @@ _OVERSHOOT = 0.5
 _LASTING = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP)
 _TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262
 _PILLOW_SETTINGS = threading.Lock()
+
+_T = TypeVar("_T")
 
 
 class UnreadableImageError(ValueError):
@@ -44,13 +46,39 @@ def decode_image(
         UnreadableImageError: the file is missing, truncated, corrupt, not an image or too large.
         OSError: the system failed to read the file, which may not happen again.
     """
+    return decode(to_rgb, source, max_pixels=max_pixels, name=name)
+
+
+def decode(
+    convert: Callable[[Image.Image], _T],
+    source: str | os.PathLike[str] | BinaryIO,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    name: str | None = None,
+) -> _T:
+    """Reads one image and converts it; `decode_image` describes the arguments and the errors.
+
+    Args:
+        convert: function of the image with all of its pixels decoded, which it may change. Its errors count as those
+            of an unreadable file.
+        source: image file.
+        max_pixels: largest number of pixels.
+        name: name of the image in messages.
+
+    Returns:
+        The result of `convert`.
+
+    Raises:
+        UnreadableImageError: the file cannot be read or converted; one that `convert` raises passes as it is.
+        OSError: the system failed to read the file, which may not happen again.
+    """
     if name is None:
         name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else str(source)
     try:
         with _strict_pillow(), Image.open(source) as image:
             check_size(image, max_pixels, name)
             image.load()
-        return to_rgb(image)
+        return convert(image)
     except (UnreadableImageError, MemoryError):
         raise
     except Exception as error:  # decoders raise many kinds of errors for a broken file

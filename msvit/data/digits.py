@@ -6,18 +6,16 @@ place of the digit is known, the report can measure whether a gate selects it.
 """
 
 import functools
-import math
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from msvit.data.decoding import decode_image
+from msvit.data.ink import INK, MAX_TURN, balanced, blend, digit_scans, enlarge, extent
 from msvit.data.samples import sample_photographs
-from msvit.extras import require_extra
 
 # Both halves of the stereo pair show one scene and stay in one split. The page of text is left out because its letters
 # resemble digits; gravel and grass, because people do not find digits on them either.
@@ -39,12 +37,9 @@ SPLITS = tuple(PHOTOGRAPHS)
 
 # Shorter side of the resized photographs that crops are cut from, in image widths.
 _ZOOMS = (2.0, 3.0, 4.0)
-_MAX_TURN = math.radians(12)
 # A small model trained from scratch can read the digits because crops keep only this share of their contrast, around
-# the same dark grey, and ink is brighter than that. Grey and ink are in 1/255.
+# the same dark grey, in 1/255, and ink is brighter than that.
 _FADED, _GREY = 0.3, 90
-_INK = (220, 255)
-_MIN_ALPHA = 1 / 32
 
 
 class DigitsOnPhotographs(Dataset[tuple[Tensor, int]]):
@@ -73,20 +68,14 @@ class DigitsOnPhotographs(Dataset[tuple[Tensor, int]]):
         self, split: str, size: int, seed: int, image_size: int, digit_size: tuple[float, float] | None = None
     ) -> None:
         low, high = digit_size or (image_size / 8, image_size * 7 / 40)
-        if split not in SPLITS:
-            raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
-        if size < 1:
-            raise ValueError(f"size: expected 1 image or more, got {size}")
-        if image_size < 16:
-            raise ValueError(f"image_size: expected 16 pixels or more, got {image_size}")
-        if not 2 <= low <= high <= image_size / 2:
-            raise ValueError(f"digit_size: expected 2 <= smallest <= largest <= {image_size / 2}, got {(low, high)}")
+        check_arguments(split, size, image_size, (low, high))
         self.images = photograph_crops(split, size, seed, image_size)
         rng = np.random.default_rng([seed, SPLITS.index(split), 1])
         scans, labels = digit_scans(split)
-        chosen = _balanced(labels, size, rng)
+        chosen = balanced(labels, size, rng)
         self.labels = torch.from_numpy(labels[chosen])
-        ink = _enlarge(scans[chosen], rng.uniform(low, high, size), rng.uniform(-_MAX_TURN, _MAX_TURN, size))
+        sides, turns = rng.uniform(low, high, size), rng.uniform(-MAX_TURN, MAX_TURN, size)
+        ink = enlarge(scans[chosen, None], sides, turns)[:, 0]
         self.boxes = _place(ink, image_size, rng)
         _paint(self.images, ink, self.boxes, rng)
 
@@ -97,27 +86,17 @@ class DigitsOnPhotographs(Dataset[tuple[Tensor, int]]):
         return self.images[index], int(self.labels[index])
 
 
-def digit_scans(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Loads the handwritten digits of a split; a quarter of each digit's scans are for testing.
-
-    Args:
-        split: "train" or "test".
-
-    Returns:
-        Scans, fp32 [n, 8, 8] in [0, 1], and their labels, int64 [n].
-
-    Raises:
-        MissingExtraError: scikit-learn is not installed.
-    """
-    require_extra("train", "sklearn")
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    for_test = np.zeros(len(data.target), dtype=bool)
-    for digit in range(10):
-        for_test[np.flatnonzero(data.target == digit)[::4]] = True
-    mine = for_test == (split == "test")
-    return (data.images[mine] / 16).astype(np.float32), data.target[mine].astype(np.int64)
+def check_arguments(split: str, size: int, image_size: int, digit_size: tuple[float, float]) -> None:
+    """Raises ValueError unless images of these sizes can be made."""
+    low, high = digit_size
+    if split not in SPLITS:
+        raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
+    if size < 1:
+        raise ValueError(f"size: expected 1 image or more, got {size}")
+    if image_size < 16:
+        raise ValueError(f"image_size: expected 16 pixels or more, got {image_size}")
+    if not 2 <= low <= high <= image_size / 2:
+        raise ValueError(f"digit_size: expected 2 <= smallest <= largest <= {image_size / 2}, got {(low, high)}")
 
 
 def photograph_crops(split: str, size: int, seed: int, image_size: int) -> Tensor:
@@ -168,52 +147,23 @@ def _pyramids(split: str, image_size: int) -> list[np.ndarray]:
     return levels
 
 
-def _balanced(labels: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Indices of `size` scans, with equally many of each digit to within one."""
-    wanted = rng.permutation(np.arange(size) % 10)
-    chosen = np.empty(size, dtype=np.int64)
-    for digit in range(10):
-        mine = wanted == digit
-        chosen[mine] = rng.choice(np.flatnonzero(labels == digit), mine.sum())
-    return chosen
-
-
-def _enlarge(scans: np.ndarray, sides: np.ndarray, turns: np.ndarray) -> Tensor:
-    """Scans enlarged to `sides` pixels and turned by `turns` (radians): [n, c, c], c wide enough for all of them."""
-    canvas = math.ceil(sides.max() * (math.cos(_MAX_TURN) + math.sin(_MAX_TURN))) + 1
-    # Maps a position on the canvas to one in the scan, both in [-1, 1].
-    scale = canvas / sides
-    cos, sin, zero = np.cos(turns) * scale, np.sin(turns) * scale, np.zeros(len(scans))
-    theta = torch.from_numpy(np.stack([cos, -sin, zero, sin, cos, zero], axis=1).astype(np.float32)).view(-1, 2, 3)
-    grid = F.affine_grid(theta, [len(scans), 1, canvas, canvas], align_corners=False)
-    ink = F.grid_sample(torch.from_numpy(scans)[:, None], grid, mode="bicubic", align_corners=False)[:, 0]
-    return torch.where(ink > _MIN_ALPHA, ink.clamp(0, 1), 0)
-
-
 def _place(ink: Tensor, image_size: int, rng: np.random.Generator) -> Tensor:
     """Boxes [n, 4] of the ink's size, at random places in the image."""
     size = len(ink)
     boxes = np.empty((size, 4), dtype=np.int64)
     for axis in (0, 1):
-        first, last = _extent(ink, axis)
+        first, last = extent(ink, axis)
         boxes[:, axis] = (rng.random(size) * (image_size - (last - first) + 1)).astype(np.int64)
         boxes[:, axis + 2] = boxes[:, axis] + last - first
     return torch.from_numpy(boxes)
 
 
-def _extent(ink: Tensor, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """First column (axis 0) or row (axis 1) with ink, and the one after the last."""
-    has_ink = (ink > 0).any(1 + axis).numpy()
-    return has_ink.argmax(1), has_ink.shape[1] - has_ink[:, ::-1].argmax(1)
-
-
 def _paint(images: Tensor, ink: Tensor, boxes: Tensor, rng: np.random.Generator) -> None:
     """Blends each digit into its box, in place."""
-    levels = rng.uniform(*_INK, len(images))
-    lefts, tops = _extent(ink, 0)[0], _extent(ink, 1)[0]
+    levels = rng.uniform(*INK, len(images))
+    lefts, tops = extent(ink, 0)[0], extent(ink, 1)[0]
     pixels, alphas = images.numpy(), ink.numpy()
     for i, (left, top, right, bottom) in enumerate(boxes.numpy()):
         y, x = tops[i], lefts[i]
         alpha = alphas[i, y : y + bottom - top, x : x + right - left]
-        patch = pixels[i, :, top:bottom, left:right]
-        patch[...] = (patch + alpha * (levels[i] - patch)).round()
+        blend(pixels[i, :, top:bottom, left:right], alpha, levels[i])

@@ -12,7 +12,8 @@ from safetensors import SafetensorError, safe_open
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from msvit.checkpoint import metadata_object, save_checkpoint
+from msvit.checkpoint import save_checkpoint
+from msvit.checkpoint_files import metadata_object
 from msvit.gates.arguments import GateArguments, checked_grid_size
 from msvit.gates.base import check_normalisation
 from msvit.gates.mlp import MLPGate

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from msvit.gates.base import INITIAL_LOGIT, Gate
@@ -17,7 +18,8 @@ class MLPGate(Gate):
 
     Args:
         coarse: width of a region in pixels.
-        grid_size: (Hc, Wc), regions of an image.
+        grid_size: (Hc, Wc), regions of the images whose position encodings are learned; for images of another size they
+            are resampled.
         hidden: width of the three hidden layers.
         temperature: temperature of the Gumbel-sigmoid.
         mean, std: three floats each, as in `Gate`; uint8 images are normalised by them.
@@ -62,13 +64,11 @@ class MLPGate(Gate):
         """Logits [batch, Hc, Wc], without noise.
 
         Raises:
-            ValueError: the images have another size, or they are uint8 and the gate has no mean and std.
+            ValueError: regions do not divide the images, or they are uint8 and the gate has no mean and std.
         """
         batch, height, width = self.regions(images)
-        if (height, width) != self.grid_size:
-            raise ValueError(f"images: expected {self.grid_size} regions, got {(height, width)}")
         x = self.fc1(self._pixels(images)).flatten(2).mT  # [batch, Nc, hidden]
-        x = self.act(x + self.pos_embed)
+        x = self.act(x + self._positions((height, width)))
         x = self.fc4(self.act(self.fc3(self.act(self.fc2(x)))))
         return x.view(batch, height, width)
 
@@ -79,6 +79,15 @@ class MLPGate(Gate):
         # At 0 and 1 the noise would be infinite.
         uniform = torch.rand(logits.shape, device=logits.device).clamp(1e-6, 1 - 1e-6)
         return logits + torch.logit(uniform).to(logits.dtype)
+
+    def _positions(self, grid_size: tuple[int, int]) -> Tensor:
+        """Position encodings [1, Nc, hidden], resampled (bicubic, as timm does) if the images have another size."""
+        if grid_size == self.grid_size:
+            return self.pos_embed
+        resampled: Tensor = resample_abs_pos_embed(
+            self.pos_embed, [*grid_size], old_size=[*self.grid_size], num_prefix_tokens=0
+        )
+        return resampled
 
     def _pixels(self, images: Tensor) -> Tensor:
         if images.dtype != torch.uint8:

@@ -4,6 +4,7 @@ import inspect
 import os
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 import timm
@@ -12,6 +13,8 @@ from torch import nn
 
 from msvit.checkpoint import load_checkpoint
 from msvit.gates import make_gate
+from msvit.models.decoders import DECODERS, NORM_EPS
+from msvit.models.segmenter import Segmenter
 from msvit.models.support import supported
 from msvit.models.timm_config import default_cfg, given_cfg, given_img_size
 from msvit.models.vit import MixedScaleVisionTransformer
@@ -29,24 +32,29 @@ SCALES = {"16_32": (16, 32), "8_16": (8, 16), "32_64": (32, 64)}
 
 _NAME = re.compile(rf"msvit_({'|'.join(SIZES)})_patch({'|'.join(SCALES)})_([1-9]\d*)")
 
+_SEGMENTER_NAME = re.compile(rf"msvit_seg_({'|'.join(SIZES)})_({'|'.join(DECODERS)})_(patch.*)")
+
 
 def create_model(
     name: str, *, pretrained: bool = False, img_size: int | tuple[int, int] | None = None, **options: Any
-) -> MixedScaleVisionTransformer:
-    """Makes a mixed-scale ViT by name.
+) -> Any:
+    """Makes a mixed-scale ViT or a Segmenter by name.
 
     Args:
-        name: "msvit_{tiny,small,base,large}_patch{16_32,8_16,32_64}_{image size in pixels}".
+        name: "msvit_{tiny,small,base,large}_patch{16_32,8_16,32_64}_{image size in pixels}" for a ViT,
+            "msvit_seg_{tiny,small,base,large}_{mask,linear}_patch..." for a Segmenter.
         pretrained: whether to load timm's weights for the ViT of that size and patch size, which include no gate.
         img_size: height and width in pixels, multiples of the region's width; by default, the `input_size` of
             `pretrained_cfg_overlay` or `pretrained_cfg`, or else the size in the name.
         options: `gate`, `policy`, `token_mode`, `mean`, `std`, `checkpoint_path` and `load_head` as in `from_timm`;
             `pretrained_cfg`, `pretrained_cfg_overlay` and `cache_dir` as in `timm.create_model`, for the plain ViT; the
             others are arguments of timm's `VisionTransformer`, such as `num_classes`, `drop_path_rate` and
-            `global_pool`.
+            `global_pool`. For a Segmenter, `num_classes` (150 by default), `decode`, `decoder_depth` and `dropout` are
+            those of `msvit.Segmenter`, `load_head` concerns its decoder, and `norm_eps` is the epsilon of the encoder's
+            layer norms (1e-5, that of the original).
 
     Returns:
-        The model, on the CPU, in fp32 and in training mode.
+        A `MixedScaleVisionTransformer` or a `Segmenter`, on the CPU, in fp32 and in training mode.
 
     Raises:
         ValueError: the name is unknown, regions do not divide the image size, timm has no such weights, or the model
@@ -54,6 +62,8 @@ def create_model(
         TypeError: neither `from_timm` nor `VisionTransformer` has an argument of that name.
         RuntimeError: timm has no weights with the tag `pretrained_cfg`.
     """
+    if name.startswith("msvit_seg_"):
+        return _create_segmenter(name, pretrained=pretrained, img_size=img_size, **options)
     _, _, coarse, name_img_size = _parse(name)
     wrapping = {key: options.pop(key) for key in _WRAPPING & options.keys()}
     if img_size is None:
@@ -64,6 +74,34 @@ def create_model(
     else:
         vit = _untrained(name, img_size, **options)
     return from_timm(vit, coarse, **wrapping)
+
+
+def _create_segmenter(
+    name: str,
+    *,
+    num_classes: int = 150,
+    decode: str = "packed",
+    decoder_depth: int = 2,
+    dropout: float = 0.0,
+    norm_eps: float = NORM_EPS,
+    checkpoint_path: str | os.PathLike[str] | None = None,
+    load_head: bool = True,
+    **options: Any,
+) -> Segmenter:
+    match = _SEGMENTER_NAME.fullmatch(name)
+    if match is None:
+        raise ValueError(
+            f"name: expected msvit_seg_{{{','.join(SIZES)}}}_{{{','.join(DECODERS)}}}_patch{{{','.join(SCALES)}}}_"
+            f"{{image size}}, got {name!r}"
+        )
+    size, decoder, patches = match.groups()
+    options.setdefault("norm_layer", partial(nn.LayerNorm, eps=norm_eps))
+    encoder = create_model(f"msvit_{size}_{patches}", num_classes=0, **options)
+    encoder.pos_embed_interpolation = "bilinear"
+    model = Segmenter(encoder, num_classes, decoder, decode, decoder_depth=decoder_depth, dropout=dropout)
+    if checkpoint_path is not None:
+        load_checkpoint(model, checkpoint_path, load_head=load_head)
+    return model
 
 
 def _untrained(

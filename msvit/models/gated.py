@@ -1,6 +1,7 @@
 """The base class of backbones with a gate: it takes the decision and checks the arguments of a call."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -12,7 +13,25 @@ from msvit.tokens.policies import Policy
 from msvit_kernels import Scales
 
 
-class GatedBackbone(nn.Module):
+class PropertiesFirst(nn.Module):
+    """Base class of modules some of whose properties have a module as their value."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # A property takes precedence: nn.Module would register a module under its name and bypass its checks.
+        if isinstance(getattr(type(self), name, None), property):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        # As in `__setattr__`: nn.Module would delete the module behind a property.
+        if isinstance(getattr(type(self), name, None), property):
+            object.__delattr__(self, name)
+        else:
+            super().__delattr__(name)
+
+
+class GatedBackbone(PropertiesFirst):
     """Base class of models that take a decision for each image and then classify its tokens.
 
     A subclass implements `classify`. It registers its own modules first and then sets `gate` and `policy`, so that the
@@ -32,6 +51,7 @@ class GatedBackbone(nn.Module):
         policy: policy that chooses the fine regions from the logits. If it is a module, its parameters belong to the
             model, as `policy.*`, until another policy is set.
         image_size, scales, mean, std: as given.
+        dynamic_img_size: whether images may have any size that regions divide; False by default.
         grid_size, coarse_grid_size, scale_factor: fine patches (height, width), regions (height, width) and fine
             patches along one side of a region, all from `scales`.
     """
@@ -51,20 +71,7 @@ class GatedBackbone(nn.Module):
         self.scales = scales
         self.mean = None if mean is None else tuple(mean)
         self.std = None if std is None else tuple(std)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # A property takes precedence: nn.Module would register a module under its name and bypass its checks.
-        if isinstance(getattr(type(self), name, None), property):
-            object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
-
-    def __delattr__(self, name: str) -> None:
-        # As in `__setattr__`: nn.Module would delete the module behind a property.
-        if isinstance(getattr(type(self), name, None), property):
-            object.__delattr__(self, name)
-        else:
-            super().__delattr__(name)
+        self.dynamic_img_size = False
 
     @property
     def grid_size(self) -> tuple[int, int]:
@@ -106,7 +113,8 @@ class GatedBackbone(nn.Module):
         """Classifies images.
 
         Args:
-            images: [batch, 3, H, W], normalised floats, or uint8, which is normalised by `mean` and `std`.
+            images: [batch, 3, H, W], normalised floats, or uint8, which is normalised by `mean` and `std`. H and W are
+                those of `image_size` or, with `dynamic_img_size`, multiples of the region's width.
             fine_mask: bool [batch, Hc, Wc], fine regions that replace the gate's decision. If None, the gate decides.
             gate_logits: floats [batch, Hc, Wc], result of `self.gate(images)`; if given, the gate is not called, but a
                 learned gate still adds its noise in training.
@@ -133,25 +141,50 @@ class GatedBackbone(nn.Module):
         Returns:
             The decision. With a learned gate and gradients enabled, it has a straight-through weight (eq. 2).
         """
-        self._check_images(images)
+        self.check_pixels(images)
+        scales = self.scales_of(images)
         if fine_mask is not None:
-            return given_decision(fine_mask, images, self.scales)
+            return given_decision(fine_mask, images, scales)
         logits = self.gate(images) if gate_logits is None else gate_logits
         name = "gate_logits" if gate_logits is not None else "result of the gate"
-        check_logits(name, logits, images, self.scales)
-        return take_decision(self.gate, self.policy, logits, self.scales)
+        check_logits(name, logits, images, scales)
+        return take_decision(self.gate, self.policy, logits, scales)
 
     def classify(self, images: Tensor, decision: Decision) -> Tensor:
         """The second half of `forward`: logits [batch, num_classes] for a decision of `decide`."""
         raise NotImplementedError
 
-    def _check_images(self, images: Tensor) -> None:
+    @property
+    def region_width(self) -> int:
+        """Width of a region in pixels."""
+        return self.image_size[0] // self.scales.regions[0]
+
+    def scales_of(self, images: Tensor) -> Scales:
+        """The candidate tokens of an image of the size of `images`, [batch, 3, H, W].
+
+        Raises:
+            ValueError: the model does not take images of that size.
+        """
+        height, width = images.shape[2:]
+        if (height, width) == self.image_size:
+            return self.scales
+        side = self.region_width
+        if not self.dynamic_img_size:
+            raise ValueError(f"images: expected shape [batch, 3, {self._size_text()}], got {[*images.shape]}")
+        if height % side or width % side or not (height and width):
+            raise ValueError(f"images: expected a height and width that are multiples of {side}, got {[*images.shape]}")
+        return replace(self.scales, regions=(height // side, width // side))
+
+    def check_pixels(self, images: Any) -> None:
+        """Raises TypeError or ValueError unless `images` are pixels [batch, 3, H, W] of any size."""
         if not isinstance(images, Tensor):
             raise TypeError(f"images: expected a tensor, got {type(images).__name__}")
-        expected = (3, *self.image_size)
-        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
-            raise ValueError(f"images: expected shape [batch, {', '.join(map(str, expected))}], got {[*images.shape]}")
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images: expected shape [batch, 3, {self._size_text()}], got {[*images.shape]}")
         if images.dtype == torch.uint8 and (self.mean is None or self.std is None):
             raise ValueError("images: expected floats, since the model has no mean and std, got uint8")
         if images.dtype != torch.uint8 and not images.is_floating_point():
             raise TypeError(f"images: expected floats or uint8, got {images.dtype}")
+
+    def _size_text(self) -> str:
+        return "H, W" if self.dynamic_img_size else f"{self.image_size[0]}, {self.image_size[1]}"

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from msvit.models.blocks import MixedScaleBlock
 from msvit.models.pooling import pool_tokens
+from msvit.models.positions import INTERPOLATIONS, ResampledGrids
 from msvit.models.support import supported
 from msvit.models.timm_interface import TimmInterface
 from msvit.reducers import Reducer, Reducers
@@ -48,6 +49,9 @@ class MixedScaleVisionTransformer(TimmInterface):
         patch_size, coarse: width of a patch and of a region in pixels.
         scale_factor: s = coarse / patch_size.
         scales: the candidate tokens of an image, from which tokens are counted.
+        dynamic_img_size: whether images may have any size that regions divide, for which position encodings are
+            resampled; False by default. It concerns the call; the attributes above keep the size of the parameters.
+        pos_embed_interpolation: "bilinear" or "bicubic", by which position encodings are resampled.
 
     Raises:
         ValueError: a class, feature or size of `vit` cannot be wrapped; the message names it, see `msvit.from_timm`.
@@ -74,6 +78,8 @@ class MixedScaleVisionTransformer(TimmInterface):
         self.gate = gate
         self.policy = policy or Threshold()
         self.token_mode = token_mode
+        self.pos_embed_interpolation = "bicubic"
+        self._resampled_grids = ResampledGrids()
         # `add_module` refuses the name of a property.
         self._modules["reducers"] = Reducers(len(self.blocks))
 
@@ -110,6 +116,17 @@ class MixedScaleVisionTransformer(TimmInterface):
         if value not in TOKEN_MODES:
             raise ValueError(f"token_mode: expected one of {', '.join(TOKEN_MODES)}, got {value!r}")
         self._token_mode = value
+
+    @property
+    def pos_embed_interpolation(self) -> str:
+        """Interpolation of position encodings for images of other sizes: "bilinear" or "bicubic"."""
+        return self._pos_embed_interpolation
+
+    @pos_embed_interpolation.setter
+    def pos_embed_interpolation(self, value: str) -> None:
+        if value not in INTERPOLATIONS:
+            raise ValueError(f"pos_embed_interpolation: expected one of {', '.join(INTERPOLATIONS)}, got {value!r}")
+        self._pos_embed_interpolation = value
 
     @property
     def reducers(self) -> Reducers:
@@ -151,7 +168,10 @@ class MixedScaleVisionTransformer(TimmInterface):
         Note:
             The key weight is not returned, so `forward_head` pools without it even if a reducer has changed it.
         """
-        decision = self.decide(images, fine_mask, gate_logits=gate_logits)
+        return self.features(images, self.decide(images, fine_mask, gate_logits=gate_logits))
+
+    def features(self, images: Tensor, decision: Decision) -> tuple[Tensor, Packing]:
+        """The second half of `forward_features`: tokens and their layout for a decision of `decide`."""
         tokens, sequences = self._encode(images, decision)
         if isinstance(sequences, PackedSequences):
             return tokens, sequences.packing
@@ -182,8 +202,14 @@ class MixedScaleVisionTransformer(TimmInterface):
             raise ValueError(f"tokens: expected shape [{layout.total_tokens}, dim], got {[*tokens.shape]}")
         return self._head(tokens, PackedSequences(layout), pre_logits)
 
-    def position_table(self) -> Tensor:
-        """[num_prefix + Nc + Nf, dim], with gradient: the vectors added to the patch projections of the candidates."""
+    def position_table(self, scales: Scales | None = None) -> Tensor:
+        """[num_prefix + Nc + Nf, dim], with gradient: the vectors added to the patch projections of the candidates.
+
+        Args:
+            scales: candidates of an image, for whose grid the position encodings are resampled; None for those of an
+                image of size `image_size`.
+        """
+        wanted = self.grid_size if scales is None else scales.grid_size
         tokens = [token[0] for token in (self.cls_token, self.reg_token) if token is not None]
         height, width = self.grid_size
         weight = self.patch_embed.proj.weight
@@ -195,14 +221,15 @@ class MixedScaleVisionTransformer(TimmInterface):
         else:
             positions, grid = self.pos_embed[0].split([self.num_prefix_tokens, height * width])
             prefix = prefix + positions
-        return position_table(prefix, grid.view(height, width, -1), self.scale_factor)
+        grid = self._resampled_grids(grid.view(height, width, -1), wanted, self.pos_embed_interpolation)
+        return position_table(prefix, grid, self.scale_factor)
 
     def _encode(self, images: Tensor, decision: Decision) -> tuple[Tensor, Sequences]:
         raw = images.dtype == torch.uint8
         embedding = Embedding(
             weight=self.patch_embed.proj.weight,
             bias=self.patch_embed.proj.bias,
-            table=self.position_table(),
+            table=self.position_table(decision.scales),
             mean=self.mean if raw else None,
             std=self.std if raw else None,
         )

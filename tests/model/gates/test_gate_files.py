@@ -66,6 +66,7 @@ def test_to_another_image_size(tmp_path: Path) -> None:
     torch.testing.assert_close(positions[0], positions[2])
     image = pixels(96)[:, :, :48]
     assert loaded(image).shape == (4, 3, 6)
+    torch.testing.assert_close(gate(image), loaded(image))  # the gate resamples its position encodings itself
 
 
 def test_agreement_is_the_share_of_equal_decisions() -> None:

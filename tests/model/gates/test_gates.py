@@ -148,7 +148,6 @@ WRONG_CALLS = [
         "expected floats, since the gate has no mean and std",
         id="uint8",
     ),
-    pytest.param(lambda: MLPGate(16, (3, 3))(torch.zeros(1, 3, 32, 32)), ValueError, "expected .3, 3. regions", id="n"),
     pytest.param(lambda: RadialGate(16)(torch.zeros(1, 3, 40, 48)), ValueError, "multiples of 16", id="size"),
     pytest.param(lambda: RadialGate(16)(torch.zeros(3, 48, 48)), ValueError, r"\[batch, 3, H, W\]", id="ndim"),
     pytest.param(lambda: RadialGate(16, -1), ValueError, "radius: expected 0 or more, got -1", id="radius"),

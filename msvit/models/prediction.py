@@ -1,0 +1,177 @@
+"""`Segmenter.predict`: the windows of many images and views, in batches of a bounded number of tokens."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from msvit.models.sliding_window import View, ViewMean, make_views
+from msvit.tokens.decision import Decision
+from msvit.tokens.embedding import normalise
+from msvit_kernels import Scales, validation
+
+if TYPE_CHECKING:
+    from msvit.models.segmenter import Segmenter
+
+# Default number of patch tokens in a batch of windows.
+MAX_TOKENS = 4096
+
+
+class Window(NamedTuple):
+    """A window that waits for its batch.
+
+    Attributes:
+        view, place: the view to which the window belongs, and (top, left) in it.
+        fine_mask: bool [Hc, Wc].
+        num_fine: number of fine regions.
+        scales: the candidate tokens of a window.
+    """
+
+    view: View
+    place: tuple[int, int]
+    fine_mask: Tensor
+    num_fine: int
+    scales: Scales
+
+
+def predict(
+    model: "Segmenter",
+    image: Tensor | Sequence[Tensor],
+    window: int,
+    stride: int,
+    scales: Sequence[float],
+    flip: bool,
+    max_tokens: int,
+) -> Tensor | list[Tensor]:
+    """Implements `Segmenter.predict`, which describes the arguments."""
+    _check_options(window, stride, scales, flip, max_tokens)
+    images = _images(image, model)
+    means: list[ViewMean] = []
+
+    def windows() -> Iterator[Window]:
+        for each in images:
+            mean, views = make_views(_normalised(each, model), scales, flip, window, stride)
+            means.append(mean)
+            yield from _decided(model, views)
+
+    with torch.no_grad(), _evaluation_mode(model):
+        for batch in batches(windows(), max_tokens):
+            _segment(model, batch)
+    logits = [mean.logits for mean in means]
+    if not isinstance(image, Tensor):
+        return logits
+    if image.ndim == 3:
+        return logits[0]
+    return torch.stack(logits) if logits else _weight(model).new_zeros(0, model.num_classes, *image.shape[2:])
+
+
+def batches(windows: Iterable[Window], max_tokens: int) -> Iterator[list[Window]]:
+    """Groups windows, in order, into batches of at most `max_tokens` patch tokens; one with more is alone."""
+    batch: list[Window] = []
+    total = 0
+    for window in windows:
+        tokens = window.scales.patches(window.num_fine)
+        if batch and total + tokens > max_tokens:
+            yield batch
+            batch, total = [], 0
+        batch.append(window)
+        total += tokens
+    if batch:
+        yield batch
+
+
+def _decided(model: "Segmenter", views: Sequence[View]) -> list[Window]:
+    """The windows of an image. The gate sees all windows of a view at once, and their tokens are read once."""
+    decisions = [_decision(model, [view.crop(place) for place in view.places]) for view in views]
+    places = [(view, place) for view in views for place in view.places]
+    masks = torch.cat([decision.fine_mask for decision in decisions])
+    counts = masks.flatten(1).sum(1).tolist()
+    scales = decisions[0].scales
+    return [Window(*place, mask, count, scales) for place, mask, count in zip(places, masks, counts, strict=True)]
+
+
+def _decision(model: "Segmenter", crops: list[Tensor]) -> Decision:
+    return model.encoder.decide(model.padded(torch.stack(crops)))
+
+
+def _segment(model: "Segmenter", batch: Sequence[Window]) -> None:
+    """Adds the logits of a batch of windows to their views; they are enlarged one by one, to save memory."""
+    crops = torch.stack([window.view.crop(window.place) for window in batch])
+    masks = torch.stack([window.fine_mask for window in batch])
+    num_fine = sum(window.num_fine for window in batch)
+    grids = model.segment(model.padded(crops), Decision(masks, batch[0].scales, num_fine))
+    for window, grid in zip(batch, grids.split(1), strict=True):
+        window.view.add(window.place, model.enlarged(grid, (crops.shape[2], crops.shape[3]))[0])
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Sets evaluation mode; afterwards each module has its own mode again."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _images(image: Any, model: "Segmenter") -> list[Tensor]:
+    """The images of a call, each [3, H, W]."""
+    if isinstance(image, Tensor):
+        _check_image("image", image, model, "[3, H, W] or [batch, 3, H, W]")
+        return [image] if image.ndim == 3 else list(image)
+    if not isinstance(image, Sequence) or isinstance(image, str):
+        raise TypeError(f"image: expected a tensor or a list of tensors, got {type(image).__name__}")
+    for index, each in enumerate(image):
+        _check_image(f"image[{index}]", each, model, "[3, H, W]")
+    return list(image)
+
+
+def _check_image(name: str, image: Any, model: "Segmenter", shape: str) -> None:
+    """Raises TypeError or ValueError unless `image` has one of the shapes that the text `shape` names, and pixels."""
+    if not isinstance(image, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(image).__name__}")
+    axes = (3, 4) if "batch" in shape else (3,)
+    if image.ndim not in axes or image.shape[-3] != 3 or not (image.shape[-2] and image.shape[-1]):
+        raise ValueError(f"{name}: expected shape {shape} with at least one pixel, got {[*image.shape]}")
+    if image.dtype == torch.uint8 and model.encoder.mean is None:
+        raise ValueError(f"{name}: expected floats, since the encoder has no mean and std, got uint8")
+    if image.dtype != torch.uint8 and not image.is_floating_point():
+        raise TypeError(f"{name}: expected floats or uint8, got {image.dtype}")
+
+
+def _check_options(window: Any, stride: Any, scales: Any, flip: Any, max_tokens: Any) -> None:
+    validation.require_int("window", window, 1)
+    validation.require_int("stride", stride, 1)
+    if stride > window:
+        raise ValueError(
+            f"stride: expected at most window = {window} pixels, or pixels would be left out, got {stride}"
+        )
+    if not isinstance(scales, Sequence) or not scales:
+        raise ValueError(f"scales: expected one or more numbers, got {scales!r}")
+    for scale in scales:
+        validation.require_finite("scales", scale)
+        if scale <= 0:
+            raise ValueError(f"scales: expected numbers above zero, got {scale}")
+    if not isinstance(flip, bool):
+        raise TypeError(f"flip: expected a bool, got {flip!r}")
+    validation.require_int("max_tokens", max_tokens, 1)
+
+
+def _normalised(image: Tensor, model: "Segmenter") -> Tensor:
+    """The image as normalised floats on the device of the model, so that resizing it rounds nothing."""
+    image = image.to(_weight(model).device)
+    if image.dtype != torch.uint8:
+        return image.to(torch.promote_types(image.dtype, torch.float32))
+    mean, std = (
+        image.new_tensor(x, dtype=torch.float32).view(3, 1, 1) for x in (model.encoder.mean, model.encoder.std)
+    )
+    return normalise(image, mean, std)
+
+
+def _weight(model: "Segmenter") -> Tensor:
+    weight: Tensor = model.encoder.patch_embed.proj.weight
+    return weight
