@@ -94,8 +94,8 @@ def _with_classes(
         names = ADE20K_CLASSES
     else:
         raise ValueError(
-            f"{root}: expected the names of the classes, one per line, in {CLASSES_FILE}, got no such file; only images "
-            f"with ADE20K's names ({_ADE20K_FILES}) have classes of their own"
+            f"{root}: expected the names of the classes, one per line, in {CLASSES_FILE}, got no such file; only those "
+            f"of images with ADE20K's names ({_ADE20K_FILES}) are built in"
         )
     return Split(images, annotations, names, own_classes if reduce_zero_label is None else reduce_zero_label)
 
