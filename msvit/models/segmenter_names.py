@@ -75,7 +75,9 @@ def renamed(given: Mapping[str, Tensor], origin: Origin, own: Collection[str]) -
         Tensors by the model's names, without unused ones. One that the model lacks keeps the name in `given`.
     """
     convert = _from_mmsegmentation if origin is MMSEGMENTATION else _from_original
-    unused = ("auxiliary_head.",) if origin is MMSEGMENTATION else ("encoder.head.", "encoder.head_dist.")
+    unused: tuple[str, ...] = (
+        ("auxiliary_head.",) if origin is MMSEGMENTATION else ("encoder.head.", "encoder.head_dist.")
+    )
     if "decode_head.cls_emb" in given:
         unused += ("decode_head.conv_seg.",)  # only early versions of the mask head have it
     state = {}
