@@ -2,7 +2,10 @@
 
 from typing import Any
 
+import timm
+
 import msvit
+from msvit.models.timm_config import default_cfg
 from msvit.training.config import Config
 
 # Arguments of a timm model by the value of `Config` that sets them, if it is given.
@@ -45,6 +48,16 @@ def make_by_name(config: Config, name: str, *, pretrained: bool, **arguments: An
         return msvit.from_timm(name, config.coarse, **kwargs)
     except (TypeError, AssertionError, RuntimeError) as error:  # of timm and torch, for impossible sizes
         raise ValueError(f"--model {name}: {error}") from error
+
+
+def pixel_mean(config: Config) -> tuple[float, ...]:
+    """The mean of pixels in [0, 1], by channel, that the model of a run subtracts."""
+    if config.pixel_mean is not None:
+        return (config.pixel_mean,) * 3
+    if config.model.startswith("msvit_"):
+        return tuple(default_cfg((0, 0))["mean"])
+    weights: Any = timm.get_pretrained_cfg(config.model)
+    return tuple(default_cfg((0, 0))["mean"] if weights is None else weights.mean)
 
 
 def _gate_name(gate: str) -> str:

@@ -167,8 +167,11 @@ class Config:
         "Change brightness, contrast, saturation and hue of training images at random.",
         only="segmentation",
     )
-    reduce_zero_label: bool = _option(
-        False, "Segmentation", "Ignore label 0 of the masks, and let classes begin at 1.", only="segmentation"
+    reduce_zero_label: bool | None = _option(
+        None,
+        "Segmentation",
+        "Whether value 0 of label files is no class, and classes begin at 1; if not set, only for ADE20K.",
+        only="segmentation",
     )
     class_list: str | None = _option(
         None,

@@ -33,7 +33,7 @@ def evaluate_checkpoint(path: Path, values: dict[str, Any]) -> tuple[str, TaskSc
     if folder is None:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: expected a checkpoint or the folder of a run, got no such path")
-        config = make_config(values.pop("preset", "vit"), **values)
+        config = make_config(values.pop("preset", None), **values)
         return str(path), _evaluate(config, path, {}, values.get("gate_file"))
     if "preset" in values:
         raise ValueError(
@@ -59,7 +59,7 @@ def _evaluate(config: Config, weights: Path, derived: Mapping[str, Any], gate_fi
 
     setting = derived.get("gate_setting")
     if setting is None:  # from a second data set, since a stream may remember its position
-        setting = calibrate(config, blank, lambda: task.calibration_images(test_images()))
+        setting = calibrate(config, blank, lambda: task.calibration_images(test_images(), blank.image_size))
     dataset = test_images()
     model = build_model(config, derived.get("num_classes") or task.count_classes(dataset), setting, weights=False)
     missing = msvit.load_checkpoint(model, weights)

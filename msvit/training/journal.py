@@ -1,11 +1,11 @@
 """The log files that a run extends after every epoch: metrics.csv, priors.csv and, optionally, TensorBoard files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from msvit.extras import require_extra
-from msvit.training.metrics import METRICS_FILE, PRIORS_FILE, read_metrics, read_numbers
+from msvit.training.metrics import CLASSES_FILE, METRICS_FILE, PRIORS_FILE, read_metrics, read_numbers
 from msvit_kernels.files import write_rows
 
 
@@ -42,6 +42,11 @@ class Journal:
         path = self.folder / PRIORS_FILE
         row = {"epoch": epoch} | {f"theta_{i}": theta for i, theta in enumerate(priors)}
         write_rows(path, list(row), [*read_numbers(path), row])
+
+    def write_classes(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Writes the scores of each class after an epoch; no row, no file."""
+        if rows:
+            write_rows(self.folder / CLASSES_FILE, list(rows[0]), rows)
 
     def forget_after(self, step: int) -> None:
         """Removes the rows of epochs after a step, which will be trained again."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from msvit_kernels.files import read_rows
 
-METRICS_FILE, PRIORS_FILE = "metrics.csv", "priors.csv"
+METRICS_FILE, PRIORS_FILE, CLASSES_FILE = "metrics.csv", "priors.csv", "classes.csv"
 
 _TRAINING = ("epoch", "step", "train_loss", "task_loss", "gate_loss", "train_tokens_per_image")
 _TIMES = ("images_per_s", "seconds")

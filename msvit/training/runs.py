@@ -14,8 +14,8 @@
                          segmentation, miou and pixel_accuracy (shares), tokens_per_image, fine_share, gmacs (with the
                          gate), which are means over windows for segmentation;
                          images_per_s of training; seconds of training so far
-        classes.csv     segmentation only, of the last epoch: class, iou, pixels and coarse_share, the share of those
-                         pixels that lie in coarse regions
+        classes.csv     segmentation only, a row per class, for the last epoch: class, iou, accuracy (share of its
+                         pixels that are right), coarse_share (share of its pixels in coarse regions); nan without any
         priors.csv      GBaS only: epoch (0 = as initialised), theta_0, theta_1, ... in raster order
         checkpoints/    the newest two, see `msvit.training.checkpoints`
         tensorboard/    with --tensorboard

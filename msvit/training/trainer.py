@@ -3,6 +3,7 @@
 import math
 import time
 import warnings
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ class Trainer:
         self.share = share_of(accelerator)
         images_per_part(config, self.share)  # a batch that cannot be divided is refused before the folder is made
         self.train_set = in_memory(train_set)
-        self.test_set = in_memory(self.task.dataset(False, self.image_size, derived.get("classes")))
+        self.test_set = self.task.dataset(False, self.image_size, derived.get("classes"))
         self.steps_per_epoch: int = derived["steps_per_epoch"]
         self.gate_loss = make_gate_loss(config, backbone.coarse_grid_size)
         self.parts = make_parts(model, self.gate_loss, config, self.steps_per_epoch)
@@ -83,9 +84,9 @@ class Trainer:
                 self._log(None)
             while self.step < self.config.epochs * self.steps_per_epoch:
                 self._train_epoch(progress)
-                row = self._finish_epoch(progress)
+                row, classes = self._finish_epoch(progress)
                 if main:
-                    self._log(row)
+                    self._log(row, classes)
                     progress.epoch_done(row, self.task.epoch_text(row), len(self.left_out))
                 self._save()
         return load_run(self.folder)
@@ -185,7 +186,8 @@ class Trainer:
             raise
         return losses
 
-    def _finish_epoch(self, progress: Progress) -> dict[str, float]:
+    def _finish_epoch(self, progress: Progress) -> tuple[dict[str, float], Sequence[Mapping[str, Any]]]:
+        """Tests the model, and returns the rows of the epoch in metrics.csv and classes.csv."""
         epoch = self.step // self.steps_per_epoch
         progress.testing(epoch)
         self.finite.weights(self.step)
@@ -196,15 +198,16 @@ class Trainer:
         row |= found.columns
         row |= {"epoch": epoch, "step": self.step, "images_per_s": progress.images_per_s, "seconds": self.seconds}
         self.sums = dict.fromkeys(_SUMS, 0.0)
-        return row
+        return row, found.classes
 
-    def _log(self, row: dict[str, float] | None) -> None:
-        """Writes the row of an epoch and its priors; None for the priors before the first step."""
+    def _log(self, row: dict[str, float] | None, classes: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Writes the rows of an epoch and its priors; None for the priors before the first step."""
         try:
             if row is None:
                 self.journal.write_priors(0, self._priors())
             else:
                 self.journal.write(row, self._priors())
+                self.journal.write_classes(classes)
         except OSError as error:
             raise unwritten(self.folder, f"the log of {self.folder}", error) from error
 

@@ -41,7 +41,7 @@ def start_run(config: Config, folder: Path | None = None) -> Run:
     blank = task.backbone(build_model(config, 1, weights=False))
     train_set = task.dataset(True, blank.image_size)
     num_classes = task.count_classes(train_set)
-    setting = calibrate(config, blank, lambda: task.calibration_images(train_set))
+    setting = calibrate(config, blank, lambda: task.calibration_images(train_set, blank.image_size))
     torch.manual_seed(config.seed)
     model = build_model(config, num_classes, setting)
     derived = {
@@ -106,7 +106,7 @@ def _check(config: Config) -> None:
             f"got {config.gate_delay_epochs:g}; the gate stays as initialised",
             stacklevel=3,
         )
-    if config.preset in ("vit", "deit") and not (config.pretrained or config.checkpoint):
+    if config.preset in ("vit", "deit", "ade20k") and not (config.pretrained or config.checkpoint):
         warnings.warn(
             f"--preset {config.preset}: expected a trained backbone from --pretrained or --checkpoint, got neither; "
             "the run starts from random weights",

@@ -3,8 +3,9 @@
 from msvit.training.config import Config
 from msvit.training.tasks.base import Task, TaskScores
 from msvit.training.tasks.classification import Classification
+from msvit.training.tasks.segmentation import Segmentation
 
-TASKS: dict[str, type[Task]] = {"classification": Classification}
+TASKS: dict[str, type[Task]] = {"classification": Classification, "segmentation": Segmentation}
 
 __all__ = ["TASKS", "Task", "TaskScores", "task_of"]
 

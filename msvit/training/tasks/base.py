@@ -71,8 +71,8 @@ class Task(ABC):
         """Names of the classes of a training set in the order of their labels; None if it does not give them."""
 
     @abstractmethod
-    def calibration_images(self, dataset: Any) -> Tensor:
-        """Reads the images of a training or test set by which a gate is calibrated, uint8 [n, 3, H, W]."""
+    def calibration_images(self, dataset: Any, image_size: tuple[int, int]) -> Tensor:
+        """Reads the images of a training or test set by which a gate is calibrated, uint8 [n, 3, *image_size]."""
 
     @abstractmethod
     def count_classes(self, dataset: Any) -> int:

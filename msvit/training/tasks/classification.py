@@ -32,7 +32,7 @@ class Classification(Task):
     def count_classes(self, dataset: Any) -> int:
         return count_classes(self.config, dataset)
 
-    def calibration_images(self, dataset: Any) -> Tensor:
+    def calibration_images(self, dataset: Any, image_size: tuple[int, int]) -> Tensor:
         return calibration_images(dataset)
 
     def make_model(self, num_classes: int, *, pretrained: bool) -> Any:
