@@ -52,13 +52,13 @@ def predict(
 
     def windows() -> Iterator[Window]:
         for each in images:
-            mean, views = make_views(_normalised(each, model), scales, flip, window, stride)
+            mean, views = make_views(normalised_image(each, model), scales, flip, window, stride)
             means.append(mean)
-            yield from _decided(model, views)
+            yield from decided_windows(model, views)
 
-    with torch.no_grad(), _evaluation_mode(model):
+    with torch.no_grad(), evaluation_mode(model):
         for batch in batches(windows(), max_tokens):
-            _segment(model, batch)
+            segment_windows(model, batch)
     logits = [mean.logits for mean in means]
     if not isinstance(image, Tensor):
         return logits
@@ -107,7 +107,7 @@ def batches(windows: Iterable[Window], max_tokens: int) -> Iterator[list[Window]
         yield batch
 
 
-def _decided(model: "Segmenter", views: Sequence[View]) -> list[Window]:
+def decided_windows(model: "Segmenter", views: Sequence[View]) -> list[Window]:
     """The windows of an image. The gate sees all windows of a view at once, and their tokens are read once."""
     decisions = [_decision(model, [view.crop(place) for place in view.places]) for view in views]
     places = [(view, place) for view in views for place in view.places]
@@ -121,7 +121,7 @@ def _decision(model: "Segmenter", crops: list[Tensor]) -> Decision:
     return model.encoder.decide(model.padded(torch.stack(crops)))
 
 
-def _segment(model: "Segmenter", batch: Sequence[Window]) -> None:
+def segment_windows(model: "Segmenter", batch: Sequence[Window]) -> None:
     """Adds the logits of a batch of windows to their views; they are enlarged one by one, to save memory."""
     crops = torch.stack([window.view.crop(window.place) for window in batch])
     masks = torch.stack([window.fine_mask for window in batch])
@@ -132,7 +132,7 @@ def _segment(model: "Segmenter", batch: Sequence[Window]) -> None:
 
 
 @contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Sets evaluation mode; afterwards each module has its own mode again."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -186,7 +186,7 @@ def _check_options(window: Any, stride: Any, scales: Any, flip: Any, max_tokens:
     validation.require_int("max_tokens", max_tokens, 1)
 
 
-def _normalised(image: Tensor, model: "Segmenter") -> Tensor:
+def normalised_image(image: Tensor, model: "Segmenter") -> Tensor:
     """The image as normalised floats on the device of the model, so that resizing it rounds nothing."""
     image = image.to(_weight(model).device)
     if image.dtype != torch.uint8:

@@ -101,7 +101,12 @@ def _with_classes(
 
 
 def read_class_names(file: Path) -> tuple[str, ...]:
-    """Reads the names of classes, one per line; raises ValueError if one is empty or there twice."""
+    """Reads a file with the name of one class per line, in the order of their values.
+
+    Raises:
+        ValueError: a line is empty, a name occurs twice, or there is none.
+        OSError: the file cannot be read.
+    """
     names = tuple(line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines())
     while names and not names[-1]:
         names = names[:-1]
