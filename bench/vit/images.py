@@ -21,16 +21,21 @@ def image_source(folder: Path | None, count: int, device: torch.device, console:
     def images(size: int) -> Tensor:
         if size not in IMAGE_SIZES:
             return resized(images(min(IMAGE_SIZES)), size)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            loaded = load_images(folder, size, limit=count)
-        for warning in caught:
-            console.print(f"[yellow]{warning.message}[/]")
-        if len(loaded) < count:
-            console.print(f"{len(loaded)} images for batches of {count}: they are repeated")
-        return loaded[torch.arange(count) % len(loaded)].to(device)
+        return images_from_files(folder, size, count, console).to(device)
 
     return images
+
+
+def images_from_files(folder: Path | None, size: int, count: int, console: Console) -> Tensor:
+    """uint8 images [count, 3, size, size] of a folder, or of scikit-image; they are repeated if there are too few."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        loaded = load_images(folder, size, limit=count)
+    for warning in caught:
+        console.print(f"[yellow]{warning.message}[/]")
+    if len(loaded) < count:
+        console.print(f"{len(loaded)} images for batches of {count}: they are repeated")
+    return loaded[torch.arange(count) % len(loaded)]
 
 
 def resized(images: Tensor, size: int) -> Tensor:

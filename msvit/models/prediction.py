@@ -67,6 +67,31 @@ def predict(
     return torch.stack(logits) if logits else _weight(model).new_zeros(0, model.num_classes, *image.shape[2:])
 
 
+def window_tokens(model: "Segmenter", image: Tensor, window: int, stride: int) -> tuple[Tensor, list[int]]:
+    """Finds the fine regions and the numbers of tokens with which `predict` segments an image, for a picture of them.
+
+    Args:
+        model: a Segmenter in evaluation mode.
+        image: uint8 or normalised floats [3, H, W]; H and W are at least `window`.
+        window: as in `Segmenter.predict`.
+        stride: as in `Segmenter.predict`. H, W, `window` and `stride` are multiples of the region's width, so that the
+            regions of overlapping windows coincide.
+
+    Returns:
+        bool [Hc, Wc], True for regions that are fine in at least one window; and the patch tokens of each window.
+    """
+    side = model.encoder.region_width
+    with torch.no_grad():
+        _, views = make_views(_normalised(image, model), (1.0,), False, window, stride)
+        windows = _decided(model, views)
+    fine_mask = windows[0].fine_mask.new_zeros(image.shape[1] // side, image.shape[2] // side)
+    for each in windows:
+        top, left = (start // side for start in each.place)
+        height, width = each.fine_mask.shape
+        fine_mask[top : top + height, left : left + width] |= each.fine_mask
+    return fine_mask, [each.scales.patches(each.num_fine) for each in windows]
+
+
 def batches(windows: Iterable[Window], max_tokens: int) -> Iterator[list[Window]]:
     """Groups windows, in order, into batches of at most `max_tokens` patch tokens; one with more is alone."""
     batch: list[Window] = []

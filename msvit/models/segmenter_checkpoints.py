@@ -117,14 +117,14 @@ class SegmenterCheckpoints(nn.Module):
         if "encoder.dist_token" in state:
             raise ValueError("it has a distillation token; make the encoder with reg_tokens=1")
         patches = state.get("encoder.patch_embed.proj.weight")
-        if patches is not None and patches.shape[0] != self.encoder.embed_dim:
+        if patches is not None and patches.ndim and patches.shape[0] != self.encoder.embed_dim:
             raise ValueError(f"it has width {patches.shape[0]}, expected {self.encoder.embed_dim}")
         expected = "mask" if isinstance(self.decoder, MaskTransformer) else "linear"
         for kind, names, axis in _DECODERS:
             tensor = next((state[name] for name in names if name in state), None)
             if tensor is not None and kind != expected:
                 raise ValueError(f"it has a {kind} decoder, expected a {expected} decoder{_KEEP}")
-            if tensor is not None and tensor.shape[axis] != self.num_classes:
+            if tensor is not None and tensor.ndim > axis and tensor.shape[axis] != self.num_classes:
                 raise ValueError(f"it has {tensor.shape[axis]} classes, expected {self.num_classes}{_KEEP}")
 
 

@@ -89,6 +89,14 @@ def test_mask_head_of_early_versions() -> None:
     assert segmenter().load_state_dict(state) == ([], [])
 
 
+def test_patch_projection_without_bias() -> None:
+    """As mmsegmentation makes it since 1.2.0."""
+    state, model = oracle(MMSegmentation).state_dict(), segmenter()
+    del state["backbone.patch_embed.projection.bias"]
+    assert model.load_state_dict(state) == ([], [])
+    assert not model.encoder.patch_embed.proj.bias.any()
+
+
 def through_a_file(state: dict[str, Tensor]) -> dict[str, Tensor]:
     file = io.BytesIO()
     torch.save(state, file)
