@@ -54,6 +54,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.quick:
         arguments.models, arguments.image_size, arguments.batch, arguments.seconds = "tiny", 64, "2", 0.1
+        arguments.tokens = arguments.tokens or "9"
     return arguments
 
 
@@ -118,7 +119,8 @@ def run(arguments: argparse.Namespace, console: Console) -> list[Row]:
             ]
             samples = interleave({method.key: method.call for method in methods}, device, seconds)
             rows += make_rows(methods, samples, size, side, batch, device, roofline)
-    rows = [row | {"dtype": dtype_name} | roofline.columns() | facts(device) for row in rows]
+    extra = {"dtype": dtype_name} | roofline.columns() | facts(device)
+    rows = [row | extra for row in rows]
     print_table(rows, console)
     output = arguments.output or (None if arguments.quick else results_dir(device))
     if output is not None:
