@@ -154,8 +154,8 @@ def resample_gate_positions(state: Tensors, model: nn.Module) -> None:
     count = given.shape[1]
     if not count or math.isqrt(count) ** 2 != count:
         raise ValueError(
-            f"expected gate.pos_embed for {own.shape[1]} regions or for a square number of regions, got {count}; a file "
-            "of msvit.gates.save_gate stores the grid"
+            f"expected gate.pos_embed for {own.shape[1]} regions or for a square number of regions, got {count}; a "
+            "file of msvit.gates.save_gate stores the grid"
         )
     state["gate.pos_embed"] = resample_abs_pos_embed(
         given, [*cast(tuple[int, int], model.coarse_grid_size)], num_prefix_tokens=0

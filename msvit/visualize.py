@@ -7,6 +7,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
 _GAP = 16
 _CAPTION = 34
 # Share of colour and brightness that coarse tokens keep, so that fine tokens stand out.
@@ -56,7 +58,7 @@ def side_by_side(pictures: Sequence[Image.Image], captions: Sequence[str]) -> Im
 
     Args:
         pictures: one or more RGB pictures of any size.
-        captions: one line of text for each picture.
+        captions: one line of text for each picture; the middle of a long one is left out.
 
     Returns:
         An RGB picture.
@@ -75,9 +77,20 @@ def side_by_side(pictures: Sequence[Image.Image], captions: Sequence[str]) -> Im
     left = 0
     for picture, caption in zip(pictures, captions, strict=True):
         canvas.paste(picture, (left, 0))
-        draw.text((left + picture.width / 2, height + _CAPTION / 2 + 2), caption, "#222222", font, anchor="mm")
+        text = shortened(caption, font, picture.width)
+        draw.text((left + picture.width / 2, height + _CAPTION / 2 + 2), text, "#222222", font, anchor="mm")
         left += picture.width + _GAP
     return canvas
+
+
+def shortened(text: str, font: Font, width: float) -> str:
+    """The text, without as many of the characters in its middle as are too many for `width` pixels."""
+    kept = len(text)
+    fitted = text
+    while kept > 1 and font.getlength(fitted) > width:
+        kept -= 1
+        fitted = f"{text[: kept - kept // 2]}...{text[len(text) - kept // 2 :]}"
+    return fitted
 
 
 def _dim(picture: Image.Image, coarse: np.ndarray, side: int) -> Image.Image:

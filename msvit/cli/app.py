@@ -5,6 +5,7 @@ import typer
 from msvit.cli.evaluate import evaluate
 from msvit.cli.info import info
 from msvit.cli.report import report
+from msvit.cli.segment import segment
 from msvit.cli.tokens import tokens
 from msvit.cli.train import train
 
@@ -23,6 +24,7 @@ def _main() -> None:
 
 app.command("info")(info)
 app.command("tokens")(tokens)
+app.command("segment")(segment)
 app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("report")(report)

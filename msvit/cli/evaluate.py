@@ -1,4 +1,4 @@
-"""`msvit eval`: accuracy, tokens and multiply-accumulates of a checkpoint or a run."""
+"""`msvit eval`: accuracy or mean IoU, tokens and multiply-accumulates of a checkpoint or a run."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +10,7 @@ from msvit.cli.options import with_config_options
 
 _OPTIONS = (
     "preset",
+    "task",
     "data",
     "data_root",
     "test_split",
@@ -29,6 +30,13 @@ _OPTIONS = (
     "pixel_mean",
     "pixel_std",
     "token_mode",
+    "decoder",
+    "decode",
+    "decoder_depth",
+    "window",
+    "stride",
+    "reduce_zero_label",
+    "class_list",
     "gate",
     "gate_file",
     "gate_target",
@@ -48,7 +56,7 @@ def evaluate(
     *,
     values: dict[str, Any],
 ) -> None:
-    """Prints top-1 and top-5 accuracy, tokens per image and GMACs on the test images.
+    """Prints the scores on the test images: top-1 and top-5 accuracy or mean IoU, tokens and GMACs.
 
     For a run or a checkpoint inside a run, config.json gives the model and the data, and options override it. For any
     other file, options give them. A gate without learned parameters is calibrated to a share --gate-target of fine
@@ -58,8 +66,4 @@ def evaluate(
         from msvit.training.evaluation_job import evaluate_checkpoint
 
         name, found = evaluate_checkpoint(checkpoint, values)
-        say(
-            f"{name}: top-1 {found.top1:.2%}, top-5 {found.top5:.2%}, loss {found.loss:.4f}, "
-            f"{found.tokens_per_image:.1f} tokens/image ({found.fine_share:.1%} of the regions fine), "
-            f"{found.gmacs:.3f} GMACs/image, {found.images} images, {found.left_out} left out"
-        )
+        say(f"{name}: {found.text}")

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from msvit.training.config import Config, flag
+from msvit.training.config import Config
+from msvit.training.config_checks import flag
 from msvit.training.presets import PRESETS
 
 

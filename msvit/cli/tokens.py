@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from msvit.cli.errors import one_line_errors
+from msvit.cli.photographs import chosen_policy, find_photograph
 from msvit.data.decoding import MAX_PIXELS
 from msvit.gates.factory import FIXED_GATE_NAMES
 
@@ -63,20 +64,18 @@ def _draw(
     import torch
 
     from msvit.data import read_image
-    from msvit.policies import Budget, Threshold
+    from msvit.policies import Budget
     from msvit.visualize import draw_tokens, side_by_side
     from msvit_kernels import Scales
     from msvit_kernels.files import replacing
 
     if size < _COARSE or size % _COARSE:
         raise ValueError(f"--size: expected a multiple of {_COARSE} pixels, got {size}")
-    if budget is not None and threshold is not None:
-        raise ValueError("--tokens, --threshold: expected at most one of them, got both")
     scales = Scales((size // _COARSE, size // _COARSE), _COARSE // _FINE, num_prefix=0)
     most = scales.most_patches
-    policy = Threshold(threshold) if threshold is not None else Budget(most / 2 if budget is None else budget)
+    policy = chosen_policy(budget, threshold) or Budget(most / 2)
     policy.check(scales.num_regions, scales.scale_factor)
-    paths = [_find(name) for name in names]
+    paths = [find_photograph(name) for name in names]
     images = torch.stack([read_image(path, size, max_pixels=max_pixels) for path in paths])
     fine_mask = policy(_gate_logits(images, gate, checkpoint, model), scales.scale_factor).fine_mask
     counts = scales.patches(fine_mask.flatten(1).sum(1)).tolist()
@@ -93,17 +92,6 @@ def _draw(
     if len(counts) > 1:
         typer.echo(f"on average: {sum(counts) / len(counts):.1f} of {most} tokens")
     typer.echo(f"wrote {output}")
-
-
-def _find(name: str) -> Path:
-    from msvit.data import sample_photographs
-
-    samples = sample_photographs()
-    if Path(name).is_file():
-        return Path(name)
-    if name in samples:
-        return samples[name]
-    raise ValueError(f"{name}: expected an image file or one of the photographs {', '.join(samples)}, got neither")
 
 
 def _gate_logits(images: "Tensor", gate: str, checkpoint: Path | None, model_name: str) -> "Tensor":

@@ -26,7 +26,8 @@ def train(
 
     `msvit train --preset digits` makes its own images and takes minutes on two cores. To train on your images, run
     `msvit train --data FOLDER`, with one folder per class in FOLDER/train and in FOLDER/val. The preset gives all
-    other values, and RUN_DIR/config.json stores them. To train on 8 GPUs, run
+    other values, and RUN_DIR/config.json stores them. `--task segmentation` trains a Segmenter on folders of images and
+    label files; `--preset digits-segmentation` makes its own. To train on 8 GPUs, run
     `torchrun --nproc-per-node 8 -m msvit train ...`.
     """
     with one_line_errors("train"):
@@ -40,6 +41,6 @@ def train(
                 )
             run = resume_run(resume)
         else:
-            config = make_config(values.pop("preset", "vit"), **values)
+            config = make_config(values.pop("preset", None), **values)
             run = start_run(config, output)
         say(f"wrote {run.folder}; to evaluate it again: msvit eval {run.folder}")

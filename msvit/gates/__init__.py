@@ -3,7 +3,7 @@
 from msvit.gates.base import INITIAL_LOGIT, Gate
 from msvit.gates.entropy import EntropyGate
 from msvit.gates.factory import GATE_NAMES, make_gate
-from msvit.gates.files import agreement, load_gate, save_gate
+from msvit.gates.files import adapt_gate, agreement, load_gate, save_gate
 from msvit.gates.fixed import ConstantGate, RadialGate, RandomGate
 from msvit.gates.mlp import MLPGate
 
@@ -16,6 +16,7 @@ __all__ = [
     "MLPGate",
     "RadialGate",
     "RandomGate",
+    "adapt_gate",
     "agreement",
     "load_gate",
     "make_gate",

@@ -70,7 +70,42 @@ def load_gate(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"gate {path}: no such file")
-    about, state = _read(path)
+    return _adapted(*_read(path), grid, mean, std)
+
+
+def adapt_gate(
+    gate: MLPGate, grid_size: tuple[int, int] | None, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> MLPGate:
+    """Makes a copy of a gate for images of another size or normalisation, as `load_gate` does for a gate in a file.
+
+    Args:
+        gate: learned gate.
+        grid_size: (Hc, Wc), as for `load_gate`.
+        mean: three floats, as for `load_gate`.
+        std: three floats, as for `load_gate`.
+
+    Returns:
+        The copy, on the CPU, in evaluation mode.
+
+    Raises:
+        TypeError: `gate` is not an `MLPGate`.
+        TypeError, ValueError: `grid_size`, `mean` or `std` is invalid, as for `load_gate`.
+    """
+    if not isinstance(gate, MLPGate):
+        raise TypeError(f"gate: expected an MLPGate, got {type(gate).__name__}")
+    check_normalisation(mean, std)
+    grid = None if grid_size is None else checked_grid_size(grid_size)
+    state = {name: tensor.detach().cpu() for name, tensor in gate.state_dict().items()}
+    return _adapted(GateArguments.of(gate), state, grid, mean, std)
+
+
+def _adapted(
+    about: GateArguments,
+    state: dict[str, Tensor],
+    grid: tuple[int, int] | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> MLPGate:
     if grid is not None and grid != about.grid_size:
         own = [*about.grid_size]
         state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], [*grid], own, num_prefix_tokens=0)

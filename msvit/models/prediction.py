@@ -52,19 +52,44 @@ def predict(
 
     def windows() -> Iterator[Window]:
         for each in images:
-            mean, views = make_views(_normalised(each, model), scales, flip, window, stride)
+            mean, views = make_views(normalised_image(each, model), scales, flip, window, stride)
             means.append(mean)
-            yield from _decided(model, views)
+            yield from decided_windows(model, views)
 
-    with torch.no_grad(), _evaluation_mode(model):
+    with torch.no_grad(), evaluation_mode(model):
         for batch in batches(windows(), max_tokens):
-            _segment(model, batch)
+            segment_windows(model, batch)
     logits = [mean.logits for mean in means]
     if not isinstance(image, Tensor):
         return logits
     if image.ndim == 3:
         return logits[0]
     return torch.stack(logits) if logits else _weight(model).new_zeros(0, model.num_classes, *image.shape[2:])
+
+
+def window_tokens(model: "Segmenter", image: Tensor, window: int, stride: int) -> tuple[Tensor, list[int]]:
+    """Finds the fine regions and the numbers of tokens with which `predict` segments an image, for a picture of them.
+
+    Args:
+        model: a Segmenter in evaluation mode.
+        image: uint8 or normalised floats [3, H, W]; H and W are at least `window`.
+        window: as in `Segmenter.predict`.
+        stride: as in `Segmenter.predict`. H, W, `window` and `stride` are multiples of the region's width, so that the
+            regions of overlapping windows coincide.
+
+    Returns:
+        bool [Hc, Wc], True for regions that are fine in at least one window; and the patch tokens of each window.
+    """
+    side = model.encoder.region_width
+    with torch.no_grad():
+        _, views = make_views(_normalised(image, model), (1.0,), False, window, stride)
+        windows = _decided(model, views)
+    fine_mask = windows[0].fine_mask.new_zeros(image.shape[1] // side, image.shape[2] // side)
+    for each in windows:
+        top, left = (start // side for start in each.place)
+        height, width = each.fine_mask.shape
+        fine_mask[top : top + height, left : left + width] |= each.fine_mask
+    return fine_mask, [each.scales.patches(each.num_fine) for each in windows]
 
 
 def batches(windows: Iterable[Window], max_tokens: int) -> Iterator[list[Window]]:
@@ -82,7 +107,7 @@ def batches(windows: Iterable[Window], max_tokens: int) -> Iterator[list[Window]
         yield batch
 
 
-def _decided(model: "Segmenter", views: Sequence[View]) -> list[Window]:
+def decided_windows(model: "Segmenter", views: Sequence[View]) -> list[Window]:
     """The windows of an image. The gate sees all windows of a view at once, and their tokens are read once."""
     decisions = [_decision(model, [view.crop(place) for place in view.places]) for view in views]
     places = [(view, place) for view in views for place in view.places]
@@ -96,7 +121,7 @@ def _decision(model: "Segmenter", crops: list[Tensor]) -> Decision:
     return model.encoder.decide(model.padded(torch.stack(crops)))
 
 
-def _segment(model: "Segmenter", batch: Sequence[Window]) -> None:
+def segment_windows(model: "Segmenter", batch: Sequence[Window]) -> None:
     """Adds the logits of a batch of windows to their views; they are enlarged one by one, to save memory."""
     crops = torch.stack([window.view.crop(window.place) for window in batch])
     masks = torch.stack([window.fine_mask for window in batch])
@@ -107,7 +132,7 @@ def _segment(model: "Segmenter", batch: Sequence[Window]) -> None:
 
 
 @contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Sets evaluation mode; afterwards each module has its own mode again."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -161,7 +186,7 @@ def _check_options(window: Any, stride: Any, scales: Any, flip: Any, max_tokens:
     validation.require_int("max_tokens", max_tokens, 1)
 
 
-def _normalised(image: Tensor, model: "Segmenter") -> Tensor:
+def normalised_image(image: Tensor, model: "Segmenter") -> Tensor:
     """The image as normalised floats on the device of the model, so that resizing it rounds nothing."""
     image = image.to(_weight(model).device)
     if image.dtype != torch.uint8:

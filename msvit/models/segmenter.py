@@ -25,6 +25,9 @@ class Segmenter(SegmenterCheckpoints, PropertiesFirst):
     The encoder, a mixed-scale ViT, becomes part of the model: it loses its classifier, takes images of any size, and
     its gate is frozen, in evaluation mode. `model.gate.requires_grad_()` makes the gate learn.
 
+    State dicts of the original repository and of mmsegmentation load too, with the epsilon of their norms and their
+    interpolation of position encodings (docs/segmentation.md).
+
     Args:
         encoder: result of `msvit.create_model` or `msvit.from_timm`.
         num_classes: number of classes.

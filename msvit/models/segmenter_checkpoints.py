@@ -14,11 +14,16 @@ from torch import Tensor, nn
 
 from msvit.checkpoint import check_patch_size, convert_backbone, optional_names, resample_gate_positions
 from msvit.checkpoint_files import SETTINGS, settings_of, with_settings
-from msvit.models.decoders import MaskTransformer
+from msvit.models.decoders import Decoder, MaskTransformer
 from msvit.models.positions import INTERPOLATIONS, resample_grid
 from msvit.models.segmenter_names import OWN_PARTS, Origin, origin_of, renamed
 from msvit.models.vit import MixedScaleVisionTransformer
 
+# Kinds of decoder, the name of a tensor that only that kind has, here and in mmsegmentation, and its axis of classes.
+_DECODERS = (
+    ("mask", ("decoder.cls_emb", "decode_head.cls_emb"), 1),
+    ("linear", ("decoder.head.weight", "decode_head.conv_seg.weight"), 0),
+)
 _KEEP = "; load_head=False keeps the model's own decoder"
 
 
@@ -26,7 +31,7 @@ class SegmenterCheckpoints(nn.Module):
     """Base class of `Segmenter`: `state_dict`, `load_state_dict` and the conversion of checkpoints."""
 
     encoder: MixedScaleVisionTransformer
-    decoder: nn.Module
+    decoder: Decoder
     num_classes: int
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -40,7 +45,7 @@ class SegmenterCheckpoints(nn.Module):
     ) -> None:
         given = {name.removeprefix(prefix): state_dict.pop(name) for name in [*state_dict] if name.startswith(prefix)}
         state, settings, origin = self._own(given, local_metadata.get(SETTINGS))
-        if origin is not None:  # it has no gate
+        if origin is not None:  # other repositories have no gate
             own = self.state_dict(keep_vars=True)
             state |= {name: tensor for name, tensor in own.items() if name.startswith(OWN_PARTS)}
         state_dict.update({prefix + name: tensor for name, tensor in state.items()})
@@ -57,7 +62,7 @@ class SegmenterCheckpoints(nn.Module):
         state, settings, _ = self._own(given, settings_of(given))
         settings = self._settings() if settings is None else _checked(settings)
         if not load_head:
-            state = {name: tensor for name, tensor in state.items() if not name.startswith(("decoder.", "decode_head."))}
+            state = {name: x for name, x in state.items() if not name.startswith(("decoder.", "decode_head."))}
         self._refuse_other_model(state)
         encoder = {name.removeprefix("encoder."): x for name, x in state.items() if name.startswith("encoder.")}
         check_patch_size(encoder, self.encoder)
@@ -112,14 +117,14 @@ class SegmenterCheckpoints(nn.Module):
         if "encoder.dist_token" in state:
             raise ValueError("it has a distillation token; make the encoder with reg_tokens=1")
         patches = state.get("encoder.patch_embed.proj.weight")
-        if patches is not None and patches.shape[0] != self.encoder.embed_dim:
+        if patches is not None and patches.ndim and patches.shape[0] != self.encoder.embed_dim:
             raise ValueError(f"it has width {patches.shape[0]}, expected {self.encoder.embed_dim}")
         expected = "mask" if isinstance(self.decoder, MaskTransformer) else "linear"
-        for kind, name, axis in (("mask", "cls_emb", 1), ("linear", "head.weight", 0)):
-            tensor = state.get(f"decoder.{name}")
+        for kind, names, axis in _DECODERS:
+            tensor = next((state[name] for name in names if name in state), None)
             if tensor is not None and kind != expected:
                 raise ValueError(f"it has a {kind} decoder, expected a {expected} decoder{_KEEP}")
-            if tensor is not None and tensor.shape[axis] != self.num_classes:
+            if tensor is not None and tensor.ndim > axis and tensor.shape[axis] != self.num_classes:
                 raise ValueError(f"it has {tensor.shape[axis]} classes, expected {self.num_classes}{_KEEP}")
 
 
@@ -131,7 +136,7 @@ def _checked(settings: Any) -> dict[str, Any]:
     if interpolation not in INTERPOLATIONS or not all(isinstance(value, float) and 0 < value < 1 for value in values):
         raise ValueError(
             f"metadata {SETTINGS}: expected eps between 0 and 1 by the name of a norm, and pos_embed_interpolation "
-            f"{' or '.join(INTERPOLATIONS)}, got {str(settings):.80}"
+            f"{' or '.join(INTERPOLATIONS)}, got {settings!s:.80}"
         )
     return dict(settings)
 

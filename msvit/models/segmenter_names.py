@@ -49,6 +49,7 @@ _OUTSIDE_LAYERS = {
     "decode_head.classes_proj.weight": "decoder.proj_classes",
     "decode_head.conv_seg": "decoder.head",
 }
+_PATCH_BIAS = "encoder.patch_embed.proj.bias"
 
 
 def origin_of(names: Collection[str]) -> Origin | None:
@@ -75,7 +76,9 @@ def renamed(given: Mapping[str, Tensor], origin: Origin, own: Collection[str]) -
         Tensors by the model's names, without unused ones. One that the model lacks keeps the name in `given`.
     """
     convert = _from_mmsegmentation if origin is MMSEGMENTATION else _from_original
-    unused = ("auxiliary_head.",) if origin is MMSEGMENTATION else ("encoder.head.", "encoder.head_dist.")
+    unused: tuple[str, ...] = (
+        ("auxiliary_head.",) if origin is MMSEGMENTATION else ("encoder.head.", "encoder.head_dist.")
+    )
     if "decode_head.cls_emb" in given:
         unused += ("decode_head.conv_seg.",)  # only early versions of the mask head have it
     state = {}
@@ -86,6 +89,9 @@ def renamed(given: Mapping[str, Tensor], origin: Origin, own: Collection[str]) -
                 state[new] = _reshaped(name, tensor)
             else:
                 state[name] = tensor
+    weight = given.get("backbone.patch_embed.projection.weight")
+    if weight is not None and _PATCH_BIAS in own and _PATCH_BIAS not in state:
+        state[_PATCH_BIAS] = weight.new_zeros(weight.shape[0])  # mmsegmentation has none since 1.2.0
     return state
 
 
@@ -112,7 +118,7 @@ def _replaced(name: str, beginnings: Mapping[str, str]) -> str:
 
 def _reshaped(name: str, tensor: Tensor) -> Tensor:
     """The tensor as the model has it: mmsegmentation has linear layers for two matrices, a convolution for a layer."""
-    if name in ("decode_head.patch_proj.weight", "decode_head.classes_proj.weight"):
+    if tensor.ndim == 2 and name in ("decode_head.patch_proj.weight", "decode_head.classes_proj.weight"):
         return tensor.mT.contiguous()
     if name == "decode_head.conv_seg.weight" and tensor.shape[2:] == (1, 1):
         return tensor.flatten(1)

@@ -16,6 +16,7 @@ from msvit.report.figures.tradeoff import draw_tradeoff
 from msvit.report.page import Section, write_page
 from msvit.report.shifts import compare_gates
 from msvit.report.tables import run_table, setting_table, write_runs
+from msvit.training.metrics import CLASSES_FILE
 from msvit.training.runs import load_run
 
 # Largest number of images for zooms and shifts, each of which needs a pass over them.
@@ -75,6 +76,11 @@ def build_report(
     if max_pixels is not None:
         runs = [replace(run, config=run.config.replace(max_pixels=max_pixels)) for run in runs]
     for run in runs:
+        if run.config.task != "classification":
+            raise ValueError(
+                f"{run.folder}: expected a run of --task classification, got {run.config.task}; {CLASSES_FILE} in the "
+                "run has the scores of each class"
+            )
         run.checkpoint()  # fails for a run without one before minutes of work on the others
     groups = examine(runs, device, limit, latency_seconds)
     output.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from msvit.training.presets import PRESETS, make_config
 from msvit.training.runs import Run, load_run
 
 if TYPE_CHECKING:
-    from msvit.training.trainer import resume_run, start_run
+    from msvit.training.training_job import resume_run, start_run
 
 __all__ = ["PRESETS", "Config", "Run", "load_run", "make_config", "resume_run", "start_run"]
 
@@ -17,7 +17,7 @@ def __getattr__(name: str) -> Any:
     """Imports the loop on first use, so that reading runs does not need the packages of `msvit[train]`."""
     if name in ("resume_run", "start_run"):
         require_extra("train")
-        from msvit.training import trainer
+        from msvit.training import training_job
 
-        return getattr(trainer, name)
+        return getattr(training_job, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

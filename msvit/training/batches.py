@@ -41,7 +41,7 @@ class Batch:
 
     Attributes:
         images: uint8 [n, 3, H, W].
-        labels: int64 [n].
+        labels: int64 [n], or uint8 [n, H, W] with a class for each pixel.
         indices: n indices into the data set; None if it is streamed.
         left_out: why other images of the batch cannot be read; empty if the data set is streamed.
     """
@@ -251,20 +251,20 @@ class _Unread(NamedTuple):
     reason: str
 
 
-class _Seeded(Dataset["tuple[Any, int, int] | _Unread"]):
+class _Seeded(Dataset["tuple[Any, int | Tensor, int] | _Unread"]):
     """Seeds random numbers before each image, so that its augmentation does not depend on the process or the time."""
 
     def __init__(self, dataset: Any, seed: int) -> None:
         self.dataset = dataset
         self.seed = seed
 
-    def __getitem__(self, index: int) -> tuple[Any, int, int] | _Unread:
+    def __getitem__(self, index: int) -> tuple[Any, int | Tensor, int] | _Unread:
         _seed_augmentation(self.seed, index)
         try:
             image, label = self.dataset[index]
         except UnreadableImageError as error:
             return _Unread(str(error))
-        return image, int(label), index
+        return image, label if isinstance(label, Tensor) and label.ndim else int(label), index
 
 
 class _SeededStream(IterableDataset[tuple[Any, int]]):
@@ -292,10 +292,19 @@ def _seed_augmentation(*parts: int) -> None:
     torch.manual_seed(seed)
 
 
-def _collate(items: list[tuple[Any, int, int] | _Unread]) -> tuple[Tensor, Tensor, list[int], tuple[str, ...]]:
+def _stacked(pairs: list[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
+    """Images and labels of a batch; fast_collate takes no label with several values."""
+    if isinstance(pairs[0][1], Tensor):
+        images, labels = zip(*pairs, strict=True)
+        return torch.stack(images), torch.stack(labels)
+    images, labels = fast_collate(pairs)
+    return images, labels
+
+
+def _collate(items: list[tuple[Any, int | Tensor, int] | _Unread]) -> tuple[Tensor, Tensor, list[int], tuple[str, ...]]:
     left_out = tuple(item.reason for item in items if isinstance(item, _Unread))
     read = [item for item in items if not isinstance(item, _Unread)]
     if not read:
         return torch.empty(0, 3, 0, 0, dtype=torch.uint8), torch.empty(0, dtype=torch.int64), [], left_out
-    images, labels = fast_collate([(image, label) for image, label, _ in read])
+    images, labels = _stacked([(image, label) for image, label, _ in read])
     return images, labels, [index for _, _, index in read], left_out

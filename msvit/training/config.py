@@ -1,8 +1,6 @@
 """Every value of a training run, in one dataclass that `config.json` stores and the command line can override."""
 
 import dataclasses
-import math
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +8,9 @@ from typing import Any
 from msvit.data.decoding import MAX_PIXELS
 from msvit.gates.factory import FIXED_GATE_NAMES
 from msvit.tokens.policies import PER
+from msvit.training.config_checks import check_config
 
+TASKS = ("classification", "segmentation")
 GATES = ("learned", *FIXED_GATE_NAMES)
 LOSSES = ("gbas", "bas", "bas-flat", "l0", "none")
 FREEZE = ("none", "gate", "backbone")
@@ -18,12 +18,20 @@ CROPS = ("inception", "light", "none")
 POOLS = ("token", "avg", "map")
 PRECISIONS = ("no", "bf16")
 TOKEN_MODES = ("packed", "trimmed", "masked")
+DECODERS = ("mask", "linear")
+DECODE = ("packed", "grid")
 
 
-def _option(default: Any, panel: str, text: str, choices: tuple[str, ...] | None = None) -> Any:
+def _option(
+    default: Any, panel: str, text: str, choices: tuple[str, ...] | None = None, *, only: str | None = None
+) -> Any:
+    """A field of `Config`; `only` is the one task that it applies to, None for all."""
+    if only == "classification":
+        text = f"{text.removesuffix('.')} (classification only)."
     if choices is not None:
         text = f"{text} One of {', '.join(choices)}."
-    return dataclasses.field(default=default, metadata={"panel": panel, "help": text, "choices": choices})
+    metadata = {"panel": panel, "help": text, "choices": choices, "only": only}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -35,24 +43,33 @@ class Config:
         TypeError: a value has the wrong type.
     """
 
-    preset: str = _option("vit", "Run", "Recipe for all values that are not given: vit, deit, digits, digits-large.")
+    preset: str = _option(
+        "vit",
+        "Run",
+        "Recipe for all values that are not given: vit, deit, digits, digits-large; for segmentation ade20k, "
+        "digits-segmentation.",
+    )
+    task: str = _option("classification", "Run", "Task of the model; if not set, that of --preset.", TASKS)
 
     data: str = _option(
         "digits",
         "Data",
         "'digits' (built in), a folder with one folder per class in train/ and in val/, or the name of a timm data "
-        "set such as hfds/cifar10, hfids/... or wds/...",
+        "set such as hfds/cifar10, hfids/... or wds/...; for segmentation 'digits', or a folder with images/ and "
+        "annotations/.",
     )
-    data_root: str | None = _option(None, "Data", "Root folder of a timm data set.")
+    data_root: str | None = _option(None, "Data", "Root folder of a timm data set.", only="classification")
     train_split: str = _option("train", "Data", "Name of the training split.")
     test_split: str = _option("validation", "Data", "Name of the test split.")
     train_size: int = _option(8000, "Data", "Number of training images to make (digits only).")
     test_size: int = _option(1000, "Data", "Number of test images to make (digits only).")
     data_seed: int = _option(0, "Data", "Seed of the images (digits only); --seed does not change them.")
     num_classes: int | None = _option(None, "Data", "Number of classes; if not set, that of the data set.")
-    crops: str = _option("inception", "Data", "Kind of training crops.", CROPS)
+    crops: str = _option("inception", "Data", "Kind of training crops.", CROPS, only="classification")
     flip: float = _option(0.5, "Data", "Probability of a horizontal flip in training.")
-    color_jitter: float = _option(0.0, "Data", "Strength of random changes of brightness, contrast and saturation.")
+    color_jitter: float = _option(
+        0.0, "Data", "Strength of random changes of brightness, contrast and saturation.", only="classification"
+    )
     num_workers: int = _option(4, "Data", "Number of processes that read images.")
     max_pixels: int = _option(
         MAX_PIXELS, "Data", "Largest number of pixels of an image file; larger files are left out and named."
@@ -65,7 +82,9 @@ class Config:
     depth: int | None = _option(None, "Model", "Number of blocks; if not set, that of --model.")
     mlp_ratio: float | None = _option(None, "Model", "Ratio of MLP width to embedding dimension; if not set, 4.")
     num_heads: int | None = _option(None, "Model", "Number of heads; if not set, that of --model.")
-    global_pool: str | None = _option(None, "Model", "Pooling; if not set, that of --model.", POOLS)
+    global_pool: str | None = _option(
+        None, "Model", "Pooling; if not set, that of --model.", POOLS, only="classification"
+    )
     pixel_mean: float | None = _option(
         None, "Model", "Value in [0, 1] to subtract from pixels; if not set, that of --model."
     )
@@ -77,27 +96,47 @@ class Config:
     checkpoint: str | None = _option(
         None, "Model", "Checkpoint to start from, or folder of a run whose last checkpoint is used."
     )
-    new_head: bool = _option(False, "Model", "Start with a new classifier instead of that of --checkpoint.")
+    new_head: bool = _option(False, "Model", "Start with a new classifier or decoder instead of that of --checkpoint.")
     token_mode: str = _option("packed", "Model", "Layout of the tokens.", TOKEN_MODES)
 
     gate: str = _option("learned", "Gate", "Gate that chooses the fine regions.", GATES)
-    gate_file: str | None = _option(None, "Gate", "Load the gate from this file, which msvit.gates.save_gate wrote.")
-    freeze: str = _option("none", "Gate", "Part that is not trained; 'none' trains backbone and gate jointly.", FREEZE)
-    loss: str = _option("gbas", "Gate", "Loss of the gate.", LOSSES)
-    gate_target: float = _option(0.25, "Gate", "Target share of fine regions, g*, in (0, 1).")
-    gate_weight: float = _option(4.0, "Gate", "Weight of the gate loss, lambda.")
-    gate_delay_epochs: float = _option(0.0, "Gate", "Epochs before the gate starts to learn.")
-    gate_warmup_epochs: float = _option(6.0, "Gate", "Warm-up epochs of the gate's learning rate.")
-    gate_lr_scale: float = _option(1.0, "Gate", "Learning rate of the gate, as a multiple of --lr.")
-    prior_lr_scale: float = _option(1.0, "Gate", "Learning rate of the learned priors, as a multiple of --lr.")
-    gate_temperature: float = _option(1.0, "Gate", "Temperature of the Gumbel-sigmoid.")
-    prior_temperature: float = _option(
-        0.3, "Gate", "Temperature tau of the relaxed Bernoulli priors (bas, bas-flat, gbas)."
+    gate_file: str | None = _option(
+        None,
+        "Gate",
+        "Load the gate from this file of msvit.gates.save_gate, or from this run (its folder or a checkpoint in it).",
     )
-    hyperprior_std: float = _option(0.1, "Gate", "Standard deviation of the hyperprior of learned priors (gbas).")
-    center_init: bool = _option(True, "Gate", "Start the priors high at the centre of the image (gbas).")
+    freeze: str = _option("none", "Gate", "Part that is not trained; 'none' trains backbone and gate jointly.", FREEZE)
+    loss: str = _option("gbas", "Gate", "Loss of the gate.", LOSSES, only="classification")
+    gate_target: float = _option(0.25, "Gate", "Target share of fine regions, g*, in (0, 1).")
+    gate_weight: float = _option(4.0, "Gate", "Weight of the gate loss, lambda.", only="classification")
+    gate_delay_epochs: float = _option(0.0, "Gate", "Epochs before the gate starts to learn.", only="classification")
+    gate_warmup_epochs: float = _option(
+        6.0, "Gate", "Warm-up epochs of the gate's learning rate.", only="classification"
+    )
+    gate_lr_scale: float = _option(
+        1.0, "Gate", "Learning rate of the gate, as a multiple of --lr.", only="classification"
+    )
+    prior_lr_scale: float = _option(
+        1.0, "Gate", "Learning rate of the learned priors, as a multiple of --lr.", only="classification"
+    )
+    gate_temperature: float = _option(1.0, "Gate", "Temperature of the Gumbel-sigmoid.", only="classification")
+    prior_temperature: float = _option(
+        0.3,
+        "Gate",
+        "Temperature tau of the relaxed Bernoulli priors (bas, bas-flat, gbas).",
+        only="classification",
+    )
+    hyperprior_std: float = _option(
+        0.1, "Gate", "Standard deviation of the hyperprior of learned priors (gbas).", only="classification"
+    )
+    center_init: bool = _option(
+        True, "Gate", "Start the priors high at the centre of the image (gbas).", only="classification"
+    )
     prior_clip: float | None = _option(
-        None, "Gate", "Bound c that clips gate outputs to [c, 1 - c] in the gate loss (bas, bas-flat, gbas)."
+        None,
+        "Gate",
+        "Bound c that clips gate outputs to [c, 1 - c] in the gate loss (bas, bas-flat, gbas).",
+        only="classification",
     )
     tokens_per_image: float | None = _option(
         None,
@@ -106,6 +145,39 @@ class Config:
     )
     budget_per: str = _option(
         "batch", "Gate", "Whether --tokens-per-image is a mean over the batch or holds for each image.", PER
+    )
+
+    decoder: str | None = _option(
+        None, "Segmentation", "Decoder; if not set, that of --model, or mask.", DECODERS, only="segmentation"
+    )
+    decode: str = _option("packed", "Segmentation", "Tokens that the decoder gets.", DECODE, only="segmentation")
+    decoder_depth: int = _option(2, "Segmentation", "Number of blocks of a mask decoder.", only="segmentation")
+    decoder_dropout: float = _option(0.0, "Segmentation", "Dropout rate of a mask decoder.", only="segmentation")
+    window: int | None = _option(
+        None, "Segmentation", "Width of the windows of test images; if not set, --image-size.", only="segmentation"
+    )
+    stride: int | None = _option(
+        None, "Segmentation", "Distance between windows of test images; if not set, --window.", only="segmentation"
+    )
+    scale_min: float = _option(0.5, "Segmentation", "Smallest factor of the random resizing.", only="segmentation")
+    scale_max: float = _option(2.0, "Segmentation", "Largest factor of the random resizing.", only="segmentation")
+    photometric: bool = _option(
+        True,
+        "Segmentation",
+        "Change brightness, contrast, saturation and hue of training images at random.",
+        only="segmentation",
+    )
+    reduce_zero_label: bool | None = _option(
+        None,
+        "Segmentation",
+        "Whether value 0 of label files is no class, and classes begin at 1; if not set, only for ADE20K.",
+        only="segmentation",
+    )
+    class_list: str | None = _option(
+        None,
+        "Segmentation",
+        "File with the names of the classes, one a line, in the order of their labels; 'ade20k' for its 150 classes.",
+        only="segmentation",
     )
 
     epochs: int = _option(20, "Optimisation", "Number of passes over the training images.")
@@ -124,8 +196,11 @@ class Config:
         "Optimisation",
         "Value at which the gradient of an image's loss is clipped at the gate's logits, in masked and trimmed mode; "
         "0 for no clipping.",
+        only="classification",
     )
-    label_smoothing: float = _option(0.0, "Optimisation", "Label smoothing, in [0, 1).")
+    label_smoothing: float = _option(0.0, "Optimisation", "Label smoothing, in [0, 1).", only="classification")
+    min_lr: float = _option(0.0, "Optimisation", "Learning rate at the end of the schedule.")
+    decay_rate: float = _option(0.1, "Optimisation", "Power of --schedule poly; factor of step and multistep.")
     schedule: str = _option("cosine", "Optimisation", "Name of a timm learning rate schedule.")
     warmup_epochs: float = _option(0.5, "Optimisation", "Warm-up epochs of the learning rate.")
 
@@ -138,49 +213,7 @@ class Config:
     tensorboard: bool = _option(False, "Run", "Also write TensorBoard files.")
 
     def __post_init__(self) -> None:
-        hints = typing.get_type_hints(Config)
-        for field in dataclasses.fields(self):
-            _check_type(field.name, getattr(self, field.name), hints[field.name])
-            _expect(field.name, self, field.metadata["choices"])
-        self._check_ranges()
-        self._check_combinations()
-
-    def _check_ranges(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "train_size", "test_size", "max_pixels"):
-            _require(name, self, getattr(self, name) >= 1, "1 or more")
-        for name in ("image_size", "coarse", "embed_dim", "depth", "num_heads", "num_classes", "checkpoint_steps"):
-            _require(name, self, getattr(self, name) is None or getattr(self, name) >= 1, "1 or more")
-        for name in ("lr", "gate_temperature", "prior_temperature", "hyperprior_std"):
-            _require(name, self, 0 < getattr(self, name) < math.inf, "a positive number")
-        for name in ("gate_weight", "gate_warmup_epochs", "warmup_epochs", "weight_decay", "color_jitter"):
-            _require(name, self, 0 <= getattr(self, name) < math.inf, "0 or more")
-        for name in ("gate_delay_epochs", "gate_lr_scale", "prior_lr_scale", "num_workers", "seed", "data_seed"):
-            _require(name, self, 0 <= getattr(self, name) < math.inf, "0 or more")
-        for name in ("momentum", "label_smoothing", "drop_path"):
-            _require(name, self, 0 <= getattr(self, name) < 1, "a value in [0, 1)")
-        _require("mlp_ratio", self, self.mlp_ratio is None or 0 < self.mlp_ratio < math.inf, "a positive number")
-        _require("pixel_mean", self, self.pixel_mean is None or 0 <= self.pixel_mean <= 1, "a value in [0, 1]")
-        _require("pixel_std", self, self.pixel_std is None or 0 < self.pixel_std < math.inf, "a positive number")
-        _require("flip", self, 0 <= self.flip <= 1, "a probability in [0, 1]")
-        _require("gate_target", self, 0 < self.gate_target < 1, "a share inside (0, 1)")
-        _require("clip_grad", self, self.clip_grad is None or self.clip_grad >= 0, "0 or more")
-        _require("clip_gate_grad", self, self.clip_gate_grad is None or self.clip_gate_grad >= 0, "0 or more")
-        _require("prior_clip", self, self.prior_clip is None or 0 < self.prior_clip < 0.5, "a value inside (0, 0.5)")
-        _require("batch_size", self, self.batch_size % self.accumulate == 0, f"a multiple of {self.accumulate}")
-
-    def _check_combinations(self) -> None:
-        if self.freeze == "backbone" and not (self.pretrained or self.checkpoint):
-            raise ValueError(
-                "--freeze backbone: expected --pretrained or --checkpoint for a trained backbone, got neither"
-            )
-        if self.freeze == "gate" and self.gate == "learned" and not (self.gate_file or self.checkpoint):
-            raise ValueError("--freeze gate: expected --gate-file or --checkpoint for a trained gate, got neither")
-        if self.freeze == "backbone" and self.gate != "learned":
-            raise ValueError(f"--freeze backbone: expected --gate learned, got {self.gate}; nothing would be trained")
-        if self.gate_file is not None and self.gate != "learned":
-            raise ValueError(f"--gate-file: expected --gate learned, got {self.gate}")
-        if self.budget_per == "image" and self.tokens_per_image is None:
-            raise ValueError("--budget-per image: expected --tokens-per-image for a budget, got none")
+        check_config(self)
 
     @property
     def trains_gate(self) -> bool:
@@ -207,28 +240,3 @@ class Config:
         if unknown:
             raise ValueError(f"config: expected values of this version of msvit, got unknown {', '.join(unknown)}")
         return Config(**values)
-
-
-def flag(name: str) -> str:
-    """The command-line option of a value, such as "--gate-target"."""
-    return "--" + name.replace("_", "-")
-
-
-def _check_type(name: str, value: Any, hint: Any) -> None:
-    allowed = typing.get_args(hint) or (hint,)
-    if float in allowed:
-        allowed = (*allowed, int)
-    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
-        names = " or ".join(kind.__name__ for kind in allowed if kind is not type(None))
-        raise TypeError(f"{flag(name)}: expected {names}, got {value!r}")
-
-
-def _expect(name: str, config: Config, choices: tuple[str, ...] | None) -> None:
-    value = getattr(config, name)
-    if choices is not None and value is not None and value not in choices:
-        raise ValueError(f"{flag(name)}: expected one of {', '.join(choices)}, got {value!r}")
-
-
-def _require(name: str, config: Config, holds: bool, expected: str) -> None:
-    if not holds:
-        raise ValueError(f"{flag(name)}: expected {expected}, got {getattr(config, name)}")

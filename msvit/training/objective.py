@@ -1,14 +1,13 @@
 """The training objective (eq. 6): task loss plus lambda times gate loss."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from msvit.losses import BatchShapingLoss, GeneralizedBatchShapingLoss, L0Loss
-from msvit.models import MixedScaleVisionTransformer
 from msvit.training.config import Config
+from msvit.training.tasks import task_of
 
 
 class Losses(NamedTuple):
@@ -16,7 +15,7 @@ class Losses(NamedTuple):
 
     Attributes:
         total: task loss plus lambda times gate loss.
-        task: cross-entropy.
+        task: loss of the task, the cross-entropy.
         gate: gate loss, without lambda.
         tokens_per_image: mean number of active patch tokens.
     """
@@ -30,24 +29,24 @@ class Losses(NamedTuple):
 class Objective(nn.Module):
     """Model and losses in one module, so that a wrapper for distributed training averages all of their gradients."""
 
-    def __init__(self, model: MixedScaleVisionTransformer, gate_loss: nn.Module | None, config: Config) -> None:
+    def __init__(self, model: Any, gate_loss: nn.Module | None, config: Config) -> None:
         super().__init__()
+        self.task = task_of(config)
         self.model = model
         self.gate_loss = gate_loss
         self.gate_weight = config.gate_weight
-        self.label_smoothing = config.label_smoothing
         # The trainer divides the loss of each accumulated part by their number.
         bound = (config.clip_gate_grad or 0.0) / config.accumulate
         self.clip_gate_grad = 0.0 if model.token_mode == "packed" else bound
 
     def forward(self, images: Tensor, labels: Tensor) -> Losses:
-        """Computes the losses for images, uint8 [batch, 3, H, W], with labels, int64 [batch]."""
-        model = self.model
+        """Computes the losses for images, uint8 [batch, 3, H, W], with the labels of `Batch`."""
+        backbone = self.task.backbone(self.model)
         # In bf16 many logits would be equal, and the gate loss depends on their order.
         with torch.autocast(images.device.type, enabled=False):
-            gate_logits = model.gate(images)
-        decision = model.decide(images, gate_logits=self._limited(gate_logits))
-        task = F.cross_entropy(model.classify(images, decision).float(), labels, label_smoothing=self.label_smoothing)
+            gate_logits = backbone.gate(images)
+        decision = backbone.decide(images, gate_logits=self._limited(gate_logits))
+        task = self.task.loss(self.model, images, labels, decision)
         gate = task.new_zeros(()) if self.gate_loss is None else self.gate_loss(gate_logits.flatten(1))
         return Losses(task + self.gate_weight * gate, task, gate, decision.patches_per_image())
 

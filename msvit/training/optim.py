@@ -8,7 +8,6 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import nn
 
-from msvit.models import MixedScaleVisionTransformer
 from msvit.training.config import Config
 
 # The schedule starts at this share of the learning rate; from 0, the first step would do nothing.
@@ -51,6 +50,8 @@ class Part:
                 config.schedule,
                 num_epochs=config.epochs,
                 warmup_epochs=warmup_epochs,  # type: ignore[arg-type] # steps allow fractions of an epoch
+                decay_rate=config.decay_rate,
+                min_lr=config.min_lr,
                 warmup_lr=_WARMUP_START * config.lr,
                 step_on_epochs=False,
                 updates_per_epoch=steps_per_epoch,
@@ -69,9 +70,7 @@ class Part:
                 group["lr"] = 0.0
 
 
-def make_parts(
-    model: MixedScaleVisionTransformer, loss: nn.Module | None, config: Config, steps_per_epoch: int
-) -> list[Part]:
+def make_parts(model: Any, loss: nn.Module | None, config: Config, steps_per_epoch: int) -> list[Part]:
     """Makes the optimizers of a run.
 
     Args:
@@ -89,9 +88,10 @@ def make_parts(
     skip = model.no_weight_decay()
     backbone: list[tuple[str, nn.Parameter]] = []
     gate: list[tuple[str, nn.Parameter]] = []
+    gate_parameters = {*model.gate.parameters()}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (gate if name.startswith("gate.") else backbone).append((name, parameter))
+            (gate if parameter in gate_parameters else backbone).append((name, parameter))
     parts = []
     if backbone:
         parts.append(Part(_groups(backbone, skip, config, 1.0), config, config.warmup_epochs, steps_per_epoch))

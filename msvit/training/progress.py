@@ -75,13 +75,19 @@ class Progress:
         """Shows that the evaluation after epoch number `epoch`, counted from 1, begins."""
         self._bar.update(self._task, description=f"epoch {epoch}/{self.epochs}: testing")
 
-    def epoch_done(self, row: dict[str, float], left_out: int) -> None:
-        """Prints a line for a row of metrics.csv and the number of training images that could not be read so far."""
+    def epoch_done(self, row: dict[str, float], score: str, left_out: int) -> None:
+        """Prints a line for a row of metrics.csv.
+
+        Args:
+            row: values by column.
+            score: text for the main score of the task.
+            left_out: number of training images that could not be read so far.
+        """
         failures = f"  training images left out by this process: {left_out}" if left_out else ""
         self.console.print(
             f"epoch {row['epoch']}/{self.epochs}  loss {row['train_loss']:.4f} "
             f"(task {row['task_loss']:.4f}, gate {row['gate_loss']:.4f})  test loss {row['test_loss']:.4f}  "
-            f"top-1 {row['top1']:.2%}  {row['tokens_per_image']:.1f} tokens/image  {row['images_per_s']:.0f} images/s"
+            f"{score}  {row['tokens_per_image']:.1f} tokens/image  {row['images_per_s']:.0f} images/s"
             f"{failures}",
             highlight=False,
             soft_wrap=True,

@@ -2,7 +2,7 @@
 
     RUN/
         config.json     {"format": 1, "config": every value of the run, see `msvit.training.Config`,
-                         "num_classes", "classes": names of the class folders, else null,
+                         "num_classes", "classes": names of the classes, or null,
                          "image_size": [H, W], "coarse": pixels, "steps_per_epoch", "parameters",
                          "gate_setting": radius, probability or threshold of a radial, random or entropy gate, or null,
                          "versions": {"torch", "timm", "python"}}
@@ -10,9 +10,12 @@
                          epoch, step;
                          train_loss = task_loss + lambda * gate_loss (lambda is 0 while the gate is delayed),
                          train_tokens_per_image;
-                         on the test images, without noise: test_loss, top1, top5 (shares in [0, 1]), tokens_per_image,
-                         fine_share, gmacs (with the gate);
+                         on the test images, without noise: test_loss, top1, top5 (shares in [0, 1]) or, for
+                         segmentation, miou and pixel_accuracy (shares), tokens_per_image, fine_share, gmacs (with the
+                         gate), which are means over windows for segmentation;
                          images_per_s of training; seconds of training so far
+        classes.csv     segmentation only, a row per class, for the last epoch: class, iou, accuracy (share of its
+                         pixels that are right), coarse_share (share of its pixels in coarse regions); nan without any
         priors.csv      GBaS only: epoch (0 = as initialised), theta_0, theta_1, ... in raster order
         checkpoints/    the newest two, see `msvit.training.checkpoints`
         tensorboard/    with --tensorboard
@@ -32,12 +35,12 @@ import torch
 from torch import Tensor
 
 import msvit
-from msvit.models import MixedScaleVisionTransformer
+from msvit.gates import MLPGate
 from msvit.training.build import build_model
 from msvit.training.checkpoints import MODEL_FILE, Checkpoint, latest_checkpoint
 from msvit.training.config import Config
-from msvit.training.datasets import make_dataset
-from msvit.training.metrics import PRIORS_FILE, read_metrics, read_numbers
+from msvit.training.metrics import PRIORS_FILE, columns_of, read_metrics, read_numbers
+from msvit.training.tasks import Task, task_of
 from msvit_kernels.files import write_text
 
 CONFIG_FILE = "config.json"
@@ -90,11 +93,16 @@ class Run:
         """
         return latest_checkpoint(self.folder)
 
-    def untrained_model(self) -> MixedScaleVisionTransformer:
+    @property
+    def task(self) -> Task:
+        """The task of the run."""
+        return task_of(self.config)
+
+    def untrained_model(self) -> Any:
         """The model of the run without its weights, in training mode."""
         return build_model(self.config, self.derived["num_classes"], self.derived["gate_setting"], weights=False)
 
-    def model(self) -> MixedScaleVisionTransformer:
+    def model(self) -> Any:
         """The model with the weights of the last checkpoint, in evaluation mode, on the CPU.
 
         Raises:
@@ -107,11 +115,11 @@ class Run:
 
     def test_dataset(self) -> Any:
         """The test images: items are (uint8 image [3, H, W], label)."""
-        return make_dataset(self.config, False, self.image_size, self.derived.get("classes"))
+        return self.task.dataset(False, self.image_size, self.derived.get("classes"))
 
     def train_dataset(self) -> Any:
         """The training images with augmentation: items are (uint8 image [3, H, W], label)."""
-        return make_dataset(self.config, True, self.image_size)
+        return self.task.dataset(True, self.image_size)
 
     @property
     def _coarse(self) -> int:
@@ -147,7 +155,36 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read ({error})") from error
     derived = {name: value for name, value in stored.items() if name not in ("format", "config")}
-    return Run(folder, config, derived, read_metrics(folder))
+    return Run(folder, config, derived, read_metrics(folder, columns_of(task_of(config).test_columns)))
+
+
+def run_folder(path: Path) -> Path | None:
+    """RUN for RUN and for RUN/checkpoints/step-.../model.safetensors; None for other files."""
+    if path.is_dir():
+        return path
+    candidates = list(path.resolve().parents)[2:3]
+    return next((folder for folder in candidates if (folder / CONFIG_FILE).is_file()), None)
+
+
+def learned_gate(path: Path) -> MLPGate:
+    """Reads the gate of a run: that of its last checkpoint, or of the checkpoint file in it that is given.
+
+    Raises:
+        FileNotFoundError: the folder is no run, or it has no checkpoint yet.
+        ValueError: the run has no learned gate, or its files are damaged.
+    """
+    folder = run_folder(path)
+    run = load_run(path if folder is None else folder)
+    if run.config.gate != "learned":
+        raise ValueError(f"--gate-file {path}: expected a run with --gate learned, got {run.config.gate}")
+    if path == folder:
+        gate = run.model().gate
+    else:
+        model = run.untrained_model()
+        msvit.load_checkpoint(model, path)
+        gate = model.gate
+    learned: MLPGate = gate
+    return learned
 
 
 def create_run(folder: Path, config: Config, derived: dict[str, Any]) -> Run:

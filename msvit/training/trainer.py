@@ -1,122 +1,36 @@
 """The training loop: after each epoch it evaluates the model and writes a row of metrics and a checkpoint."""
 
-import datetime
 import math
 import time
 import warnings
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 import msvit
-from msvit.evaluation.outcomes import check_labels
 from msvit.gates.fixed import reset_noise
-from msvit.training.batches import (
-    Batch,
-    calibration_images,
-    images_per_part,
-    in_memory,
-    seed_of,
-    steps_per_epoch,
-    training_batches,
-)
-from msvit.training.build import build_model, calibrate, set_training
-from msvit.training.checkpoints import MODEL_FILE, Checkpoint, load_loss, newest_text, unwritten, write_checkpoint
+from msvit.training.batches import Batch, images_per_part, in_memory, seed_of, training_batches
+from msvit.training.build import set_training
+from msvit.training.checkpoints import MODEL_FILE, Checkpoint, load_loss, unwritten, write_checkpoint
 from msvit.training.config import Config
-from msvit.training.datasets import class_names, count_classes, is_streamed, make_dataset
-from msvit.training.finite import broken_pixels, broken_weights, is_gate_broken
+from msvit.training.datasets import is_streamed
+from msvit.training.finite import FiniteChecks, is_gate_broken
 from msvit.training.journal import Journal
+from msvit.training.metrics import columns_of
 from msvit.training.objective import Losses, Objective, make_gate_loss
 from msvit.training.optim import make_parts
-from msvit.training.processes import make_accelerator, score_test_set, share_of
+from msvit.training.processes import share_of
 from msvit.training.progress import Progress
-from msvit.training.runs import Run, check_new, create_run, load_run
+from msvit.training.runs import Run, load_run
+from msvit.training.tasks import task_of
 from msvit_kernels.leftovers import remove_leftovers
 
 _SUMS = ("train_loss", "task_loss", "gate_loss", "train_tokens_per_image")
-
-
-def start_run(config: Config, folder: Path | None = None) -> Run:
-    """Trains a model in a new folder.
-
-    Args:
-        config: values of the run.
-        folder: new folder for the run; None for runs/PRESET-TIME.
-
-    Returns:
-        The finished run.
-
-    Raises:
-        FileExistsError: the folder already contains a run.
-        ValueError: the data, the model or the weights are invalid.
-        FloatingPointError: a loss, a gradient or a weight is not finite; the message names the step and the images.
-        OSError: a file cannot be written, as when the disk is full; all complete files remain.
-    """
-    accelerator = make_accelerator(config)
-    folder = _default_folder(config) if folder is None else folder
-    check_new(folder)
-    _warn(config)
-    blank = build_model(config, 1, weights=False)
-    train_set = make_dataset(config, True, blank.image_size)
-    num_classes = count_classes(config, train_set)
-    setting = calibrate(config, blank, lambda: calibration_images(train_set))
-    torch.manual_seed(config.seed)
-    model = build_model(config, num_classes, setting)
-    derived = {
-        "num_classes": num_classes,
-        "classes": class_names(train_set),
-        "image_size": list(model.image_size),
-        "coarse": model.coarse,
-        "steps_per_epoch": steps_per_epoch(train_set, config),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "gate_setting": setting,
-    }
-    trainer = Trainer(config, folder, model, train_set, derived, accelerator)
-    if accelerator.is_main_process:
-        create_run(folder, config, derived)
-    accelerator.wait_for_everyone()
-    return trainer.train()
-
-
-def resume_run(folder: Path) -> Run:
-    """Continues a run from its last checkpoint, with the same losses as without an interruption.
-
-    Args:
-        folder: folder of a run. If it has no checkpoint yet, the run starts again.
-
-    Returns:
-        The finished run.
-
-    Raises:
-        FileNotFoundError: the folder does not contain a run.
-        ValueError: files of the run are damaged, or they do not fit the data.
-        FloatingPointError: a loss, a gradient or a weight is not finite; the message names the step and the images.
-        OSError: a file cannot be written, as when the disk is full; all complete files remain.
-    """
-    run = load_run(folder)
-    try:
-        checkpoint = run.checkpoint()
-    except FileNotFoundError:
-        checkpoint = None
-    accelerator = make_accelerator(run.config)
-    train_set = run.train_dataset()
-    steps = run.derived["steps_per_epoch"]
-    if (found := steps_per_epoch(train_set, run.config)) != steps:
-        raise ValueError(
-            f"{folder}: expected {steps} steps per epoch from the training images, got {found}; "
-            "the data set has changed since the run began"
-        )
-    torch.manual_seed(run.config.seed)
-    classes, setting = run.derived["num_classes"], run.derived["gate_setting"]
-    model = build_model(run.config, classes, setting, weights=checkpoint is None)
-    trainer = Trainer(run.config, folder, model, train_set, run.derived, accelerator)
-    trainer.restore(checkpoint)
-    return trainer.train()
 
 
 class Trainer:
@@ -141,16 +55,21 @@ class Trainer:
         accelerator: Accelerator,
     ) -> None:
         self.config, self.folder, self.accelerator, self.model = config, folder, accelerator, model
+        self.task = task_of(config)
+        backbone = self.task.backbone(model)
+        self.image_size = backbone.image_size
         self.share = share_of(accelerator)
         images_per_part(config, self.share)  # a batch that cannot be divided is refused before the folder is made
         self.train_set = in_memory(train_set)
-        self.test_set = in_memory(make_dataset(config, False, model.image_size, derived.get("classes")))
+        self.test_set = self.task.dataset(False, self.image_size, derived.get("classes"))
         self.steps_per_epoch: int = derived["steps_per_epoch"]
-        self.gate_loss = make_gate_loss(config, model.coarse_grid_size)
+        self.gate_loss = make_gate_loss(config, backbone.coarse_grid_size)
         self.parts = make_parts(model, self.gate_loss, config, self.steps_per_epoch)
         self.objective = Objective(model, self.gate_loss, config)
         self.wrapped: nn.Module = accelerator.prepare(self.objective)
-        self.journal = Journal(folder, config.tensorboard and accelerator.is_main_process)
+        self.finite = FiniteChecks(folder, self.objective, self.steps_per_epoch)
+        columns = columns_of(self.task.test_columns)
+        self.journal = Journal(folder, columns, config.tensorboard and accelerator.is_main_process)
         self.step = 0
         self.seconds = 0.0
         self.sums = dict.fromkeys(_SUMS, 0.0)
@@ -165,10 +84,10 @@ class Trainer:
                 self._log(None)
             while self.step < self.config.epochs * self.steps_per_epoch:
                 self._train_epoch(progress)
-                row = self._finish_epoch(progress)
+                row, classes = self._finish_epoch(progress)
                 if main:
-                    self._log(row)
-                    progress.epoch_done(row, len(self.left_out))
+                    self._log(row, classes)
+                    progress.epoch_done(row, self.task.epoch_text(row), len(self.left_out))
                 self._save()
         return load_run(self.folder)
 
@@ -211,7 +130,7 @@ class Trainer:
         epoch, done = divmod(self.step, self.steps_per_epoch)
         set_training(self.model, self.config)
         if is_streamed(self.train_set):  # a reader may remember its position
-            self.train_set = make_dataset(self.config, True, self.model.image_size)
+            self.train_set = self.task.dataset(True, self.image_size)
         batches = training_batches(self.train_set, self.config, epoch, done, self.share)
         progress.start_epoch(epoch, done)
         start = time.perf_counter()
@@ -221,7 +140,7 @@ class Trainer:
             progress.step(values["train_loss"], values["train_tokens_per_image"], self.config.batch_size)
             every = self.config.checkpoint_steps
             if every and self.step % every == 0 and self.step % self.steps_per_epoch:
-                self._check_weights()
+                self.finite.weights(self.step)
                 self._save()
                 start = time.perf_counter()
 
@@ -237,7 +156,7 @@ class Trainer:
         for number in range(self.config.accumulate):
             batch: Batch = next(batches)
             self.left_out.update(batch.left_out)
-            check_labels(batch.labels, self.model.num_classes)
+            self.task.check_labels(batch.labels, self.model.num_classes)
             seed = seed_of(self.config.seed, self.step, number, self.share.rank, 2)
             torch.manual_seed(seed)
             reset_noise(self.model.gate, seed)
@@ -245,13 +164,12 @@ class Trainer:
             with _synchronised(self.accelerator, self.wrapped, last):
                 losses = self._losses(batch)
                 found = torch.stack([loss.detach().float() for loss in losses]).tolist()
-                self._check_finite(found, batch)
+                self.finite.losses(dict(zip(_SUMS, found, strict=True)), self.step, batch)
                 self.accelerator.backward(losses.total / self.config.accumulate)
             for name, value in zip(_SUMS, found, strict=True):
                 values[name] += value / self.config.accumulate
         norm = float(self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.config.clip_grad or math.inf))
-        if not math.isfinite(norm):
-            raise self._not_finite("gradient", f"its norm is {norm}", batch)
+        self.finite.gradient(norm, self.step, batch)
         for part in self.parts:
             part.optimizer.step()
         self.step += 1
@@ -264,61 +182,32 @@ class Trainer:
             losses: Losses = self.wrapped(self._to_device(batch.images), self._to_device(batch.labels))
         except ValueError as error:  # of an operator, about an argument that NaN made invalid
             if is_gate_broken(self.model.gate, batch, self.accelerator.device):
-                raise self._not_finite("gate", "its logits are NaN or infinite", batch) from error
+                raise self.finite.error("gate", "its logits are NaN or infinite", self.step, batch) from error
             raise
         return losses
 
-    def _check_finite(self, found: list[float], batch: Batch) -> None:
-        if not all(map(math.isfinite, found)):
-            terms = ", ".join(f"{name} {value}" for name, value in zip(_SUMS, found, strict=True))
-            raise self._not_finite("loss", terms, batch)
-
-    def _check_weights(self) -> None:
-        """Raises FloatingPointError rather than write a checkpoint from which no run can continue."""
-        if weights := broken_weights(self.objective):
-            raise FloatingPointError(f"weights are not finite after step {self.step}: {weights}; {self._advice()}")
-
-    def _not_finite(self, quantity: str, terms: str, batch: Batch) -> FloatingPointError:
-        epoch, number = divmod(self.step, self.steps_per_epoch)
-        images = "" if batch.indices is None else f", images {batch.indices[:8]}... of the training set"
-        pixels, weights = broken_pixels(batch), broken_weights(self.objective)
-        causes = (("pixels", pixels), ("weights", weights))
-        known = "".join(f"; {what} are not finite: {which}" for what, which in causes if which)
-        return FloatingPointError(
-            f"the {quantity} is not finite at step {self.step} (batch {number} of epoch {epoch + 1}{images}): "
-            f"{terms}{known}; {self._advice(pixels is None)}"
-        )
-
-    def _advice(self, diverged: bool = True) -> str:
-        newest = newest_text(self.folder, before=self.step)
-        help_ = "; a new run with a lower --lr or with --clip-grad 1 may help, while --resume would end here again"
-        return newest + help_ * diverged
-
-    def _finish_epoch(self, progress: Progress) -> dict[str, float]:
+    def _finish_epoch(self, progress: Progress) -> tuple[dict[str, float], Sequence[Mapping[str, Any]]]:
+        """Tests the model, and returns the rows of the epoch in metrics.csv and classes.csv."""
         epoch = self.step // self.steps_per_epoch
         progress.testing(epoch)
-        self._check_weights()
-        found = score_test_set(self.model, self.test_set, self.config, self.accelerator)
-        if not math.isfinite(found.loss):
-            raise FloatingPointError(
-                f"the loss on the test images is not finite after step {self.step} (epoch {epoch}): {found.loss}; "
-                f"{self._advice()}"
-            )
+        self.finite.weights(self.step)
+        found = self.task.score(self.model, self.test_set, self.accelerator)
+        self.finite.test_loss(found.columns["test_loss"], self.step)
         sums = self._total_sums()
         row: dict[str, float] = {name: value / self.steps_per_epoch for name, value in sums.items()}
-        row |= {"test_loss": found.loss, "top1": found.top1, "top5": found.top5, "gmacs": found.gmacs}
-        row |= {"tokens_per_image": found.tokens_per_image, "fine_share": found.fine_share}
+        row |= found.columns
         row |= {"epoch": epoch, "step": self.step, "images_per_s": progress.images_per_s, "seconds": self.seconds}
         self.sums = dict.fromkeys(_SUMS, 0.0)
-        return row
+        return row, found.classes
 
-    def _log(self, row: dict[str, float] | None) -> None:
-        """Writes the row of an epoch and its priors; None for the priors before the first step."""
+    def _log(self, row: dict[str, float] | None, classes: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Writes the rows of an epoch and its priors; None for the priors before the first step."""
         try:
             if row is None:
                 self.journal.write_priors(0, self._priors())
             else:
                 self.journal.write(row, self._priors())
+                self.journal.write_classes(classes)
         except OSError as error:
             raise unwritten(self.folder, f"the log of {self.folder}", error) from error
 
@@ -350,30 +239,6 @@ class Trainer:
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.accelerator.device, non_blocking=True)
-
-
-def _warn(config: Config) -> None:
-    """Warns of values that are allowed but probably mistakes."""
-    if config.trains_gate and config.gate_delay_epochs >= config.epochs:
-        warnings.warn(
-            f"--gate-delay-epochs: expected less than the {config.epochs} epochs of the run, "
-            f"got {config.gate_delay_epochs:g}; the gate stays as initialised",
-            stacklevel=3,
-        )
-    if config.preset in ("vit", "deit") and not (config.pretrained or config.checkpoint):
-        warnings.warn(
-            f"--preset {config.preset}: expected a trained backbone from --pretrained or --checkpoint, got neither; "
-            "the run starts from random weights",
-            stacklevel=3,
-        )
-
-
-def _default_folder(config: Config) -> Path:
-    """runs/PRESET-TIME, with the time of the first process in all processes."""
-    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    folders = [str(Path("runs") / f"{config.preset}-{now}")]
-    broadcast_object_list(folders)
-    return Path(folders[0])
 
 
 def _synchronised(accelerator: Accelerator, module: nn.Module, last: bool) -> Any:

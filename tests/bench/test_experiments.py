@@ -12,7 +12,7 @@ from bench.experiments.settings import QUICK, SETTINGS
 from bench.rows import read_rows
 from msvit.training import load_run
 from msvit.training.checkpoints import TRAINER_FILE, write_checkpoint
-from msvit.training.metrics import COLUMNS, METRICS_FILE
+from msvit.training.metrics import METRICS_FILE, columns_of
 from msvit.training.runs import create_run
 from msvit_kernels.files import write_rows
 
@@ -112,7 +112,8 @@ def test_without_its_last_checkpoint_a_run_is_not_finished(tmp_path):
     ((job,), *_) = make_jobs(tmp_path, ["pretrained"], 1, True)
     derived = {"num_classes": 10, "image_size": [48, 48], "coarse": 16, "steps_per_epoch": 4, "gate_setting": None}
     run = create_run(job.folder, job.config(), derived)
-    write_rows(run.folder / METRICS_FILE, COLUMNS, [dict.fromkeys(COLUMNS, 1.0)])
+    columns = columns_of(run.task.test_columns)
+    write_rows(run.folder / METRICS_FILE, columns, [dict.fromkeys(columns, 1.0)])
     assert not job.is_finished(), "a row, but no checkpoint"
     write_checkpoint(run.folder, 3, torch.nn.Linear(1, 1), None, {})
     assert not job.is_finished(), "one of an earlier step"

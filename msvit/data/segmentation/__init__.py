@@ -3,7 +3,7 @@
 from msvit.data.segmentation.ade20k import ADE20K_CLASSES
 from msvit.data.segmentation.augmentation import Augmentation
 from msvit.data.segmentation.digits import DigitSegmentation
-from msvit.data.segmentation.layouts import CLASSES_FILE, Split, find_split
+from msvit.data.segmentation.layouts import CLASSES_FILE, Split, find_split, read_class_names
 from msvit.data.segmentation.paired_folders import PairedFolders
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
     "PairedFolders",
     "Split",
     "find_split",
+    "read_class_names",
 ]

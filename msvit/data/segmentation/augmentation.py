@@ -98,11 +98,10 @@ class Augmentation:
         return image[:, *window], label[window]
 
     def _window(self, label: Tensor) -> tuple[slice, slice]:
-        starts = (
-            random.randint(0, max(0, have - want)) for have, want in zip(label.shape, self.crop_size, strict=True)
-        )
-        top, left = starts
-        return slice(top, top + self.crop_size[0]), slice(left, left + self.crop_size[1])
+        height, width = self.crop_size
+        top = random.randint(0, max(0, label.shape[0] - height))
+        left = random.randint(0, max(0, label.shape[1] - width))
+        return slice(top, top + height), slice(left, left + width)
 
     def _is_varied(self, label: Tensor) -> bool:
         counts = torch.bincount(label.flatten(), minlength=self.ignore_index + 1)

@@ -89,18 +89,24 @@ def _with_classes(
     if class_names is not None:
         names = tuple(class_names)
     elif file is not None:
-        names = _read_names(file)
+        names = read_class_names(file)
     elif own_classes:
         names = ADE20K_CLASSES
     else:
         raise ValueError(
-            f"{root}: expected the names of the classes, one per line, in {CLASSES_FILE}, got no such file; only images "
-            f"with ADE20K's names ({_ADE20K_FILES}) have classes of their own"
+            f"{root}: expected the names of the classes, one per line, in {CLASSES_FILE}, got no such file; only those "
+            f"of images with ADE20K's names ({_ADE20K_FILES}) are built in"
         )
     return Split(images, annotations, names, own_classes if reduce_zero_label is None else reduce_zero_label)
 
 
-def _read_names(file: Path) -> tuple[str, ...]:
+def read_class_names(file: Path) -> tuple[str, ...]:
+    """Reads a file with the name of one class per line, in the order of their values.
+
+    Raises:
+        ValueError: a line is empty, a name occurs twice, or there is none.
+        OSError: the file cannot be read.
+    """
     names = tuple(line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines())
     while names and not names[-1]:
         names = names[:-1]

@@ -92,13 +92,13 @@ def _pairs(images: Path, annotations: Path) -> list[tuple[Path, Path]]:
     by_stem = _by_stem(images, list_images(images))
     labels = _by_stem(annotations, (path for _, paths in walk_files(annotations) for path in paths if _is_png(path)))
     for folder, found, others, kind in (
-        (images, by_stem, labels, f"label file (PNG) in {annotations}"),
-        (annotations, labels, by_stem, f"image in {images}"),
+        (images, by_stem, labels, f"a label file (PNG) in {annotations}"),
+        (annotations, labels, by_stem, f"an image in {images}"),
     ):
         if alone := [path for stem, path in found.items() if stem not in others]:
             names = ", ".join(str(path.relative_to(folder)) for path in alone[:_MOST_NAMES])
             more = ", ..." if len(alone) > _MOST_NAMES else ""
-            raise ValueError(f"{folder}: expected a {kind} for each file, got none for {len(alone)}: {names}{more}")
+            raise ValueError(f"{folder}: expected {kind} for each file, got none for {len(alone)}: {names}{more}")
     return [(path, labels[stem]) for stem, path in by_stem.items()]
 
 

@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from msvit.data import DigitsOnPhotographs, digits, sample_photographs
+from msvit.data.ink import digit_scans
 from msvit.extras import MissingExtraError
 
 
@@ -42,11 +43,11 @@ def test_labels_are_balanced(split):
 
 
 def test_no_scan_and_no_photograph_in_both_splits():
-    scans = {split: {scan.tobytes() for scan in digits.digit_scans(split)[0]} for split in digits.SPLITS}
+    scans = {split: {scan.tobytes() for scan in digit_scans(split)[0]} for split in digits.SPLITS}
     assert not scans["train"] & scans["test"]
     assert len(scans["train"]) + len(scans["test"]) == 1797
     for split in digits.SPLITS:
-        assert np.bincount(digits.digit_scans(split)[1]).min() > 40, "every digit is in both"
+        assert np.bincount(digit_scans(split)[1]).min() > 40, "every digit is in both"
     names = {split: set(names) for split, names in digits.PHOTOGRAPHS.items()}
     assert not names["train"] & names["test"]
     assert names["train"] | names["test"] <= set(sample_photographs()), "all of them are on disk"

@@ -16,7 +16,7 @@ import msvit
 from msvit.training import load_run, resume_run, start_run
 from msvit.training.checkpoints import Checkpoint, checkpoint_folders, latest_checkpoint, write_checkpoint
 from msvit.training.journal import Journal
-from msvit.training.metrics import read_metrics
+from msvit.training.metrics import columns_of, read_metrics
 from msvit_kernels.leftovers import temporary_path
 from tests.disk_events import record_disk_events
 from tests.model.training.run_helpers import small_config
@@ -227,4 +227,4 @@ def test_a_disk_that_is_full_at_the_log_names_the_checkpoint(tmp_path: Path, mon
 def test_damaged_metrics_are_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "metrics.csv").write_bytes(content)
     with pytest.raises(ValueError, match=r"metrics\.csv: expected (numbers|the columns epoch, step, .*, got epoch$)"):
-        read_metrics(tmp_path)
+        read_metrics(tmp_path, columns_of(["test_loss"]))

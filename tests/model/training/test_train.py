@@ -21,9 +21,10 @@ from msvit.training import Run, load_run, make_config, resume_run, start_run, tr
 from msvit.training.batches import Share, in_memory
 from msvit.training.build import build_model
 from msvit.training.datasets import InMemory, make_dataset
-from msvit.training.metrics import COLUMNS
+from msvit.training.metrics import columns_of
 from msvit.training.objective import Objective, make_gate_loss
 from msvit.training.optim import make_parts
+from msvit.training.tasks.classification import Classification
 from msvit.training.trainer import Trainer
 from tests.model.training.run_helpers import image_folder, interrupted, metrics_of, small_config, weights_of
 
@@ -37,7 +38,9 @@ def test_folder_of_a_run(run: Run) -> None:
     stored = json.loads((run.folder / "config.json").read_text())
     assert stored["config"] == small_config(gate_lr_scale=100.0).to_dict()
     assert (stored["num_classes"], stored["image_size"], stored["steps_per_epoch"]) == (10, [32, 32], 4)
-    assert (run.folder / "metrics.csv").read_text().splitlines()[0].split(",") == [*COLUMNS]
+    assert (run.folder / "metrics.csv").read_text().splitlines()[0].split(",") == [
+        *columns_of(Classification.test_columns)
+    ]
     assert [(row["epoch"], row["step"]) for row in run.metrics] == [(1, 4), (2, 8)]
     for row in run.metrics:
         assert row["train_loss"] == pytest.approx(row["task_loss"] + 4 * row["gate_loss"])
