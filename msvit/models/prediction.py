@@ -82,8 +82,8 @@ def window_tokens(model: "Segmenter", image: Tensor, window: int, stride: int) -
     """
     side = model.encoder.region_width
     with torch.no_grad():
-        _, views = make_views(_normalised(image, model), (1.0,), False, window, stride)
-        windows = _decided(model, views)
+        _, views = make_views(normalised_image(image, model), (1.0,), False, window, stride)
+        windows = decided_windows(model, views)
     fine_mask = windows[0].fine_mask.new_zeros(image.shape[1] // side, image.shape[2] // side)
     for each in windows:
         top, left = (start // side for start in each.place)
