@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from msvit.training import PRESETS, Config, make_config
+from msvit.training.config import TASKS
 
 # Appendix C.1 and C.3, as printed.
 VIT = {
@@ -72,6 +73,34 @@ def test_every_value_has_a_text() -> None:
 def test_errors(values: dict[str, Any], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         make_config("digits", **values)
+
+
+@pytest.mark.parametrize(
+    ("preset", "values", "words"),
+    [
+        ("digits", {"decode": "grid"}, "--decode: expected --task segmentation, got classification"),
+        ("digits", {"stride": 16}, "--stride: expected --task segmentation, got classification"),
+        ("ade20k", {"label_smoothing": 0.1}, "--label-smoothing: expected --task classification, got segmentation"),
+        ("ade20k", {"crops": "light"}, "--crops: expected --task classification, got segmentation"),
+        ("ade20k", {"freeze": "none"}, "--freeze: expected gate for a learned gate in --task segmentation, got none"),
+        ("ade20k", {"freeze": "backbone"}, "--freeze backbone: expected --task classification, got segmentation"),
+        ("ade20k", {"window": 512, "stride": 513}, "--stride: expected at most the 512 pixels of a window, got 513"),
+        ("ade20k", {"scale_min": 3.0}, "--scale-max: expected --scale-min or more, got 2.0"),
+        ("ade20k", {"decoder": "unet"}, "--decoder: expected one of mask, linear, got 'unet'"),
+        ("digits", {"task": "segmentation"}, "--preset: expected one of ade20k, digits-segmentation for --task seg"),
+        ("ade20k", {"task": "classification"}, "--preset: expected one of vit, deit, digits, digits-large for --task"),
+        (None, {"task": "detection"}, "--task: expected one of classification, segmentation, got 'detection'"),
+    ],
+    ids=str,
+)
+def test_values_of_another_task(preset: str | None, values: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make_config(preset, **values)
+
+
+def test_a_task_has_a_preset() -> None:
+    assert [make_config(task=task).preset for task in TASKS] == ["vit", "ade20k"]
+    assert make_config().preset == "vit"
 
 
 def test_unknown_names() -> None:
