@@ -1,7 +1,8 @@
 """Benchmarks of msvit and its kernels, the GPU report, and the experiments on digits.
 
-`bench/latency.py`, `bench/train_step.py` and `bench/bench_<operator>.py` are scripts. All else runs as a module from
-the root of the repository: `python -m bench.gpu_report`, `python -m bench.experiments`, `python -m bench.readme`.
+`bench/latency.py`, `bench/train_step.py`, `bench/segmentation.py` and `bench/bench_<operator>.py` are scripts. All else
+runs as a module from the root of the repository: `python -m bench.gpu_report`, `python -m bench.experiments`,
+`python -m bench.readme`.
 """
 
 import time

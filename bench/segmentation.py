@@ -54,6 +54,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.quick:
         arguments.models, arguments.image_size, arguments.batch, arguments.seconds = "tiny", 64, "2", 0.1
+        arguments.tokens = arguments.tokens or "9"
     return arguments
 
 
@@ -83,42 +84,50 @@ def parse_methods(text: str | None) -> tuple[str, ...]:
 
 
 @torch.inference_mode()
-def run(arguments: argparse.Namespace, console: Console) -> list[Row]:
-    """Builds, checks and times the models, then writes the table, the CSV and the picture.
+def measure(arguments: argparse.Namespace, device: torch.device, dtype_name: str, console: Console) -> list[Row]:
+    """CSV rows of all models and batch sizes.
 
     Raises:
         ValueError: an argument that cannot be used.
         RefusalError: the methods disagree.
     """
-    device, sizes, batches = (
-        find_device(arguments.device),
+    sizes, batches, names = (
         parse_models(arguments.models),
         parse_batches(arguments.batch),
+        parse_methods(arguments.methods),
     )
-    names, side = parse_methods(arguments.methods), arguments.image_size
+    given = None if arguments.tokens is None else parse_tokens(arguments.tokens)
+    side, dtype = arguments.image_size, DTYPES[dtype_name]
     if side < COARSE or side % COARSE:
         raise ValueError(f"--image-size: expected a multiple of {COARSE}, got {side}")
-    given = None if arguments.tokens is None else parse_tokens(arguments.tokens)
-    dtype_name = arguments.dtype or ("bf16" if device.type == "cuda" else "fp32")
     images = images_from_files(arguments.images, side, max(*batches, CHECKED), console).to(device)
-    roofline = Roofline.measure(device, DTYPES[dtype_name], min(1.0, arguments.seconds))
+    roofline = Roofline.measure(device, dtype, min(1.0, arguments.seconds))
     seconds = arguments.seconds / len(sizes) / len(batches)
     rows: list[Row] = []
     torch.manual_seed(0)
     for size in sizes:
-        models = Segmenters(size, side, images, DTYPES[dtype_name])
+        models = Segmenters(size, side, images, dtype)
         tokens = given or default_tokens(size, models.cells)
         models.check(min(tokens))
         for batch in batches:
-            methods = [
-                method
-                for masks in MASKS[: 1 + arguments.pixels]
-                for method in models.methods(tokens, batch, masks)
-                if method.name in names
-            ]
+            made = [each for masks in MASKS[: 1 + arguments.pixels] for each in models.methods(tokens, batch, masks)]
+            methods = [method for method in made if method.name in names]
             samples = interleave({method.key: method.call for method in methods}, device, seconds)
             rows += make_rows(methods, samples, size, side, batch, device, roofline)
-    rows = [row | {"dtype": dtype_name} | roofline.columns() | facts(device) for row in rows]
+    extra = {"dtype": dtype_name} | roofline.columns() | facts(device)
+    return [row | extra for row in rows]
+
+
+def run(arguments: argparse.Namespace, console: Console) -> list[Row]:
+    """Measures, then writes the table, the CSV and the picture.
+
+    Raises:
+        ValueError: an argument that cannot be used.
+        RefusalError: the methods disagree.
+    """
+    device = find_device(arguments.device)
+    dtype_name = arguments.dtype or ("bf16" if device.type == "cuda" else "fp32")
+    rows = measure(arguments, device, dtype_name, console)
     print_table(rows, console)
     output = arguments.output or (None if arguments.quick else results_dir(device))
     if output is not None:

@@ -39,8 +39,8 @@ def draw_segmentation(image: Tensor, labels: Tensor, num_classes: int, size: tup
 
     Args:
         image: uint8 [3, H, W].
-        labels: integers [H, W], class of each pixel.
-        num_classes: number of classes, above every label.
+        labels: integers [H, W], class of each pixel; where a label is no class, the photograph is grey.
+        num_classes: number of classes.
         size: (width, height) of the picture in pixels.
 
     Returns:
@@ -49,7 +49,9 @@ def draw_segmentation(image: Tensor, labels: Tensor, num_classes: int, size: tup
     photograph = Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).resize(size, Image.Resampling.LANCZOS)
     classes = np.asarray(Image.fromarray(labels.cpu().numpy().astype(np.int32)).resize(size, Image.Resampling.NEAREST))
     grey = np.asarray(photograph.convert("L"), dtype=np.float32)[..., None]
-    pixels = _BLEND * class_colours(num_classes)[classes] + (1 - _BLEND) * grey
+    colours = class_colours(num_classes)[classes.clip(0, num_classes - 1)]
+    is_class = ((classes >= 0) & (classes < num_classes))[..., None]
+    pixels = np.where(is_class, _BLEND * colours + (1 - _BLEND) * grey, grey)
     pixels[_edges(classes)] *= _EDGE
     return Image.fromarray(pixels.round().astype(np.uint8))
 

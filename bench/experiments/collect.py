@@ -7,20 +7,20 @@ from typing import Any
 import torch
 
 from bench.experiments.jobs import Job, run_name
-from bench.experiments.settings import SETTINGS, Setting
+from bench.experiments.study import Study
 from bench.machine import facts
 from bench.rows import read_rows, write_rows
 from msvit.report.examined import examine
 from msvit.training import Run, load_run
 
 
-def collect(waves: Sequence[Sequence[Job]], output: Path, device: torch.device) -> None:
+def collect(study: Study, waves: Sequence[Sequence[Job]], output: Path, device: torch.device) -> None:
     """Writes a CSV row for each finished run, in the order of the settings.
 
     Raises:
         ValueError: no run is finished, or the CSV has rows of runs that are not; the CSV stays as it is.
     """
-    order = {setting.name: i for i, setting in enumerate(SETTINGS)}
+    order = {setting.name: i for i, setting in enumerate(study.settings)}
     finished = sorted(
         (job for wave in waves for job in wave if job.is_finished()), key=lambda job: order[job.setting.name]
     )
@@ -32,7 +32,11 @@ def collect(waves: Sequence[Sequence[Job]], output: Path, device: torch.device) 
             f"{output}: not written, because it has rows of {names}, unfinished or beyond --seeds; remove it first"
         )
     known = facts(device)
-    write_rows(output, [{**measure(job.setting, load_run(job.folder), device), **known} for job in finished])
+    rows = []
+    for job in finished:
+        about = {"setting": job.setting.name, "about": job.setting.about, "seed": job.values["seed"]}
+        rows.append({**about, **study.measure(load_run(job.folder), device), **known})
+    write_rows(output, rows)
 
 
 def _recorded_runs(path: Path) -> set[str]:
@@ -40,16 +44,13 @@ def _recorded_runs(path: Path) -> set[str]:
     return {run_name(row["setting"], row["seed"]) for row in read_rows(path)}
 
 
-def measure(setting: Setting, run: Run, device: torch.device) -> dict[str, Any]:
-    """Columns of a run, without the facts about the machine."""
+def measure(run: Run, device: torch.device) -> dict[str, Any]:
+    """Columns of a run of the digits."""
     (group,) = examine([run], device, latency_seconds=0.0)
     evaluation, coverage = group.runs[0].evaluation, group.runs[0].coverage
     assert coverage is not None  # the place of every digit is known
     config, last = run.config, run.metrics[-1]
     return {
-        "setting": setting.name,
-        "about": setting.about,
-        "seed": config.seed,
         "image_size": run.image_size[0],
         "gate_target": config.gate_target,
         "epochs": config.epochs,

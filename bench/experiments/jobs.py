@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.experiments.settings import COMMON, FIRST, QUICK, SETTINGS, Setting
+from bench.experiments.settings import Setting
+from bench.experiments.study import Study
 from msvit.training import Config, load_run, make_config
 
 
@@ -16,19 +17,21 @@ class Job:
 
     Attributes:
         setting: the setting.
+        preset: preset of `msvit train`.
         folder: folder of the run.
         values: values of `msvit.training.Config` beyond the preset.
         gate_run: run whose gate this one takes over, frozen; if None, it has its own.
     """
 
     setting: Setting
+    preset: str
     folder: Path
     values: dict[str, Any]
     gate_run: Path | None
 
     def config(self) -> Config:
         """The configuration of the run."""
-        return make_config("digits", **self.values)
+        return make_config(self.preset, **self.values)
 
     def is_finished(self) -> bool:
         """Whether the run has all of its epochs, and a checkpoint of its last step.
@@ -55,13 +58,14 @@ class Job:
         train = [sys.executable, "-m", "msvit", "train"]
         if (self.folder / "config.json").exists():
             return [*train, "--resume", str(self.folder)]
-        return [*train, "--preset", "digits", "--output", str(self.folder), *_options(self.values)]
+        return [*train, "--preset", self.preset, "--output", str(self.folder), *_options(self.values)]
 
 
-def make_jobs(runs: Path, names: Sequence[str], seeds: int, quick: bool) -> list[list[Job]]:
+def make_jobs(study: Study, runs: Path, names: Sequence[str], seeds: int, quick: bool) -> list[list[Job]]:
     """Jobs in waves; a job starts only from runs of earlier waves.
 
     Args:
+        study: study of the settings.
         runs: folder of all runs.
         names: wanted settings, all if empty; the settings that they start from are added.
         seeds: runs of each setting, with seeds 0, 1, ...
@@ -70,30 +74,30 @@ def make_jobs(runs: Path, names: Sequence[str], seeds: int, quick: bool) -> list
     Raises:
         ValueError: an unknown name.
     """
-    by_name = {setting.name: setting for setting in SETTINGS}
+    by_name = {setting.name: setting for setting in study.settings}
     if unknown := sorted(set(names) - by_name.keys()):
         raise ValueError(f"--only: expected {', '.join(by_name)}, got {', '.join(unknown)}")
-    wanted = set(names or by_name) | {FIRST}
+    wanted = set(names or by_name) | {study.first}
     wanted |= {gate_of for name in wanted if (gate_of := by_name[name].gate_of)}
     waves: list[list[Job]] = [[], [], []]
-    for setting in SETTINGS:
+    for setting in study.settings:
         if setting.name in wanted:
-            depth = 0 if setting.name == FIRST else 2 if setting.gate_of else 1
-            waves[depth] += [_make_job(runs, setting, seed, quick) for seed in range(seeds)]
+            depth = 0 if setting.name == study.first else 2 if setting.gate_of else 1
+            waves[depth] += [_make_job(study, runs, setting, seed, quick) for seed in range(seeds)]
     return waves
 
 
-def _make_job(runs: Path, setting: Setting, seed: int, quick: bool) -> Job:
-    values = {**COMMON, **setting.options, "seed": seed}
+def _make_job(study: Study, runs: Path, setting: Setting, seed: int, quick: bool) -> Job:
+    values = {**study.common, **setting.options, "seed": seed}
     gate_run = None
     if quick:
-        values |= QUICK
+        values |= study.quick
     if setting.pretrained:
-        values["checkpoint"] = str(runs / run_name(FIRST, seed))
+        values["checkpoint"] = str(runs / run_name(study.first, seed))
     if setting.gate_of:
         gate_run = runs / run_name(setting.gate_of, seed)
         values["gate_file"] = str(gate_run / "gate.safetensors")
-    return Job(setting, runs / run_name(setting.name, seed), values, gate_run)
+    return Job(setting, study.preset, runs / run_name(setting.name, seed), values, gate_run)
 
 
 def run_name(setting: str, seed: int | str) -> str:

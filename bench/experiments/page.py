@@ -9,6 +9,7 @@ from pathlib import Path
 from bench import ROOT
 from bench.experiments.claims import CLAIMS
 from bench.experiments.spread import Rows, values
+from bench.experiments.study import Study
 from bench.marked import Markers
 from bench.rows import read_rows
 from msvit_kernels.files import write_text
@@ -60,16 +61,23 @@ def table(rows: Rows) -> list[str]:
     return lines
 
 
-def measured(path: Path) -> str:
-    """The text between the two comment lines."""
-    rows = rows_by_setting(path)
+def source_line(path: Path, rows: Rows) -> list[str]:
+    """The source of the figures, in two lines."""
     first = next(iter(rows.values()))[0]
     where = path.resolve()
     source = where.relative_to(ROOT).as_posix() if where.is_relative_to(ROOT) else where.name
-    lines = [
+    return [
         f"From {source}: evaluated at commit {first['commit']}",
         f"with torch {first['torch']} on {first['machine']}; {first['test_images']} test images, "
         f"{first['train_images']} training images.",
+    ]
+
+
+def measured(path: Path) -> str:
+    """The text between the two comment lines."""
+    rows = rows_by_setting(path)
+    lines = [
+        *source_line(path, rows),
         "Dynamics: share of the variance of the gate's decisions that is between images; 0 % is a static pattern.",
         "Fine on digit: share of the fine regions that cover the digit. Digit fine: share of the digit's regions that",
         "are fine.",
@@ -86,16 +94,18 @@ def measured(path: Path) -> str:
     return "\n".join(lines)
 
 
-def source_of(page: Path) -> Path | None:
-    """The CSV that the page names as its source; None if there is no page or no such line."""
-    found = re.search(r"^From (\S+): ", page.read_text(), re.MULTILINE) if page.is_file() else None
+def source_of(page: Path, markers: Markers) -> Path | None:
+    """The CSV that the text between the markers names as its source; None if there is no page or no such line."""
+    text = page.read_text().partition(markers.begin)[2].partition(markers.end)[0] if page.is_file() else ""
+    found = re.search(r"^From (\S+): ", text, re.MULTILINE)
     return None if found is None else ROOT / found[1]
 
 
-def write_page(source: Path, page: Path, check: bool = False) -> None:
+def write_page(study: Study, source: Path, page: Path, check: bool = False) -> None:
     """Replaces the text between the markers of the page, and creates the page if it does not exist.
 
     Args:
+        study: study of the CSV.
         source: CSV file.
         page: Markdown file.
         check: write nothing, and raise an error if the page differs from the rows.
@@ -106,10 +116,11 @@ def write_page(source: Path, page: Path, check: bool = False) -> None:
     """
     if not source.is_file():
         raise FileNotFoundError(f"{source}: no such file; train something first")
-    text = page.read_text() if page.exists() else f"# Experiments on digits\n\n{MARKERS.begin}\n{MARKERS.end}\n"
-    wanted = MARKERS.replace(text, measured(source), str(page))
+    markers = study.markers
+    text = page.read_text() if page.exists() else f"# Experiments on digits\n\n{markers.begin}\n{markers.end}\n"
+    wanted = markers.replace(text, study.text(source), str(page))
     if check and wanted != text:
-        raise ValueError(f"{page} differs from {source}: run `python -m bench.experiments --write`")
+        raise ValueError(f"{page} differs from {source}: run `{markers.command} --write`")
     if not check:
         page.parent.mkdir(parents=True, exist_ok=True)
         write_text(page, wanted)

@@ -21,7 +21,7 @@ def mixed_scale_beats_plain(rows: Rows) -> list[str]:
         ("gbas-long", LONG),
     ):
         curves = [(row, _plain_curve(rows, row["seed"], suffix)) for row in rows.get(name, [])]
-        pairs = [(row, _at_cost(curve, float(row["gmacs"]))) for row, curve in curves if len(curve) > 1]
+        pairs = [(row, value_at_cost(curve, float(row["gmacs"]))) for row, curve in curves if len(curve) > 1]
         if outside := [row for row, expected in pairs if expected is None]:
             costs = ", ".join(f"{float(row['gmacs']):.4f} GMACs with seed {row['seed']}" for row in outside)
             lines.append(f"- `{name}`: {costs} outside the range of the plain models; **not decided**.")
@@ -46,7 +46,7 @@ def _plain_curve(rows: Rows, seed: str, suffix: str) -> list[tuple[float, float]
     return sorted((float(row["gmacs"]), float(row["top1"])) for row in plain)
 
 
-def _at_cost(curve: Sequence[tuple[float, float]], cost: float) -> float | None:
+def value_at_cost(curve: Sequence[tuple[float, float]], cost: float) -> float | None:
     """Value of the curve at a cost, linear between its points; None outside its range."""
     for (low, at_low), (high, at_high) in itertools.pairwise(curve):
         if low <= cost <= high:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from bench import RESULTS, ROOT
 from bench.command_line import make_parser
 from bench.marked import Markers
-from bench.readme import cpu, gpu
+from bench.readme import cpu, gpu, segmentation
 from msvit_kernels.files import write_text
 
 README = ROOT / "README.md"
@@ -20,7 +20,8 @@ MARKERS = Markers("python -m bench.readme")
 
 def measured() -> str:
     """The text between the comment lines."""
-    return "\n".join([*cpu.section(RESULTS), "", *gpu.section(RESULTS)])
+    sections = (part.section(RESULTS) for part in (cpu, segmentation, gpu))
+    return "\n\n".join("\n".join(lines) for lines in sections if lines)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -15,23 +15,14 @@ class PlainSegmenter(nn.Module):
     """A plain encoder and mask decoder, which share the weights of a mixed-scale `Segmenter`.
 
     Args:
-        vit: encoder with a class token.
+        vit: encoder from `timm.create_model`.
         decoder: decoder whose weights are shared.
         num_heads: number of heads of the decoder.
-        mean, std: three floats each, by which uint8 images are normalised.
     """
 
-    def __init__(
-        self,
-        vit: VisionTransformer,
-        decoder: MaskTransformer,
-        num_heads: int,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-    ) -> None:
+    def __init__(self, vit: VisionTransformer, decoder: MaskTransformer, num_heads: int) -> None:
         super().__init__()
-        self.vit = vit
-        self.mean, self.std = mean, std
+        self.vit: Any = vit
         norm_layer: Any = partial(nn.LayerNorm, eps=NORM_EPS)
         with torch.device("meta"):
             blocks = (
@@ -48,7 +39,10 @@ class PlainSegmenter(nn.Module):
         """Logits [batch, num_classes, Hf, Wf] of uint8 images [batch, 3, H, W]."""
         dtype = self.cls_emb.dtype
         wide = torch.promote_types(dtype, torch.float32)
-        mean, std = (torch.tensor(x, device=images.device, dtype=wide).view(3, 1, 1) for x in (self.mean, self.std))
+        mean, std = (
+            torch.tensor(self.vit.pretrained_cfg[key], device=images.device, dtype=wide).view(3, 1, 1)
+            for key in ("mean", "std")
+        )
         tokens = self.vit.forward_features(normalise(images, mean, std).to(dtype))
         tokens = tokens[:, self.vit.num_prefix_tokens :]
         height, width = (side // self.vit.patch_embed.patch_size[0] for side in images.shape[2:])

@@ -37,7 +37,7 @@ def plot_segmentation(rows: Sequence[dict[str, Any]], path: Path) -> None:
         _panel(axes, [row for row in rows if (row["model"], row["batch"]) == group])
         axes.set_title(f"{group[0]}, batch {group[1]}", loc="left", fontsize=11)
     handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(5, 2 * len(groups)), frameon=False, fontsize=9)
     first = rows[0]
     figure.suptitle(f"Segmenter on {first['machine']}, {first['dtype']}: p50, with p20 to p80", fontsize=10.5)
     path.parent.mkdir(parents=True, exist_ok=True)

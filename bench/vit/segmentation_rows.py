@@ -15,7 +15,7 @@ Row = dict[str, Any]
 
 def make_rows(
     methods: Sequence[Method],
-    samples: Mapping[Any, Sequence[float]],
+    samples: Mapping[str, Sequence[float]],
     size: str,
     image_size: int,
     batch: int,

@@ -36,7 +36,7 @@ def print_table(rows: Sequence[dict[str, Any]], console: Console) -> None:
         table.add_column(name, no_wrap=True)
     for name in COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)
-    group = None
+    group: tuple[Any, ...] | None = None
     for row in rows:
         before, group = group, (row["model"], row["batch"], row["masks"])
         if before not in (None, group):

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import timm
 import torch
 import torch.nn.functional as F
-from timm.data import IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 import msvit
@@ -20,7 +19,6 @@ from bench.vit.plain_segmenter import PlainSegmenter
 from bench.vit.tokens import COARSE, PATCH
 from bench.vit.zoo import require_same
 from msvit.models.decoders import NORM_EPS, MaskTransformer
-from msvit.models.factory import SIZES
 from msvit.policies import Budget
 from msvit_kernels import MixedScaleLayout, unpack_to_grid
 
@@ -55,16 +53,16 @@ class Method:
     call: Callable[[], Any]
 
     @property
-    def key(self) -> tuple[str, str, int]:
+    def key(self) -> str:
         """Name of the samples; masked tokens take the same time for any number of active ones."""
-        return self.name, self.masks, 0 if self.name == "masked" else self.wanted
+        return f"{self.name} {self.masks}" + f" {self.wanted}" * (self.name != "masked")
 
 
 class Segmenters:
     """A plain and a mixed-scale Segmenter with the same weights.
 
     Args:
-        size: size of the encoder, a key of `msvit.models.factory.SIZES`.
+        size: size of the encoder, "tiny" or "small".
         image_size: side of the images in pixels.
         images: uint8 [n, 3, image_size, image_size].
         dtype: dtype of the weights.
@@ -73,15 +71,13 @@ class Segmenters:
     def __init__(self, size: str, image_size: int, images: Tensor, dtype: torch.dtype) -> None:
         self.size, self.images = size, images
         norm_layer: Any = partial(nn.LayerNorm, eps=NORM_EPS)
-        vit = VisionTransformer(
-            img_size=image_size, patch_size=PATCH, num_classes=0, norm_layer=norm_layer, **SIZES[size]
-        )
+        name = f"vit_{size}_patch{PATCH}_224"
+        vit: Any = timm.create_model(name, img_size=image_size, num_classes=0, norm_layer=norm_layer)
         vit.to(images.device, dtype).eval()
-        mean, std = IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
-        encoder = msvit.from_timm(vit, COARSE, gate="entropy", mean=mean, std=std).to(images.device)
+        encoder = msvit.from_timm(vit, COARSE, gate="entropy").to(images.device)
         self.mixed = msvit.Segmenter(encoder, NUM_CLASSES).eval()
         assert isinstance(self.mixed.decoder, MaskTransformer)
-        self.plain = PlainSegmenter(vit, self.mixed.decoder, encoder.num_heads, mean, std).eval()
+        self.plain = PlainSegmenter(vit, self.mixed.decoder, encoder.num_heads).eval()
 
     @property
     def cells(self) -> int:

@@ -67,7 +67,8 @@ def segment(
         int | None, typer.Option(help="Height and width of a window, in pixels (default: image size of the model).")
     ] = None,
     stride: Annotated[
-        int | None, typer.Option(help="Distance between two windows, in pixels (default: 15/16 of a window).")
+        int | None,
+        typer.Option(help="Distance between two windows, in pixels (default: 15/16 of a window, in full regions)."),
     ] = None,
     size: Annotated[
         int | None,
@@ -88,6 +89,7 @@ def segment(
         if (checkpoint is None) == (run is None):
             raise ValueError(_NO_WEIGHTS)
         policy = chosen_policy(budget, threshold)
+        paths = [find_photograph(name) for name in images]
         if run is not None:
             segmenter, names = from_run(run, model, num_classes, classes, gate)
         else:
@@ -96,7 +98,6 @@ def segment(
         if policy is not None:
             segmenter.policy = policy
         places = _places(segmenter, window, stride, size)
-        paths = [find_photograph(name) for name in images]
         _draw(paths, output, segmenter, names, places, width, max_pixels)
 
 

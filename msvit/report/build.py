@@ -14,9 +14,10 @@ from msvit.report.figures.shifts import draw_shifted_maps, draw_shifts
 from msvit.report.figures.tokens import draw_histogram, draw_token_maps
 from msvit.report.figures.tradeoff import draw_tradeoff
 from msvit.report.page import Section, write_page
+from msvit.report.segmentation.build import segmentation_sections
+from msvit.report.segmentation.examined import examine_segmenters
 from msvit.report.shifts import compare_gates
-from msvit.report.tables import run_table, setting_table, write_runs
-from msvit.training.metrics import CLASSES_FILE
+from msvit.report.tables import result_tables, write_runs
 from msvit.training.runs import load_run
 
 # Largest number of images for zooms and shifts, each of which needs a pass over them.
@@ -31,6 +32,8 @@ _PICTURES = (
     "histogram.png",
     "coverage.png",
     "shifts-[0-9]*.png",
+    "classes.png",
+    "examples-[0-9]*.png",
     "shifted-maps-[0-9]*.png",
 )
 
@@ -75,20 +78,39 @@ def build_report(
     runs = [load_run(folder) for folder in distinct.values()]
     if max_pixels is not None:
         runs = [replace(run, config=run.config.replace(max_pixels=max_pixels)) for run in runs]
+    if len(tasks := {run.config.task for run in runs}) > 1:
+        raise ValueError(
+            f"{', '.join(map(str, folders))}: expected runs of one task, got {' and '.join(sorted(tasks))}"
+        )
     for run in runs:
-        if run.config.task != "classification":
-            raise ValueError(
-                f"{run.folder}: expected a run of --task classification, got {run.config.task}; {CLASSES_FILE} in the "
-                "run has the scores of each class"
-            )
         run.checkpoint()  # fails for a run without one before minutes of work on the others
-    groups = examine(runs, device, limit, latency_seconds)
+    if tasks == {"segmentation"}:
+        segmenters = examine_segmenters(runs, device, limit, maps, latency_seconds)
+        _remove_older(output)
+        sections = segmentation_sections(segmenters, output, device)
+    else:
+        groups = examine(runs, device, limit, latency_seconds)
+        _remove_older(output)
+        sections = _classification_sections(groups, output, device, maps, transforms)
+    page = output / "report.html"
+    title = f"Run {runs[0].name}" if len(runs) == 1 else f"{len(runs)} runs"
+    write_page(page, f"{title}: mixed-scale tokens", sections)
+    return page
+
+
+def _remove_older(output: Path) -> None:
+    """Makes the folder, and removes the pictures of an older report."""
     output.mkdir(parents=True, exist_ok=True)
     for pattern in _PICTURES:
         for old in output.glob(pattern):
             old.unlink()
+
+
+def _classification_sections(
+    groups: Sequence[Group], output: Path, device: torch.device, maps: int, transforms: int
+) -> list[Section]:
     write_runs(groups, output / "runs.csv")
-    sections = [
+    return [
         _summary(groups, device),
         _tradeoff(groups, output, device),
         _history(groups, output),
@@ -99,10 +121,6 @@ def build_report(
         _coverage(groups, output),
         *_shifts(groups, output, transforms),
     ]
-    page = output / "report.html"
-    title = f"Run {groups[0].runs[0].run.name}" if len(runs) == 1 else f"{len(runs)} runs"
-    write_page(page, f"{title}: mixed-scale tokens", sections)
-    return page
 
 
 def _summary(groups: Sequence[Group], device: torch.device) -> Section:
@@ -116,10 +134,9 @@ def _summary(groups: Sequence[Group], device: torch.device) -> Section:
         "is 0 for a static pattern. Fine on object is the share of fine regions that cover the object. Object found is "
         "the share of the object's regions that are fine."
     )
-    tables = [run_table(groups)]
-    if sum(len(group.runs) for group in groups) > 1:
+    tables = result_tables(groups)
+    if len(tables) > 1:
         text += " A setting has the mean ± standard deviation of runs that differ only in their seed."
-        tables.insert(0, setting_table(groups))
     return Section("Summary", text, tables)
 
 

@@ -35,6 +35,16 @@ class Examined:
     coverage: Coverage | None
     latency_ms: float
 
+    @property
+    def gmacs(self) -> float:
+        """1e9 multiply-accumulates per image, gate included."""
+        return self.evaluation.gmacs
+
+    @property
+    def score(self) -> float:
+        """Top-1 accuracy in percent."""
+        return 100 * self.evaluation.top1
+
 
 @dataclass(frozen=True)
 class Group:

@@ -5,14 +5,14 @@ import time
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from msvit.models import MixedScaleVisionTransformer
+from msvit.models import MixedScaleVisionTransformer, Segmenter
 
 
 @torch.inference_mode()
 def measure_latency(
-    models: Mapping[str, MixedScaleVisionTransformer],
+    models: Mapping[str, MixedScaleVisionTransformer | Segmenter],
     images: Mapping[str, Tensor],
     device: torch.device,
     seconds: float = 2.0,
@@ -47,7 +47,7 @@ def measure_latency(
     return {name: statistics.median(values) for name, values in samples.items()}
 
 
-def _call_ms(model: MixedScaleVisionTransformer, images: Tensor, device: torch.device) -> float:
+def _call_ms(model: nn.Module, images: Tensor, device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = time.perf_counter()

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from timm.data.loader import fast_collate
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, get_worker_info
 
 from msvit.data.decoding import UnreadableImageError
 from msvit.training.config import Config
@@ -70,6 +70,16 @@ def in_memory(dataset: Any) -> Any:
     """Returns the data set as `InMemory` if its images and labels are tensors, else the data set itself."""
     images, labels = getattr(dataset, "images", None), getattr(dataset, "labels", None)
     return InMemory(images, labels) if isinstance(images, Tensor) and isinstance(labels, Tensor) else dataset
+
+
+def first_of(dataset: Any, count: int | None) -> Any:
+    """The first `count` images of a map-style data set, all for None."""
+    if count is None or count >= len(dataset):
+        return dataset
+    found = in_memory(dataset)
+    if isinstance(found, InMemory):
+        return InMemory(found.images[:count], found.labels[:count])
+    return Subset(found, range(count))
 
 
 def first_images(dataset: Any, count: int | None, num_workers: int = 0) -> FirstImages:

@@ -1,6 +1,7 @@
 """The experiments: their runs, the skipping of finished runs, and their CSV rows."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from bench.experiments import __main__ as command
 from bench.experiments import collect, jobs
 from bench.experiments.jobs import make_jobs
 from bench.experiments.settings import QUICK, SETTINGS
+from bench.experiments.studies import DIGITS, SEGMENTATION
 from bench.rows import read_rows
 from msvit.training import load_run
 from msvit.training.checkpoints import TRAINER_FILE, write_checkpoint
@@ -18,7 +20,7 @@ from msvit_kernels.files import write_rows
 
 
 def test_every_setting_is_a_configuration(tmp_path):
-    waves = make_jobs(tmp_path, [], 3, False)
+    waves = make_jobs(DIGITS, tmp_path, [], 3, False)
     made = [job for wave in waves for job in wave]
     assert len(made) == 3 * len(SETTINGS)
     assert [{job.setting.name for job in wave} for wave in waves][::2] == [{"pretrained"}, {"frozen", "frozen-masked"}]
@@ -32,11 +34,18 @@ def test_every_setting_is_a_configuration(tmp_path):
         assert not job.is_finished()
 
 
+def test_every_setting_of_segmentation_is_a_configuration(tmp_path):
+    made = [job for wave in make_jobs(SEGMENTATION, tmp_path, [], 2, False) for job in wave]
+    configs = [job.config() for job in made]
+    assert len({str(config) for config in configs}) == len(made) == 2 * len(SEGMENTATION.settings)
+    assert {config.task for config in configs} == {"segmentation"}
+
+
 def test_what_is_wanted_brings_what_it_starts_from(tmp_path):
-    names = [[job.folder.name for job in wave] for wave in make_jobs(tmp_path, ["frozen"], 1, True)]
+    names = [[job.folder.name for job in wave] for wave in make_jobs(DIGITS, tmp_path, ["frozen"], 1, True)]
     assert names == [["pretrained-s0"], ["gbas-s0"], ["frozen-s0"]]
     with pytest.raises(ValueError, match=r"--only: expected pretrained, .*, got nonsense"):
-        make_jobs(tmp_path, ["nonsense"], 1, True)
+        make_jobs(DIGITS, tmp_path, ["nonsense"], 1, True)
 
 
 def call(tmp_path, *options):
@@ -74,13 +83,13 @@ def test_no_finished_run_leaves_the_csv_as_it_is(tmp_path):
 
 def test_collecting_loses_no_row(monkeypatch, tmp_path):
     output = tmp_path / "rows.csv"
-    monkeypatch.setattr(collect, "measure", lambda setting, run, device: {"setting": setting.name, "seed": run})
+    study = replace(DIGITS, measure=lambda run, device: {})
     monkeypatch.setattr(collect, "load_run", lambda folder: int(folder.name[-1]))
     finished = {"pretrained-s0", "pretrained-s1", "l0-s0"}
     monkeypatch.setattr(jobs.Job, "is_finished", lambda job: job.folder.name in finished)
 
     def collected(seeds):
-        collect.collect(make_jobs(tmp_path, [], seeds, True), output, torch.device("cpu"))
+        collect.collect(study, make_jobs(DIGITS, tmp_path, [], seeds, True), output, torch.device("cpu"))
         return [f"{row['setting']}-s{row['seed']}" for row in read_rows(output)]
 
     assert collected(1) == ["pretrained-s0", "l0-s0"]
@@ -109,7 +118,7 @@ def test_quick_needs_places_of_its_own(tmp_path, capsys, missing):
 
 
 def test_without_its_last_checkpoint_a_run_is_not_finished(tmp_path):
-    ((job,), *_) = make_jobs(tmp_path, ["pretrained"], 1, True)
+    ((job,), *_) = make_jobs(DIGITS, tmp_path, ["pretrained"], 1, True)
     derived = {"num_classes": 10, "image_size": [48, 48], "coarse": 16, "steps_per_epoch": 4, "gate_setting": None}
     run = create_run(job.folder, job.config(), derived)
     columns = columns_of(run.task.test_columns)

@@ -5,17 +5,21 @@ from pathlib import Path
 
 from matplotlib.ticker import MaxNLocator
 
-from msvit.report.examined import Group
 from msvit.report.style import COLOURS, new_figure, save, tidy
+from msvit.report.tables import GroupLike
 
-_PANELS = (("train_loss", "training loss", 1), ("top1", "top-1 accuracy on test images, %", 100))
+# Column of metrics.csv, label and factor of each panel.
+PANELS = (
+    ("train_loss", "training loss", 1),
+    ("top1", "top-1 accuracy on test images, %", 100),
+    ("tokens_per_image", "tokens per test image", 1),
+)
 
 
-def draw_history(groups: Sequence[Group], path: Path) -> Path:
-    """Draws one line for each run, coloured by setting, from the run's metrics.csv."""
-    figure, panels = new_figure(3, width=4.2, height=3.6)
-    columns = (*_PANELS, ("tokens_per_image", "tokens per test image", 1))
-    for axes, (column, label, factor) in zip(panels, columns, strict=True):
+def draw_history(groups: Sequence[GroupLike], path: Path, shown: Sequence[tuple[str, str, float]] = PANELS) -> Path:
+    """Draws one line for each run, coloured by setting, from its metrics.csv, in a panel for each entry of `shown`."""
+    figure, panels = new_figure(len(shown), width=4.2, height=3.6)
+    for axes, (column, label, factor) in zip(panels, shown, strict=True):
         for i, group in enumerate(groups):
             for j, run in enumerate(group.runs):
                 rows = run.run.metrics

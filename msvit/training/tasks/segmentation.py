@@ -2,7 +2,8 @@
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +22,15 @@ from msvit.models import MixedScaleVisionTransformer, Segmenter
 from msvit.models.sliding_window import enlarged_size, resized
 from msvit.tokens.decision import Decision
 from msvit.training.backbones import make_by_name, pixel_mean
-from msvit.training.batches import calibration_images, in_memory, ordered_batches
+from msvit.training.batches import Share, calibration_images, in_memory, ordered_batches
 from msvit.training.config import DECODERS
 from msvit.training.datasets import InMemory
 from msvit.training.tasks.base import Task, TaskScores
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from msvit.evaluation.segmentation_pass import PixelScores
 
 # Label of pixels without a class.
 IGNORED = 255
@@ -94,10 +97,14 @@ class Segmentation(Task):
         return wanted or found
 
     def calibration_images(self, dataset: Any, image_size: tuple[int, int]) -> Tensor:
+        return calibration_images(self.centred(dataset, min(image_size)))
+
+    def centred(self, dataset: Any, side: int) -> Any:
+        """The test set with images and labels cut to the squares of `side` pixels in their middle, which all fit."""
         if isinstance(dataset, PairedFolders) and dataset.transform is None:
             dataset = copy.copy(dataset)
-            dataset.transform = _Centre(min(image_size))
-        return calibration_images(dataset)
+            dataset.transform = _Centre(side)
+        return dataset
 
     def make_model(self, num_classes: int, *, pretrained: bool) -> Any:
         config = self.config
@@ -131,16 +138,9 @@ class Segmentation(Task):
 
     def score(self, model: Any, dataset: Any, accelerator: "Accelerator") -> TaskScores:
         # The base install can read runs but lacks the packages that score them.
-        from msvit.evaluation.segmentation_pass import score_segmentation
         from msvit.training.processes import share_of
 
-        config, images = self.config, in_memory(dataset)
-        window = config.window or min(model.encoder.image_size)
-        # Image files differ in size.
-        size = min(_MOST_IMAGES, config.batch_size) if isinstance(images, InMemory) else 1
-        batches = ordered_batches(images, size, config.num_workers, share_of(accelerator))
-        pairs = ((batch.images, batch.labels) for batch in batches if len(batch.labels))
-        found = score_segmentation(model, pairs, window, config.stride or window, autocast=accelerator.autocast)
+        found = self.measure(model, dataset, share_of(accelerator), accelerator.autocast)
         columns = {
             "test_loss": found.loss,
             "miou": found.mean_iou,
@@ -162,6 +162,28 @@ class Segmentation(Task):
             for i, (iou, accuracy, share) in enumerate(rows)
         ]
         return TaskScores(columns, text, found.images, left_out, classes)
+
+    def window(self, model: Segmenter) -> int:
+        """Height and width of a window of the test images in pixels."""
+        return self.config.window or min(model.encoder.image_size)
+
+    def measure(
+        self,
+        model: Segmenter,
+        dataset: Any,
+        share: Share,
+        autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> "PixelScores":
+        """Scores a model on this process's share of a test set, see `score_segmentation`."""
+        from msvit.evaluation.segmentation_pass import score_segmentation
+
+        config, images = self.config, in_memory(dataset)
+        window = self.window(model)
+        # Image files differ in size.
+        size = min(_MOST_IMAGES, config.batch_size) if isinstance(images, InMemory) else 1
+        batches = ordered_batches(images, size, config.num_workers, share)
+        pairs = ((batch.images, batch.labels) for batch in batches if len(batch.labels))
+        return score_segmentation(model, pairs, window, config.stride or window, autocast=autocast)
 
     def epoch_text(self, row: Mapping[str, float]) -> str:
         return f"mIoU {row['miou']:.2%}"
