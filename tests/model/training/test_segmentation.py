@@ -10,7 +10,6 @@ from torch import nn
 
 from msvit.evaluation.segmentation import MeanIoU
 from msvit.gates import load_gate, save_gate
-from msvit.report import build_report
 from msvit.training import Config, Run, load_run, make_config, resume_run, start_run
 from msvit.training.build import build_model
 from msvit.training.evaluation_job import evaluate_checkpoint
@@ -236,12 +235,6 @@ def test_decoders_of_any_backbone(model: str, decoder: str | None, expected: str
     found = build_model(segmentation_config(model=model, decoder=decoder, decode="grid"), 3)
     assert type(found.decoder).__name__ == expected
     assert (found.num_classes, found.decode) == (3, "grid")
-
-
-def test_the_report_refuses_a_segmentation(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="expected a run of --task classification, got segmentation"):
-        build_report([run.folder], tmp_path / "report", device=torch.device("cpu"))
-    assert not (tmp_path / "report").exists()
 
 
 def test_pixels_without_a_class_only_are_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
