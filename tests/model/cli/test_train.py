@@ -17,7 +17,7 @@ import msvit
 from msvit.cli import app
 from msvit.gates import save_gate
 from msvit.training import load_run
-from tests.model.training.run_helpers import SMALL, image_folder, metrics_of
+from tests.model.training.run_helpers import SEGMENTATION, SMALL, image_folder, metrics_of, paired_folders
 
 PATCHES = "msvit_tiny_patch8_16_32"
 
@@ -91,6 +91,23 @@ def test_gate_of_one_run_in_another(run: Path, tmp_path: Path) -> None:
     result = call("train", "--preset", "digits", *values, "-o", tmp_path / "run")
     assert result.exit_code == 0, result.output
     assert load_run(tmp_path / "run").model().gate.grid_size == (4, 4)
+
+
+def test_segmentation_of_folders(tmp_path: Path) -> None:
+    sizes = {name: SEGMENTATION[name] for name in ("image_size", "embed_dim", "depth", "num_heads")}
+    values = {**sizes, "model": "msvit_seg_tiny_mask_patch8_16_32", "gate": "radial", "batch_size": 3, "num_workers": 0}
+    given = [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
+    data = paired_folders(tmp_path / "data")
+    result = call("train", "--task", "segmentation", "--data", data, *given, "--epochs", 1, "-o", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert re.search(r"epoch 1/1 .* mIoU .*tokens/image", result.output)
+    assert "--preset ade20k: expected a trained backbone" in result.stderr
+    run = load_run(tmp_path / "run")
+    assert (run.config.preset, run.derived["classes"]) == ("ade20k", ["cat", "dog"])
+    result = call("eval", tmp_path / "run", "--stride", 16)
+    assert re.search(r"mIoU .*, pixel accuracy .* tokens/window .* GMACs/window, 3 images, 0 left out", result.output)
+    result = call("train", "--task", "segmentation", "--data", data, "-o", tmp_path / "none")
+    assert "--freeze gate: expected --gate-file or --checkpoint" in result.stderr
 
 
 def test_help_names_what_a_newcomer_needs() -> None:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -29,6 +30,17 @@ SMALL = {
     "gate_warmup_epochs": 1.0,
 }
 
+SEGMENTATION = {
+    "image_size": 32,
+    "embed_dim": 32,
+    "depth": 2,
+    "num_heads": 2,
+    "train_size": 24,
+    "test_size": 10,
+    "epochs": 2,
+    "batch_size": 8,
+}
+
 # Columns that no two runs share.
 TIMES = ("images_per_s", "seconds")
 
@@ -36,6 +48,11 @@ TIMES = ("images_per_s", "seconds")
 def small_config(**values: Any) -> Config:
     """The digits preset at a size for tests: 2 epochs of 4 steps."""
     return make_config("digits", **{**SMALL, **values})
+
+
+def segmentation_config(**values: Any) -> Config:
+    """The preset digits-segmentation at a size for tests: 2 epochs of 3 steps."""
+    return make_config("digits-segmentation", **{**SEGMENTATION, **values})
 
 
 def metrics_of(run: Run) -> list[dict[str, float]]:
@@ -94,4 +111,22 @@ def image_folder(root: Path, train: int = 10, test: int = 4) -> Path:
             for i in range(count):
                 pixels = torch.randint(0, 256, (40, 50, 3), dtype=torch.uint8, generator=generator)
                 Image.fromarray(pixels.numpy()).save(root / split / label / f"{i}.png")
+    return root
+
+
+def paired_folders(root: Path) -> Path:
+    """Images of two sizes in train/ and val/ whose left half is a cat, with a border that has no class."""
+    generator = torch.Generator().manual_seed(0)
+    for split, count in (("train", 6), ("val", 3)):
+        for part in ("images", "annotations"):
+            (root / split / part).mkdir(parents=True)
+        for i in range(count):
+            height, width = (40, 50) if i % 2 else (20, 70)
+            pixels = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, generator=generator)
+            label = np.ones((height, width), dtype=np.uint8)
+            label[:, : width // 2] = 0
+            label[:2] = 255
+            Image.fromarray(pixels.numpy()).save(root / split / "images" / f"{i}.png")
+            Image.fromarray(label).save(root / split / "annotations" / f"{i}.png")
+    (root / "classes.txt").write_text("cat\ndog\n")
     return root

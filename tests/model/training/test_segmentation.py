@@ -4,15 +4,12 @@ import csv
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 from msvit.evaluation.segmentation import MeanIoU
 from msvit.gates import load_gate, save_gate
-from msvit.report import build_report
 from msvit.training import Config, Run, load_run, make_config, resume_run, start_run
 from msvit.training.build import build_model
 from msvit.training.evaluation_job import evaluate_checkpoint
@@ -20,33 +17,14 @@ from msvit.training.metrics import columns_of
 from msvit.training.optim import Part, make_parts
 from msvit.training.tasks.segmentation import IGNORED, Segmentation
 from msvit.training.trainer import Trainer
-from tests.model.training.run_helpers import assert_same_run, interrupted, metrics_of, small_config
-
-SIZES = {"image_size": 32, "embed_dim": 32, "depth": 2, "num_heads": 2}
-
-
-def segmentation_config(**values: Any) -> Config:
-    """The preset digits-segmentation at a size for tests: 2 epochs of 3 steps."""
-    small = {"train_size": 24, "test_size": 10, "epochs": 2, "batch_size": 8, "cpu": True}
-    return make_config("digits-segmentation", **{**SIZES, **small, **values})
-
-
-def paired_folders(root: Path) -> Path:
-    """Images of two sizes in train/ and val/ whose left half is a cat, with a border that has no class."""
-    generator = torch.Generator().manual_seed(0)
-    for split, count in (("train", 6), ("val", 3)):
-        for part in ("images", "annotations"):
-            (root / split / part).mkdir(parents=True)
-        for i in range(count):
-            height, width = (40, 50) if i % 2 else (20, 70)
-            pixels = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, generator=generator)
-            label = np.ones((height, width), dtype=np.uint8)
-            label[:, : width // 2] = 0
-            label[:2] = IGNORED
-            Image.fromarray(pixels.numpy()).save(root / split / "images" / f"{i}.png")
-            Image.fromarray(label).save(root / split / "annotations" / f"{i}.png")
-    (root / "classes.txt").write_text("cat\ndog\n")
-    return root
+from tests.model.training.run_helpers import (
+    assert_same_run,
+    interrupted,
+    metrics_of,
+    paired_folders,
+    segmentation_config,
+    small_config,
+)
 
 
 def folders_config(root: Path, **values: Any) -> Config:
@@ -257,12 +235,6 @@ def test_decoders_of_any_backbone(model: str, decoder: str | None, expected: str
     found = build_model(segmentation_config(model=model, decoder=decoder, decode="grid"), 3)
     assert type(found.decoder).__name__ == expected
     assert (found.num_classes, found.decode) == (3, "grid")
-
-
-def test_the_report_refuses_a_segmentation(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="expected a run of --task classification, got segmentation"):
-        build_report([run.folder], tmp_path / "report", device=torch.device("cpu"))
-    assert not (tmp_path / "report").exists()
 
 
 def test_pixels_without_a_class_only_are_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
