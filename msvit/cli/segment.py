@@ -181,16 +181,14 @@ def _read(path: Path, shorter: int, side: int, max_pixels: int) -> "Tensor":
         side: width of a region in pixels.
         max_pixels: largest number of pixels of the file.
     """
-    import numpy as np
-    import torch
     from PIL import Image, ImageOps
 
     from msvit.data import decode_image
+    from msvit.data.images import to_tensor
 
     image = decode_image(path, max_pixels=max_pixels)
     width, height = (length * shorter // min(image.size) // side * side for length in image.size)
-    fitted = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).contiguous()
+    return to_tensor(ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC))
 
 
 def _tokens_text(segmenter: "Segmenter", places: _Places, counts: Sequence[int]) -> str:

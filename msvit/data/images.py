@@ -136,8 +136,12 @@ def read_image(path: str | os.PathLike[str], size: int, *, max_pixels: int = MAX
         OSError: the system failed to read the file, which may not happen again.
     """
     image = decode_image(path, max_pixels=max_pixels)
-    fitted = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).contiguous()
+    return to_tensor(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """Copies an RGB image to uint8 [3, H, W], contiguous, on the CPU."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
 def _is_above(link: Path, folder: Path) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-IGNORE_INDEX = 255
+from msvit.data.segmentation import IGNORE_INDEX
 
 
 class SegmentationScores(NamedTuple):

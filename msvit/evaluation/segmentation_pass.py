@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from msvit.evaluation.segmentation import IGNORE_INDEX, CoarseShares, MeanIoU
+from msvit.data.segmentation import IGNORE_INDEX
+from msvit.evaluation.segmentation import CoarseShares, MeanIoU
 from msvit.gates.fixed import reset_noise
 from msvit.macs import gate_macs, macs
 from msvit.models import Segmenter

@@ -48,11 +48,7 @@ def _load_weights(model: Any, config: Config) -> None:
     if path.is_dir():
         path = latest_checkpoint(path).folder / MODEL_FILE
     missing = msvit.load_checkpoint(model, path, load_head=not config.new_head)
-    if (
-        config.freeze == "gate"
-        and config.gate_file is None
-        and any(name.removeprefix("encoder.").startswith("gate.") for name in missing)
-    ):
+    if config.freeze == "gate" and config.gate_file is None and lacks_gate(missing):
         raise ValueError(f"--freeze gate: expected a trained gate, but {path} has none; see --gate-file")
 
 

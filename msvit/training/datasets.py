@@ -9,13 +9,12 @@ from timm.data import create_transform
 from torch.utils.data import Dataset, IterableDataset
 
 from msvit.data.digits import DigitsOnPhotographs
+from msvit.data.splits import split_folders
 from msvit.training.config import Config
 from msvit.training.image_files import ClassFolders, ImageFiles
 from msvit.training.named_datasets import named_dataset
 
 _NAMED = ("hfds/", "hfids/", "wds/", "tfds/", "torch/")
-# timm also looks for a split under these names.
-_TRAIN_FOLDERS, _TEST_FOLDERS = ("train", "training"), ("val", "valid", "validation", "eval", "test")
 
 # Range of a crop's area as a share of the image, for "Inception" crops and for the light crops of section 4.3.
 _SCALES = {"inception": (0.08, 1.0), "light": (0.7, 1.0)}
@@ -122,8 +121,7 @@ def _find_folder(config: Config, train: bool) -> Path | None:
 
 
 def _folder_names(config: Config, train: bool) -> list[str]:
-    split, others = (config.train_split, _TRAIN_FOLDERS) if train else (config.test_split, _TEST_FOLDERS)
-    return list(dict.fromkeys((split, *others)))
+    return split_folders(train, config.train_split if train else config.test_split)
 
 
 def _transform(config: Config, train: bool, image_size: tuple[int, int]) -> Any:

@@ -9,6 +9,7 @@ from torchvision.transforms.v2 import functional as F
 
 from msvit.data.decoding import MEAN_COLOUR
 from msvit.data.segmentation.distortion import distort_colours
+from msvit.data.segmentation.label_files import IGNORE_INDEX
 
 # Longest side of the base size, as a multiple of the shortest: 2048 of 512 for ADE20K.
 _LONGEST = 4
@@ -52,7 +53,7 @@ class Augmentation:
         flip: float = 0.5,
         distort: bool = True,
         pad_colour: tuple[int, int, int] = MEAN_COLOUR,
-        ignore_index: int = 255,
+        ignore_index: int = IGNORE_INDEX,
     ) -> None:
         for name, value, holds, expected in (
             ("crop_size", crop_size, min(crop_size) >= 1, "1 pixel or more"),

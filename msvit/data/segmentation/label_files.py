@@ -7,6 +7,9 @@ from PIL import Image, ImageOps
 
 from msvit.data.decoding import MAX_PIXELS, UnreadableImageError, decode
 
+# Label of pixels without a class, unless a data set has another one.
+IGNORE_INDEX = 255
+
 # Older versions of Pillow read 16 bits as "I".
 _MODES = ("L", "P", "I;16", "I")
 

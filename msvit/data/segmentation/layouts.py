@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from msvit.data.segmentation.ade20k import ADE20K_CLASSES
+from msvit.data.splits import split_folders
 
 CLASSES_FILE = "classes.txt"
 _ADE20K_ROOT, _ADE20K_FILES = "ADEChallengeData2016", "ADE_*"
-_TRAIN_FOLDERS, _TEST_FOLDERS = ("train", "training"), ("val", "valid", "validation", "eval", "test")
 
 
 class Split(NamedTuple):
@@ -55,7 +55,7 @@ def find_split(
     Raises:
         ValueError: the folders do not exist, or the classes are not known.
     """
-    splits = list(dict.fromkeys(([name] if name else []) + list(_TRAIN_FOLDERS if train else _TEST_FOLDERS)))
+    splits = split_folders(train, name)
     if not root.is_dir():
         raise ValueError(f"{root}: expected a folder with images and annotations, got no such folder")
     for base in (root, root / _ADE20K_ROOT):

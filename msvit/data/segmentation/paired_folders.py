@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from msvit.data.decoding import MAX_PIXELS, UnreadableImageError, decode_image
-from msvit.data.images import list_images, walk_files
-from msvit.data.segmentation.label_files import decode_label, to_classes
+from msvit.data.images import list_images, to_tensor, walk_files
+from msvit.data.segmentation.label_files import IGNORE_INDEX, decode_label, to_classes
 
 # Largest number of names in a message.
 _MOST_NAMES = 3
@@ -53,7 +53,7 @@ class PairedFolders(Dataset[tuple[Tensor, Tensor]]):
         *,
         class_names: Sequence[str],
         reduce_zero_label: bool = False,
-        ignore_index: int = 255,
+        ignore_index: int = IGNORE_INDEX,
         max_pixels: int = MAX_PIXELS,
         transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
     ) -> None:
@@ -74,9 +74,9 @@ class PairedFolders(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         image_path, label_path = self.pairs[index]
-        pixels = np.array(decode_image(image_path, max_pixels=self.max_pixels))
+        image = to_tensor(decode_image(image_path, max_pixels=self.max_pixels))
         values = decode_label(label_path, max_pixels=self.max_pixels)
-        _check_sizes(label_path, values, pixels)
+        _check_sizes(label_path, values, image)
         classes = to_classes(
             values,
             len(self.class_names),
@@ -84,7 +84,7 @@ class PairedFolders(Dataset[tuple[Tensor, Tensor]]):
             ignore_index=self.ignore_index,
             name=str(label_path),
         )
-        image, label = torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), torch.from_numpy(classes)
+        label = torch.from_numpy(classes)
         return (image, label) if self.transform is None else self.transform(image, label)
 
 
@@ -117,8 +117,8 @@ def _is_png(path: Path) -> bool:
     return path.suffix.lower() == ".png"
 
 
-def _check_sizes(label_path: Path, values: np.ndarray, pixels: np.ndarray) -> None:
-    label_size, image_size = values.shape, pixels.shape[:2]
+def _check_sizes(label_path: Path, values: np.ndarray, image: Tensor) -> None:
+    label_size, image_size = values.shape, tuple(image.shape[1:])
     if label_size == image_size:
         return
     turned = label_size == image_size[::-1]

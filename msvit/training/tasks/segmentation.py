@@ -12,6 +12,7 @@ from torch import Tensor
 
 from msvit.data.segmentation import (
     ADE20K_CLASSES,
+    IGNORE_INDEX,
     Augmentation,
     DigitSegmentation,
     PairedFolders,
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from msvit.evaluation.segmentation_pass import PixelScores
-
-# Label of pixels without a class.
-IGNORED = 255
 
 # Largest number of images whose windows share batches in an evaluation.
 _MOST_IMAGES = 256
@@ -68,7 +66,7 @@ class Segmentation(Task):
             found.annotations,
             class_names=found.class_names,
             reduce_zero_label=found.reduce_zero_label,
-            ignore_index=IGNORED,
+            ignore_index=IGNORE_INDEX,
             max_pixels=config.max_pixels,
             transform=self._augmentation(image_size) if train else None,
         )
@@ -82,7 +80,7 @@ class Segmentation(Task):
             flip=config.flip,
             distort=config.photometric,
             pad_colour=(red, green, blue),
-            ignore_index=IGNORED,
+            ignore_index=IGNORE_INDEX,
         )
 
     def class_names(self, dataset: Any) -> list[str] | None:
@@ -126,15 +124,15 @@ class Segmentation(Task):
         return encoder
 
     def check_labels(self, labels: Tensor, num_classes: int) -> None:
-        wrong = labels[(labels >= num_classes) & (labels != IGNORED)]
+        wrong = labels[(labels >= num_classes) & (labels != IGNORE_INDEX)]
         if len(wrong):
             raise ValueError(f"--num-classes: got {num_classes}, but a pixel has the label {int(wrong[0])}")
 
     def loss(self, model: Any, images: Tensor, labels: Tensor, decision: Decision) -> Tensor:
         logits = model.enlarged(model.segment(images, decision), labels.shape[1:]).float()
-        total = F.cross_entropy(logits, labels.long(), ignore_index=IGNORED, reduction="sum")
+        total = F.cross_entropy(logits, labels.long(), ignore_index=IGNORE_INDEX, reduction="sum")
         # A mean over no pixel would be NaN; without a class in the batch, the loss is 0.
-        return total / (labels != IGNORED).sum().clamp(min=1)
+        return total / (labels != IGNORE_INDEX).sum().clamp(min=1)
 
     def score(self, model: Any, dataset: Any, accelerator: "Accelerator") -> TaskScores:
         # The base install can read runs but lacks the packages that score them.

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from msvit.data.segmentation import IGNORE_INDEX
 from msvit.evaluation.segmentation import MeanIoU
 from msvit.gates import load_gate, save_gate
 from msvit.training import Config, Run, load_run, make_config, resume_run, start_run
@@ -15,7 +16,7 @@ from msvit.training.build import build_model
 from msvit.training.evaluation_job import evaluate_checkpoint
 from msvit.training.metrics import columns_of
 from msvit.training.optim import Part, make_parts
-from msvit.training.tasks.segmentation import IGNORED, Segmentation
+from msvit.training.tasks.segmentation import Segmentation
 from msvit.training.trainer import Trainer
 from tests.model.training.run_helpers import (
     assert_same_run,
@@ -143,11 +144,11 @@ def test_the_loss_is_a_mean_over_pixels_with_a_class(run: Run) -> None:
     model, task = run.model(), Segmentation(run.config)
     images = run.test_dataset().images[:2]
     labels = run.test_dataset().labels[:2].clone()
-    labels[:, :20] = IGNORED
+    labels[:, :20] = IGNORE_INDEX
     decision = model.encoder.decide(images)
     expected = nn.functional.cross_entropy(model(images)[:, :, 20:], labels[:, 20:].long())
     torch.testing.assert_close(task.loss(model, images, labels, decision), expected)
-    nothing = task.loss(model, images, torch.full_like(labels, IGNORED), decision)
+    nothing = task.loss(model, images, torch.full_like(labels, IGNORE_INDEX), decision)
     nothing.backward()
     assert nothing == 0
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
@@ -239,7 +240,7 @@ def test_decoders_of_any_backbone(model: str, decoder: str | None, expected: str
 
 def test_pixels_without_a_class_only_are_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = run.test_dataset()
-    dataset.labels = torch.full_like(dataset.labels, IGNORED)
+    dataset.labels = torch.full_like(dataset.labels, IGNORE_INDEX)
     monkeypatch.setattr(Segmentation, "dataset", lambda *arguments: dataset)
     with pytest.raises(ValueError, match="expected at least one test image with a pixel that has a class"):
         evaluate_checkpoint(run.folder, {})
