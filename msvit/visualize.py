@@ -84,7 +84,7 @@ def side_by_side(pictures: Sequence[Image.Image], captions: Sequence[str]) -> Im
 
 
 def shortened(text: str, font: Font, width: float) -> str:
-    """The text, without as many of the characters in its middle as are too many for `width` pixels."""
+    """The text or, if it is wider than `width` pixels, its beginning and end with "..." between them."""
     kept = len(text)
     fitted = text
     while kept > 1 and font.getlength(fitted) > width:

@@ -91,7 +91,10 @@ def segment(
         policy = chosen_policy(budget, threshold)
         paths = [find_photograph(name) for name in images]
         if run is not None:
-            segmenter, names = from_run(run, model, num_classes, classes, gate)
+            for option, value in (("--model", model), ("--num-classes", num_classes)):
+                if value is not None:
+                    raise ValueError(f"{option}: expected only with --checkpoint, got --run {run}, which has its own")
+            segmenter, names = from_run(run, classes, gate)
         else:
             assert checkpoint is not None
             segmenter, names = from_checkpoint(checkpoint, model, num_classes, classes, gate, window)

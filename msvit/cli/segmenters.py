@@ -16,7 +16,7 @@ MODEL = "msvit_seg_small_mask_patch16_32_512"
 def from_checkpoint(
     path: Path, name: str | None, num_classes: int | None, classes: Path | None, gate: str | None, window: int | None
 ) -> tuple["Segmenter", Sequence[str]]:
-    """Makes a model, loads a checkpoint and sets the gate and, for all gates, half of the tokens as the budget.
+    """Makes a model, loads a checkpoint, and sets the gate and a budget of half the tokens of an all-fine window.
 
     Args:
         path: file for `msvit.load_checkpoint`.
@@ -58,15 +58,11 @@ def from_checkpoint(
     return model, names
 
 
-def from_run(
-    folder: Path, name: str | None, num_classes: int | None, classes: Path | None, gate: str | None
-) -> tuple["Segmenter", Sequence[str]]:
+def from_run(folder: Path, classes: Path | None, gate: str | None) -> tuple["Segmenter", Sequence[str]]:
     """Loads the model of a segmentation run, with its gate and policy.
 
     Args:
         folder: folder that `msvit train` wrote.
-        name: None, because the run has its own model.
-        num_classes: None, because the run has its own classes.
         classes: file of the names of the classes; None for those of the run.
         gate: one of `GATES`; None for that of the run.
 
@@ -80,9 +76,6 @@ def from_run(
     from msvit.training import load_run
 
     _check_gate(gate)
-    for option, value in (("--model", name), ("--num-classes", num_classes)):
-        if value is not None:
-            raise ValueError(f"{option}: expected only with --checkpoint, got --run {folder}, which has its own")
     run = load_run(folder)
     model = run.model()
     if not isinstance(model, Segmenter):

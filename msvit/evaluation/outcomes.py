@@ -11,6 +11,7 @@ from torch import Tensor
 from msvit.gates.fixed import reset_noise
 from msvit.macs import gate_macs, macs
 from msvit.models import MixedScaleVisionTransformer
+from msvit.models.modes import evaluation_mode
 from msvit.tokens.decision import Decision
 
 
@@ -52,11 +53,9 @@ def outcomes(
         ValueError: a label is outside [0, model.num_classes).
     """
     device = model.patch_embed.proj.weight.device
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     reset_noise(model.gate, 0)
     start = 0
-    try:
+    with evaluation_mode(model):
         for images, labels in batches:
             check_labels(labels, model.num_classes)
             stop = start + len(labels)
@@ -67,9 +66,6 @@ def outcomes(
                 logits = model.classify(pixels, decision).float()
             yield Outcome(decision, logits, labels.to(device))
             start = stop
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:

@@ -13,16 +13,9 @@ from msvit.evaluation.segmentation import CoarseShares, MeanIoU
 from msvit.gates.fixed import reset_noise
 from msvit.macs import gate_macs, macs
 from msvit.models import Segmenter
-from msvit.models.prediction import (
-    MAX_TOKENS,
-    Window,
-    batches,
-    decided_windows,
-    evaluation_mode,
-    normalised_image,
-    segment_windows,
-)
-from msvit.models.sliding_window import ViewMean, enlarged_size, make_views
+from msvit.models.modes import evaluation_mode
+from msvit.models.prediction import MAX_TOKENS, Window, batches, decided_windows, normalised_image, segment_windows
+from msvit.models.sliding_window import ViewMean, enlarged_size, make_views, resized_labels
 
 
 @dataclass(frozen=True)
@@ -119,7 +112,7 @@ class _Sums:
         self.loss += loss
         self.pixels += (label != IGNORE_INDEX).sum()
         size = enlarged_size((label.shape[0], label.shape[1]), self.window)
-        enlarged = F.interpolate(label[None, None].float(), size, mode="nearest-exact")[0, 0].to(label.dtype)
+        enlarged = resized_labels(label, size)
         masks = torch.stack([each.fine_mask for each in windows])
         self.coarse.update(masks, torch.stack([self._part(enlarged, *each.place) for each in windows]))
         for each in windows:
@@ -159,7 +152,7 @@ class _Sums:
 
 def window_macs(model: Segmenter, window: Window) -> float:
     """Counts the multiply-accumulates of a window of any size, with gate and decoder; `msvit.macs` assumes one size."""
-    count, cells = window.scales.patches(window.num_fine), window.scales.most_patches
-    decoder = model.decoder.macs(count if model.decode == "packed" else cells, cells)
-    regions = window.scales.num_regions / model.encoder.scales.num_regions
-    return macs(model.encoder, count) + decoder + gate_macs(model) * regions
+    scales = window.scales
+    count = scales.patches(window.num_fine)
+    regions = scales.num_regions / model.encoder.scales.num_regions
+    return macs(model.encoder, count) + model.decoder_macs(count, scales) + gate_macs(model) * regions

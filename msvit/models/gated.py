@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from msvit.gates.base import check_normalisation
 from msvit.tokens.decision import Decision, check_logits, given_decision, take_decision
+from msvit.tokens.embedding import normalise
 from msvit.tokens.policies import Policy
 from msvit_kernels import Scales
 
@@ -181,10 +182,21 @@ class GatedBackbone(PropertiesFirst):
             raise TypeError(f"images: expected a tensor, got {type(images).__name__}")
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images: expected shape [batch, 3, {self._size_text()}], got {[*images.shape]}")
+        self.check_dtype("images", images)
+
+    def check_dtype(self, name: str, images: Tensor) -> None:
+        """Raises TypeError or ValueError unless `images`, which messages call `name`, are floats or can become them."""
         if images.dtype == torch.uint8 and (self.mean is None or self.std is None):
-            raise ValueError("images: expected floats, since the model has no mean and std, got uint8")
+            raise ValueError(f"{name}: expected floats, since the model has no mean and std, got uint8")
         if images.dtype != torch.uint8 and not images.is_floating_point():
-            raise TypeError(f"images: expected floats or uint8, got {images.dtype}")
+            raise TypeError(f"{name}: expected floats or uint8, got {images.dtype}")
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """uint8 images [..., 3, H, W] in fp32, normalised by `mean` and `std`, which are not None."""
+        mean, std = (
+            images.new_tensor(x, dtype=torch.float32).view(3, 1, 1) for x in (self.mean, self.std) if x is not None
+        )
+        return normalise(images, mean, std)
 
     def _size_text(self) -> str:
         return "H, W" if self.dynamic_img_size else f"{self.image_size[0]}, {self.image_size[1]}"

@@ -1,15 +1,14 @@
 """`Segmenter.predict`: the windows of many images and views, in batches of a bounded number of tokens."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from msvit.models.modes import evaluation_mode
 from msvit.models.sliding_window import View, ViewMean, make_views
 from msvit.tokens.decision import Decision
-from msvit.tokens.embedding import normalise
 from msvit_kernels import Scales, validation
 
 if TYPE_CHECKING:
@@ -132,18 +131,6 @@ def segment_windows(model: "Segmenter", batch: Sequence[Window]) -> None:
         window.view.add(window.place, model.enlarged(grid, (crops.shape[2], crops.shape[3]))[0])
 
 
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Sets evaluation mode; afterwards each module has its own mode again."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
 def _images(image: Any, model: "Segmenter") -> list[Tensor]:
     """The images of a call, each [3, H, W]."""
     if isinstance(image, Tensor):
@@ -163,10 +150,7 @@ def _check_image(name: str, image: Any, model: "Segmenter", shape: str) -> None:
     axes = (3, 4) if "batch" in shape else (3,)
     if image.ndim not in axes or image.shape[-3] != 3 or not (image.shape[-2] and image.shape[-1]):
         raise ValueError(f"{name}: expected shape {shape} with at least one pixel, got {[*image.shape]}")
-    if image.dtype == torch.uint8 and model.encoder.mean is None:
-        raise ValueError(f"{name}: expected floats, since the encoder has no mean and std, got uint8")
-    if image.dtype != torch.uint8 and not image.is_floating_point():
-        raise TypeError(f"{name}: expected floats or uint8, got {image.dtype}")
+    model.encoder.check_dtype(name, image)
 
 
 def _check_options(window: Any, stride: Any, scales: Any, flip: Any, max_tokens: Any) -> None:
@@ -190,12 +174,9 @@ def _check_options(window: Any, stride: Any, scales: Any, flip: Any, max_tokens:
 def normalised_image(image: Tensor, model: "Segmenter") -> Tensor:
     """The image as normalised floats on the device of the model, so that resizing it rounds nothing."""
     image = image.to(_weight(model).device)
-    if image.dtype != torch.uint8:
-        return image.to(torch.promote_types(image.dtype, torch.float32))
-    mean, std = (
-        image.new_tensor(x, dtype=torch.float32).view(3, 1, 1) for x in (model.encoder.mean, model.encoder.std)
-    )
-    return normalise(image, mean, std)
+    if image.dtype == torch.uint8:
+        return model.encoder.normalised(image)
+    return image.to(torch.promote_types(image.dtype, torch.float32))
 
 
 def _weight(model: "Segmenter") -> Tensor:

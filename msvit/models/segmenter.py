@@ -12,9 +12,8 @@ from msvit.models.prediction import MAX_TOKENS, predict
 from msvit.models.segmenter_checkpoints import SegmenterCheckpoints
 from msvit.models.vit import MixedScaleVisionTransformer
 from msvit.tokens.decision import Decision
-from msvit.tokens.embedding import normalise
 from msvit.tokens.policies import Policy
-from msvit_kernels import MixedScaleLayout, unpack_to_grid, validation
+from msvit_kernels import MixedScaleLayout, Scales, unpack_to_grid, validation
 
 DECODE = ("packed", "grid")
 
@@ -237,14 +236,18 @@ class Segmenter(SegmenterCheckpoints, PropertiesFirst):
         below, right = -images.shape[2] % side, -images.shape[3] % side
         if not (below or right):
             return images
-        if images.dtype == torch.uint8 and encoder.mean is not None and encoder.std is not None:
-            mean, std = (torch.tensor(x, device=images.device).view(3, 1, 1) for x in (encoder.mean, encoder.std))
-            images = normalise(images, mean, std).to(encoder.patch_embed.proj.weight.dtype)
+        if images.dtype == torch.uint8:
+            images = encoder.normalised(images).to(encoder.patch_embed.proj.weight.dtype)
         return F.pad(images, (0, right, 0, below))
 
-    def decoder_macs(self, num_tokens: int) -> int:
-        """Multiply-accumulates of the decoder for an image of `encoder.image_size` with `num_tokens` patch tokens."""
-        cells = self.encoder.scales.most_patches
+    def decoder_macs(self, num_tokens: int, scales: Scales | None = None) -> int:
+        """Multiply-accumulates of the decoder for an image with `num_tokens` patch tokens.
+
+        Args:
+            num_tokens: number of patch tokens.
+            scales: the candidate tokens of the image; None for those of an image of size `encoder.image_size`.
+        """
+        cells = (scales or self.encoder.scales).most_patches
         return self.decoder.macs(num_tokens if self.decode == "packed" else cells, cells)
 
     def no_weight_decay(self) -> set[str]:

@@ -150,3 +150,9 @@ def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(image.shape[1:]) == size:
         return image
     return F.interpolate(image[None], size, mode="bilinear", align_corners=False)[0]
+
+
+def resized_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Integers [H, W] -> [*size], in the same dtype: the label of the nearest pixel."""
+    # torch interpolates only floats and uint8; fp32 holds every label.
+    return F.interpolate(labels[None, None].float(), size, mode="nearest-exact")[0, 0].to(labels.dtype)

@@ -86,7 +86,7 @@ def first_images(dataset: Any, count: int | None, num_workers: int = 0) -> First
     """Reads the first images of a data set. Those that cannot be read are named in warnings.
 
     Args:
-        dataset: result of `make_dataset`, or `InMemory`.
+        dataset: result of `Task.dataset`, or `InMemory`.
         count: largest number of images to read; None for all.
         num_workers: number of worker processes that read images; 0 reads them in this process.
 
@@ -128,7 +128,7 @@ def steps_per_epoch(dataset: Any, config: Config) -> int:
     """Counts the full batches in a training set.
 
     Args:
-        dataset: result of `make_dataset`, or `InMemory`.
+        dataset: result of `Task.dataset`, or `InMemory`.
         config: values of the run.
 
     Returns:
@@ -162,7 +162,7 @@ def training_batches(dataset: Any, config: Config, epoch: int, first_step: int, 
     """Yields this process's share of the batches of an epoch.
 
     Args:
-        dataset: result of `make_dataset`, or `InMemory`.
+        dataset: result of `Task.dataset`, or `InMemory`.
         config: values of the run.
         epoch: number of the epoch, from 0.
         first_step: number of finished steps to skip.
@@ -195,7 +195,7 @@ def ordered_batches(dataset: Any, batch_size: int, num_workers: int, share: Shar
     """Yields this process's share of a data set, in order.
 
     Args:
-        dataset: result of `make_dataset`, or `InMemory`.
+        dataset: result of `Task.dataset`, or `InMemory`.
         batch_size: images per batch; the last batch may have fewer.
         num_workers: number of worker processes that read images; 0 reads them in this process.
         share: part of the work that this process does; a streamed data set divides itself.

@@ -7,6 +7,9 @@ from typing import Any
 
 from msvit.data.decoding import MAX_PIXELS
 from msvit.gates.factory import FIXED_GATE_NAMES
+from msvit.models.decoders import DECODERS
+from msvit.models.segmenter import DECODE
+from msvit.models.vit import TOKEN_MODES
 from msvit.tokens.policies import PER
 from msvit.training.config_checks import check_config
 
@@ -17,9 +20,6 @@ FREEZE = ("none", "gate", "backbone")
 CROPS = ("inception", "light", "none")
 POOLS = ("token", "avg", "map")
 PRECISIONS = ("no", "bf16")
-TOKEN_MODES = ("packed", "trimmed", "masked")
-DECODERS = ("mask", "linear")
-DECODE = ("packed", "grid")
 
 
 def _option(
@@ -97,7 +97,7 @@ class Config:
         None, "Model", "Checkpoint to start from, or folder of a run whose last checkpoint is used."
     )
     new_head: bool = _option(False, "Model", "Start with a new classifier or decoder instead of that of --checkpoint.")
-    token_mode: str = _option("packed", "Model", "Layout of the tokens.", TOKEN_MODES)
+    token_mode: str = _option("packed", "Model", "Layout of the tokens.", tuple(TOKEN_MODES))
 
     gate: str = _option("learned", "Gate", "Gate that chooses the fine regions.", GATES)
     gate_file: str | None = _option(

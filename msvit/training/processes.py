@@ -36,7 +36,7 @@ def score_test_set(
 
     Args:
         model: model on the device of the process.
-        dataset: result of `make_dataset`, or `InMemory`.
+        dataset: result of `Task.dataset`, or `InMemory`.
         config: values of the run.
         accelerator: devices and processes.
 

@@ -40,7 +40,7 @@ class Trainer:
         config: values of the run.
         folder: folder of the run.
         model: model of the run, on the CPU.
-        train_set: training images, result of `make_dataset`.
+        train_set: training images, result of `Task.dataset`.
         derived: the other entries of config.json, see `msvit.training.runs`.
         accelerator: devices and processes of the run.
     """

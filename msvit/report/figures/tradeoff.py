@@ -22,7 +22,7 @@ def draw_tradeoff(
         path: PNG to write.
         device: name of the device on which the latency was measured, for the axis label.
         score: name of the score, for the axis label.
-        unit: what a forward pass takes, for the axis labels.
+        unit: input of a forward pass, for the axis labels.
 
     Returns:
         The path.

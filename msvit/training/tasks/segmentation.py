@@ -20,11 +20,11 @@ from msvit.data.segmentation import (
     read_class_names,
 )
 from msvit.models import MixedScaleVisionTransformer, Segmenter
-from msvit.models.sliding_window import enlarged_size, resized
+from msvit.models.decoders import DECODERS
+from msvit.models.sliding_window import enlarged_size, resized, resized_labels
 from msvit.tokens.decision import Decision
 from msvit.training.backbones import make_by_name, pixel_mean
 from msvit.training.batches import Share, calibration_images, in_memory, ordered_batches
-from msvit.training.config import DECODERS
 from msvit.training.datasets import InMemory
 from msvit.training.tasks.base import Task, TaskScores
 
@@ -196,7 +196,7 @@ class _Centre:
     def __call__(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         size = enlarged_size((image.shape[1], image.shape[2]), self.side)
         image = resized(image.float(), size).round().to(image.dtype)
-        label = F.interpolate(label[None, None].float(), size, mode="nearest-exact")[0, 0].to(label.dtype)
+        label = resized_labels(label, size)
         top, left = ((length - self.side) // 2 for length in size)
         rows, columns = slice(top, top + self.side), slice(left, left + self.side)
         return image[:, rows, columns], label[rows, columns]

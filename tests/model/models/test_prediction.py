@@ -202,10 +202,10 @@ def test_wrong_calls_raise_before_anything_runs(image, options, error, words, mo
         MODEL.predict(image, **{"window": 48, "stride": 45, **options})
 
 
-def test_uint8_without_normalisation_and_reducers_are_refused():
+def test_a_model_that_cannot_predict_is_refused():
     model = segmenter()
     model.encoder.mean = model.encoder.std = None
-    with pytest.raises(ValueError, match="image: expected floats, since the encoder has no mean and std, got uint8"):
+    with pytest.raises(ValueError, match="image: expected floats, since the model has no mean and std, got uint8"):
         model.predict(image_of(48, 48), 48, 48)
     model.encoder.reducers = {0: EverySecond("before_block")}
     with pytest.raises(ValueError, match="encoder: expected no reducers"):

@@ -14,6 +14,7 @@ from msvit.models import Segmenter
 from msvit.models.vit import TOKEN_MODES
 from msvit.policies import Budget
 from tests.model.model_helpers import LOGITS_TOLERANCE, POOL_IDS, POOLS, images_of, mask_of, randomise, small_vit
+from tests.model.reducer_helpers import EverySecond
 
 CLASSES = 5
 # Only the order of sums differs. The logits are layer-normalised, so of size 1.
@@ -179,8 +180,8 @@ def test_compiles_whole_with_a_budget() -> None:
     model.policy = Budget(20)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
-        for size in (48, 48):
-            images = images_of(size, seed=size)
+        for size in (48, 64):
+            images = images_of(size)
             torch.testing.assert_close(compiled(images), model(images), atol=LOGITS_TOLERANCE, rtol=0)
 
 
@@ -244,15 +245,8 @@ def test_wrong_call(call, error: type[Exception], message: str) -> None:
         call(small_segmenter())
 
 
-class Halve(nn.Module):
-    place = "before_block"
-
-    def forward(self, tokens, sequences, attention):
-        return sequences.keep(tokens, torch.arange(len(tokens)) % 2 == 0)
-
-
 def test_reducers_are_refused() -> None:
     model = small_segmenter()
-    model.encoder.reducers = {1: Halve()}
+    model.encoder.reducers = {1: EverySecond("before_block")}
     with pytest.raises(ValueError, match=r"encoder: expected no reducers.*blocks 1"):
         model(images_of(48))
