@@ -179,10 +179,9 @@ def test_compiles_whole_with_a_budget() -> None:
     model = small_segmenter()
     model.policy = Budget(20)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    images = pixels(2, 41, 70)  # padded, with resampled positions
     with torch.no_grad():
-        for size in (48, 64):
-            images = images_of(size)
-            torch.testing.assert_close(compiled(images), model(images), atol=LOGITS_TOLERANCE, rtol=0)
+        torch.testing.assert_close(compiled(images), model(images), atol=LOGITS_TOLERANCE, rtol=0)
 
 
 @torch.no_grad()
