@@ -18,12 +18,12 @@ from msvit.training.tasks.segmentation import Segmentation
 
 @dataclass(frozen=True)
 class Examples:
-    """The first test images, each cut to the window in its middle.
+    """The first test images, each cut to the square in its middle: a window, enlarged to full regions.
 
     Attributes:
-        images: uint8 [n, 3, window, window].
-        labels: uint8 [n, window, window], classes or 255.
-        predictions: int64 [n, window, window], classes.
+        images: uint8 [n, 3, side, side].
+        labels: uint8 [n, side, side], classes or 255.
+        predictions: int64 [n, side, side], classes.
         fine_masks: bool [n, Hc, Wc].
         tokens: int64 [n], patch tokens.
     """
@@ -112,7 +112,9 @@ def _examine(run: Run, device: torch.device, limit: int | None, examples: int) -
     task = Segmentation(run.config)
     dataset = run.test_dataset()
     scores = task.measure(model, first_of(dataset, limit), Share())
-    found = first_images(task.centred(dataset, task.window(model)), examples, run.config.num_workers)
+    region = model.encoder.region_width
+    side = math.ceil(task.window(model) / region) * region
+    found = first_images(task.centred(dataset, side), examples, run.config.num_workers)
     segmented = _segmented(model, found.images, found.labels, device)
     return ExaminedSegmenter(run, model, dataset.class_names, scores, segmented, math.nan)
 
