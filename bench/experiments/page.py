@@ -4,6 +4,7 @@ import math
 import re
 import statistics
 import textwrap
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench import ROOT
@@ -44,18 +45,30 @@ def rows_by_setting(path: Path) -> Rows:
     return {name: sorted(mine, key=lambda row: int(row["seed"])) for name, mine in by_setting.items()}
 
 
-def table(rows: Rows) -> list[str]:
-    """A table line for each setting: means over seeds, and the standard deviation of the accuracy."""
-    header = ["setting", "description", "runs", *(title for _, title, _, _ in COLUMNS)]
+def table(
+    rows: Rows,
+    columns: Sequence[tuple[str, str, float, int]] = COLUMNS,
+    score: str = "top1",
+    spread: Callable[[Sequence[float]], float] = statistics.stdev,
+) -> list[str]:
+    """A table line for each setting: means over seeds.
+
+    Args:
+        rows: rows by setting.
+        columns: column, header, factor and digits after the point of each value.
+        score: column with a spread after the mean, if there are several seeds.
+        spread: function of the numbers of the seeds.
+    """
+    header = ["setting", "description", "runs", *(title for _, title, _, _ in columns)]
     lines = [f"| {' | '.join(header)} |", f"|---|---|{'--:|' * (len(header) - 2)}"]
     for name, mine in rows.items():
         cells = [f"`{name}`", mine[0]["about"], str(len(mine))]
-        for column, _, factor, digits in COLUMNS:
+        for column, _, factor, digits in columns:
             found = [factor * value for value in values(mine, column)]
             mean = statistics.fmean(found)
             text = "–" if math.isnan(mean) else f"{mean:.{digits}f}"
-            if column == "top1" and len(found) > 1:
-                text += f" ± {statistics.stdev(found):.1f}"
+            if column == score and len(found) > 1:
+                text += f" ± {spread(found):.1f}"
             cells.append(text)
         lines.append(f"| {' | '.join(cells)} |")
     return lines

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from scipy.stats import t as student
 
-from bench.experiments.page import rows_by_setting, source_line
+from bench.experiments.page import rows_by_setting, source_line, table
 from bench.experiments.plain import value_at_cost
 from bench.experiments.settings import Setting
-from bench.experiments.spread import Rows, values
+from bench.experiments.spread import Rows, differences
 from bench.marked import Markers
 from msvit.training import Run
 from msvit.training.batches import Share
@@ -23,6 +23,7 @@ MARKERS = Markers("python -m bench.experiments --study segmentation")
 QUICK = {"image_size": 32, "embed_dim": 32, "depth": 1, "num_heads": 2, "train_size": 64, "test_size": 20, "epochs": 1}
 COMMON = {"image_size": 64, "train_size": 3000, "test_size": 500, "epochs": 3, "warmup_epochs": 0.3}
 _LEVEL = 0.95
+_INTERVALS = f"± is half of a Student t interval of {_LEVEL:.0%} for the mean over seeds."
 _SCRATCH = {"gate": "fine", "epochs": 16, "warmup_epochs": 1.0}
 
 SETTINGS = (
@@ -75,35 +76,22 @@ def measure(run: Run, device: torch.device) -> dict[str, Any]:
 def text(path: Path) -> str:
     """The table and the comparisons, from the rows of a CSV."""
     rows = rows_by_setting(path)
-    lines = [*source_line(path, rows), "", *_table(rows), "", _INTERVALS, "", *_comparisons(rows)]
+    lines = [
+        *source_line(path, rows),
+        "",
+        *table(rows, _COLUMNS, "miou", half_interval),
+        "",
+        _INTERVALS,
+        "",
+        *_comparisons(rows),
+    ]
     return "\n".join(lines)
 
 
-_INTERVALS = f"± is half of a Student t interval of {_LEVEL:.0%} for the mean over seeds."
-
-
-def interval(found: Sequence[float]) -> tuple[float, float] | None:
-    """Mean, and half of its Student t interval; None for fewer than two numbers, or if one is not a number."""
-    if len(found) < 2 or any(map(math.isnan, found)):
-        return None
+def half_interval(found: Sequence[float]) -> float:
+    """Half of the Student t interval for the mean of two numbers or more."""
     quantile = float(student.ppf((1 + _LEVEL) / 2, len(found) - 1))
-    return statistics.fmean(found), quantile * statistics.stdev(found) / math.sqrt(len(found))
-
-
-def _table(rows: Rows) -> list[str]:
-    header = ["setting", "description", "runs", *(title for _, title, _, _ in _COLUMNS)]
-    lines = [f"| {' | '.join(header)} |", f"|---|---|{'--:|' * (len(header) - 2)}"]
-    for name, mine in rows.items():
-        cells = [f"`{name}`", mine[0]["about"], str(len(mine))]
-        for column, _, factor, digits in _COLUMNS:
-            found = [factor * value for value in values(mine, column)]
-            mean = statistics.fmean(found)
-            cell = "–" if math.isnan(mean) else f"{mean:.{digits}f}"
-            if column == "miou" and (around := interval(found)) is not None:
-                cell += f" ± {around[1]:.1f}"
-            cells.append(cell)
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+    return quantile * statistics.stdev(found) / math.sqrt(len(found))
 
 
 def _comparisons(rows: Rows) -> list[str]:
@@ -121,16 +109,15 @@ def _comparisons(rows: Rows) -> list[str]:
             expected = value_at_cost(curve, float(row["gmacs"]))
             pairs.append(math.nan if expected is None else float(row["miou"]) - expected)
         lines.append(_line(f"`{name}` against plain models of its cost, interpolated between image sizes", pairs))
-    theirs = {row["seed"]: float(row["miou"]) for row in rows.get("random-25", [])}
-    mine = [row for row in rows.get("entropy-25", []) if row["seed"] in theirs]
-    lines.append(_line("`entropy-25` against `random-25`", [float(row["miou"]) - theirs[row["seed"]] for row in mine]))
+    pairs = differences(rows, "entropy-25", "random-25", "miou")
+    lines.append(_line("`entropy-25` against `random-25`", pairs))
     return [part for line in lines for part in textwrap.wrap(line, 120, subsequent_indent="  ")]
 
 
-def _line(about: str, differences: Sequence[float]) -> str:
-    change = interval([100 * value for value in differences])
-    if change is None:
+def _line(about: str, pairs: Sequence[float]) -> str:
+    if len(pairs) < 2 or any(map(math.isnan, pairs)):
         return f"- {about}: not measured."
-    mean, half = change
+    points = [100 * value for value in pairs]
+    mean, half = statistics.fmean(points), half_interval(points)
     word = "undecided" if abs(mean) <= half else "better" if mean > 0 else "worse"
     return f"- {about}: {mean:+.1f} ± {half:.1f} points of mIoU, **{word}**."

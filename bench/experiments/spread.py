@@ -16,9 +16,14 @@ def values(rows: Sequence[Row], column: str) -> list[float]:
 
 def difference(rows: Rows, first: str, second: str, column: str) -> tuple[float, float] | None:
     """`mean_and_error` of first minus second, over the seeds that both have."""
+    return mean_and_error(differences(rows, first, second, column))
+
+
+def differences(rows: Rows, first: str, second: str, column: str) -> list[float]:
+    """First minus second for each seed that both have; NaN if a cell is empty."""
     theirs = {row["seed"]: row for row in rows.get(second, [])}
     pairs = [(row, theirs[row["seed"]]) for row in rows.get(first, []) if row["seed"] in theirs]
-    return mean_and_error([float(mine[column] or "nan") - float(other[column] or "nan") for mine, other in pairs])
+    return [float(mine[column] or "nan") - float(other[column] or "nan") for mine, other in pairs]
 
 
 def mean_and_error(found: Sequence[float]) -> tuple[float, float] | None:
