@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from msvit.palette import class_colours
-from msvit.visualize import shortened
+from msvit.visualize import shortened, to_picture
 
 # Share of the class colour; the rest is the photograph without colour, so that it does not change the hue.
 _BLEND = 0.62
@@ -46,7 +46,7 @@ def draw_segmentation(image: Tensor, labels: Tensor, num_classes: int, size: tup
     Returns:
         An RGB picture.
     """
-    photograph = Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).resize(size, Image.Resampling.LANCZOS)
+    photograph = to_picture(image, size)
     classes = np.asarray(Image.fromarray(labels.cpu().numpy().astype(np.int32)).resize(size, Image.Resampling.NEAREST))
     grey = np.asarray(photograph.convert("L"), dtype=np.float32)[..., None]
     colours = class_colours(num_classes)[classes.clip(0, num_classes - 1)]

@@ -42,8 +42,7 @@ def draw_tokens(image: Tensor, fine_mask: Tensor, *, scale_factor: int = 2, widt
     side = width // columns // scale_factor * scale_factor
     if side < 4 * scale_factor:
         raise ValueError(f"width: expected at least {4 * scale_factor * columns} pixels, got {width}")
-    picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
-    picture = picture.resize((columns * side, rows * side), Image.Resampling.LANCZOS)
+    picture = to_picture(image, (columns * side, rows * side))
     fine = fine_mask.cpu().numpy()
     picture = _dim(picture, ~fine, side)
     draw = ImageDraw.Draw(picture)
@@ -51,6 +50,11 @@ def draw_tokens(image: Tensor, fine_mask: Tensor, *, scale_factor: int = 2, widt
         cells, line = (scale_factor, _FINE_LINE) if fine[row, column] else (1, _COARSE_LINE)
         _outline(draw, column * side, row * side, side // cells, cells, line)
     return picture
+
+
+def to_picture(image: Tensor, size: tuple[int, int]) -> Image.Image:
+    """uint8 [3, H, W] as an RGB picture of `size`, (width, height) in pixels."""
+    return Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).resize(size, Image.Resampling.LANCZOS)
 
 
 def side_by_side(pictures: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image:

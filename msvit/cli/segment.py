@@ -100,11 +100,11 @@ def segment(
             segmenter, names = from_checkpoint(checkpoint, model, num_classes, classes, gate, window)
         if policy is not None:
             segmenter.policy = policy
-        places = _places(segmenter, window, stride, size)
-        _draw(paths, output, segmenter, names, places, width, max_pixels)
+        sizes = _sizes(segmenter, window, stride, size)
+        _draw(paths, output, segmenter, names, sizes, width, max_pixels)
 
 
-class _Places(NamedTuple):
+class _Sizes(NamedTuple):
     """Pixels of a window, from one window to the next, and of the shorter side of an image."""
 
     window: int
@@ -112,7 +112,7 @@ class _Places(NamedTuple):
     size: int
 
 
-def _places(segmenter: "Segmenter", window: int | None, stride: int | None, size: int | None) -> _Places:
+def _sizes(segmenter: "Segmenter", window: int | None, stride: int | None, size: int | None) -> _Sizes:
     side = segmenter.encoder.region_width
     window = min(segmenter.encoder.image_size) if window is None else window
     stride = max(side, window * 15 // 16 // side * side) if stride is None else stride
@@ -122,7 +122,7 @@ def _places(segmenter: "Segmenter", window: int | None, stride: int | None, size
             raise ValueError(f"--{name}: expected a multiple of {side} pixels, at least {least}, got {value}")
     if stride > window:
         raise ValueError(f"--stride: expected at most the window of {window} pixels, got {stride}")
-    return _Places(window, stride, size)
+    return _Sizes(window, stride, size)
 
 
 def _draw(
@@ -130,46 +130,45 @@ def _draw(
     output: Path,
     segmenter: "Segmenter",
     names: Sequence[str],
-    places: _Places,
+    sizes: _Sizes,
     width: int,
     max_pixels: int,
 ) -> None:
     from msvit.segmentation_picture import below_one_another
     from msvit_kernels.files import replacing
 
-    rows = [_row(path, segmenter, names, places, width, max_pixels) for path in paths]
+    rows = [_row(path, segmenter, names, sizes, width, max_pixels) for path in paths]
     with replacing(output) as temporary:
         below_one_another(rows, 2 * _GAP).save(temporary)
     typer.echo(f"wrote {output}")
 
 
 def _row(
-    path: Path, segmenter: "Segmenter", names: Sequence[str], places: _Places, width: int, max_pixels: int
+    path: Path, segmenter: "Segmenter", names: Sequence[str], sizes: _Sizes, width: int, max_pixels: int
 ) -> "Image.Image":
     """The pictures of a photograph, side by side, and below them the legend."""
     import torch
-    from PIL import Image
 
     from msvit.gates.fixed import reset_noise
     from msvit.models.prediction import window_tokens
     from msvit.segmentation_picture import below_one_another, draw_legend, draw_segmentation, legend_of, percent
-    from msvit.visualize import draw_tokens, side_by_side
+    from msvit.visualize import draw_tokens, side_by_side, to_picture
 
-    image = _read(path, places.size, segmenter.encoder.region_width, max_pixels)
+    image = _read(path, sizes.size, segmenter.encoder.region_width, max_pixels)
     reset_noise(segmenter.gate, 0)
-    fine_mask, counts = window_tokens(segmenter, image, places.window, places.stride)
+    fine_mask, counts = window_tokens(segmenter, image, sizes.window, sizes.stride)
     reset_noise(segmenter.gate, 0)  # a random gate decides as for the picture of the tokens
-    logits = segmenter.predict(image, places.window, places.stride)
+    logits = segmenter.predict(image, sizes.window, sizes.stride)
     assert isinstance(logits, torch.Tensor)
     labels = logits.argmax(0)
 
     scale_factor = segmenter.encoder.scale_factor
     width = max(width, 4 * scale_factor * fine_mask.shape[1])  # the least for the outlines of a wide image
     tokens = draw_tokens(image, fine_mask, scale_factor=scale_factor, width=width)
-    photograph = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(tokens.size, Image.Resampling.LANCZOS)
+    photograph = to_picture(image, tokens.size)
     segmentation = draw_segmentation(image, labels, len(names), tokens.size)
     legend = legend_of(labels, names)
-    captions = [path.stem, _tokens_text(segmenter, places, counts), _classes_text(labels)]
+    captions = [path.stem, _tokens_text(segmenter, sizes, counts), _classes_text(labels)]
     row = side_by_side([photograph, tokens, segmentation], captions)
     typer.echo(f"{path.stem}: {captions[1]}; {', '.join(f'{entry.name} {percent(entry.share)}' for entry in legend)}")
     return below_one_another([row, draw_legend(legend, row.width)], _GAP // 2)
@@ -194,8 +193,8 @@ def _read(path: Path, shorter: int, side: int, max_pixels: int) -> "Tensor":
     return to_tensor(ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC))
 
 
-def _tokens_text(segmenter: "Segmenter", places: _Places, counts: Sequence[int]) -> str:
-    most = (places.window // segmenter.encoder.patch_size) ** 2
+def _tokens_text(segmenter: "Segmenter", sizes: _Sizes, counts: Sequence[int]) -> str:
+    most = (sizes.window // segmenter.encoder.patch_size) ** 2
     if len(counts) == 1:
         return f"{counts[0]} of {most} tokens"
     return f"{sum(counts) / len(counts):.0f} of {most} tokens per window, {len(counts)} windows"
