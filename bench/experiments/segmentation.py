@@ -21,7 +21,7 @@ from msvit.training.tasks.segmentation import Segmentation
 
 MARKERS = Markers("python -m bench.experiments --study segmentation")
 QUICK = {"image_size": 32, "embed_dim": 32, "depth": 1, "num_heads": 2, "train_size": 64, "test_size": 20, "epochs": 1}
-COMMON = {"image_size": 64, "train_size": 3000, "test_size": 500, "epochs": 3, "warmup_epochs": 0.3}
+COMMON = {"epochs": 3, "warmup_epochs": 0.3}
 _LEVEL = 0.95
 _INTERVALS = f"± is half of a Student t interval of {_LEVEL:.0%} for the mean over seeds."
 _SCRATCH = {"gate": "fine", "epochs": 16, "warmup_epochs": 1.0}
