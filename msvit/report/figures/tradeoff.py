@@ -32,7 +32,7 @@ def draw_tradeoff(
         colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i // len(COLOURS) % len(MARKERS)]
         _points(by_macs, group, [run.gmacs for run in group.runs], colour, marker)
         _points(by_time, group, [run.latency_ms for run in group.runs], colour, marker)
-    by_macs.set_xlabel(f"GMACs per {unit}, gate included")
+    by_macs.set_xlabel(f"GMACs per {unit}")
     by_time.set_xlabel(f"milliseconds per {unit}, packed ({device})")
     for axes in (by_macs, by_time):
         axes.set_ylabel(score)
