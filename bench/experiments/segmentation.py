@@ -34,9 +34,11 @@ SETTINGS = (
     Setting("coarse", "all regions of 64 px coarse", {"gate": "coarse"}),
     Setting("entropy-50", "entropy gate, half of the training regions fine", {"gate": "entropy", "gate_target": 0.5}),
     Setting("entropy-25", "entropy gate, a quarter of them", {"gate": "entropy", "gate_target": 0.25}),
+    Setting("budget-40", "the highest entropies, 40 tokens on average", {"gate": "entropy", "tokens_per_image": 40.0}),
+    Setting("budget-28", "the same, 28 tokens", {"gate": "entropy", "tokens_per_image": 28.0}),
     Setting("random-25", "random gate, a quarter of the regions fine", {"gate": "random", "gate_target": 0.25}),
 )
-_PLAIN, _MIXED = ("plain-64", "plain-48", "plain-32"), ("entropy-50", "entropy-25")
+_PLAIN, _MIXED = ("plain-64", "plain-48", "plain-32"), ("entropy-50", "entropy-25", "budget-40", "budget-28")
 # Column, header, factor, digits after the point.
 _COLUMNS = (
     ("miou", "mIoU, %", 100, 1),

@@ -233,7 +233,8 @@ class Segmenter(SegmenterCheckpoints, PropertiesFirst):
         encoder = self.encoder
         encoder.check_pixels(images)
         side = encoder.region_width
-        below, right = -images.shape[2] % side, -images.shape[3] % side
+        # torch.compile (2.14) fails on -length % side if sizes are symbolic.
+        below, right = ((side - length % side) % side for length in images.shape[2:])
         if not (below or right):
             return images
         if images.dtype == torch.uint8:

@@ -104,10 +104,14 @@ def read_class_names(file: Path) -> tuple[str, ...]:
     """Reads a file with the name of one class per line, in the order of their values.
 
     Raises:
-        ValueError: a line is empty, a name occurs twice, or there is none.
+        ValueError: a line is empty, a name occurs twice, there is none, or the file is not UTF-8.
         OSError: the file cannot be read.
     """
-    names = tuple(line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines())
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: expected UTF-8 text, got byte {error.object[error.start]:#x}") from error
+    names = tuple(line.strip() for line in text.splitlines())
     while names and not names[-1]:
         names = names[:-1]
     if not names or not all(names) or len(set(names)) < len(names):

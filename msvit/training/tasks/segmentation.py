@@ -1,6 +1,7 @@
 """Segmentation: a class for every pixel."""
 
 import copy
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -23,8 +24,10 @@ from msvit.models import MixedScaleVisionTransformer, Segmenter
 from msvit.models.decoders import DECODERS
 from msvit.models.sliding_window import enlarged_size, resized, resized_labels
 from msvit.tokens.decision import Decision
+from msvit.tokens.policies import Budget
 from msvit.training.backbones import make_by_name, pixel_mean
 from msvit.training.batches import Share, calibration_images, in_memory, ordered_batches
+from msvit.training.config_checks import flag
 from msvit.training.datasets import InMemory
 from msvit.training.tasks.base import Task, TaskScores
 
@@ -45,16 +48,20 @@ class Segmentation(Task):
     def dataset(self, train: bool, image_size: tuple[int, int], classes: Sequence[str] | None = None) -> Any:
         config = self.config
         if config.data == "digits":
+            for name in ("class_list", "reduce_zero_label"):
+                if getattr(config, name) is not None:
+                    raise ValueError(f"{flag(name)}: expected only with a folder in --data, got digits")
             if image_size[0] != image_size[1]:
                 raise ValueError(f"--image-size: expected square images for the digits, got {image_size}")
             split, size = ("train", config.train_size) if train else ("test", config.test_size)
             return DigitSegmentation(split, size, config.data_seed, image_size[0])
+        given = _read_classes(config.class_list)
         try:
             found = find_split(
                 Path(config.data),
                 train,
                 name=config.train_split if train else config.test_split,
-                class_names=_read_classes(config.class_list),
+                class_names=given,
                 reduce_zero_label=config.reduce_zero_label,
             )
         except ValueError as error:
@@ -92,7 +99,10 @@ class Segmentation(Task):
             raise ValueError(
                 f"--num-classes: expected at least the {found} classes of {self.config.data}, got {wanted}"
             )
-        return wanted or found
+        count: int = wanted or found
+        if count < 2:
+            raise ValueError(f"--data {self.config.data}: expected two classes or more, got {count}")
+        return count
 
     def calibration_images(self, dataset: Any, image_size: tuple[int, int]) -> Tensor:
         return calibration_images(self.centred(dataset, min(image_size)))
@@ -115,9 +125,23 @@ class Segmentation(Task):
             name = config.model
             if config.decoder is not None:
                 name = re.sub(rf"_({'|'.join(DECODERS)})_patch", f"_{config.decoder}_patch", name)
-            return make_by_name(config, name, pretrained=pretrained, num_classes=num_classes, **options)
-        encoder = make_by_name(config, config.model, pretrained=pretrained, num_classes=0)
-        return Segmenter(encoder, num_classes, config.decoder or "mask", **options)
+            model = make_by_name(config, name, pretrained=pretrained, num_classes=num_classes, **options)
+        else:
+            encoder = make_by_name(config, config.model, pretrained=pretrained, num_classes=0)
+            model = Segmenter(encoder, num_classes, config.decoder or "mask", **options)
+        self._check_budget(model)
+        return model
+
+    def _check_budget(self, model: Segmenter) -> None:
+        """Refuses a budget that windows of test images cannot keep; it would stop a run after its first epoch."""
+        config, window = self.config, self.window(model)
+        if config.tokens_per_image is None:
+            return
+        regions = math.ceil(window / model.encoder.region_width) ** 2
+        try:
+            Budget(config.tokens_per_image, config.budget_per).check(regions, model.encoder.scale_factor)
+        except ValueError as error:
+            raise ValueError(f"--tokens-per-image, --window {window}: {error}") from error
 
     def backbone(self, model: Any) -> MixedScaleVisionTransformer:
         encoder: MixedScaleVisionTransformer = model.encoder
@@ -210,6 +234,8 @@ def _read_classes(class_list: str | None) -> tuple[str, ...] | None:
         return ADE20K_CLASSES
     try:
         return read_class_names(Path(class_list))
+    except ValueError as error:
+        raise ValueError(f"--class-list {error}") from error
     except OSError as error:
         raise ValueError(f"--class-list {class_list}: cannot be read ({error})") from error
 

@@ -214,8 +214,9 @@ def test_classes_of_a_folder(tmp_path):
         (lambda root: (root / CLASSES_FILE).write_text("a\n\nb"), r"classes\.txt: expected one name per line"),
         (lambda root: (root / CLASSES_FILE).write_text("a\na"), "each once"),
         (lambda root: (root / CLASSES_FILE).write_text(""), "got \\[\\]"),
+        (lambda root: (root / CLASSES_FILE).write_bytes(b"caf\xe9"), r"classes\.txt: expected UTF-8 .*0xe9"),
     ],
-    ids=["empty", "no annotations", "no classes", "empty line", "twice", "no name"],
+    ids=["empty", "no annotations", "no classes", "empty line", "twice", "no name", "Latin-1"],
 )
 def test_wrong_layouts_are_named(tmp_path, prepare, words):
     prepare(tmp_path)

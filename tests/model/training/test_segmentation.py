@@ -108,13 +108,16 @@ def test_files_that_cannot_be_read_are_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "classes", "words"),
     [
-        ({}, "cat", r"0\.png: expected values from 0 to 0 for 1 classes"),
+        ({"num_classes": 2}, "cat", r"0\.png: expected values from 0 to 0 for 1 classes"),
+        ({}, "cat", "--data .*: expected two classes or more, got 1"),
         ({}, None, r"--data .*expected the names of the classes.*; see --class-list"),
-        ({"class_list": "none.txt"}, "cat\ndog", r"--class-list none\.txt: cannot be read"),
+        ({"class_list": "none.txt"}, "cat\ndog", r"^--class-list none\.txt: cannot be read"),
+        ({"data": "digits", "class_list": "ade20k"}, "", "--class-list: expected only with a folder in --data"),
+        ({"tokens_per_image": 20, "window": 16}, "cat\ndog", "--tokens-per-image, --window 16: .* to 4 .*, got 20"),
         ({"num_classes": 1}, "cat\ndog", "--num-classes: expected at least the 2 classes"),
         ({"data": "nowhere"}, "cat\ndog", "--data nowhere: expected a folder with images and annotations"),
     ],
-    ids=["value", "no-classes", "class-list", "num-classes", "no-folder"],
+    ids=["value", "one-class", "no-classes", "class-list", "digits", "window", "num-classes", "no-folder"],
 )
 def test_data_that_do_not_fit_are_named(
     tmp_path: Path, values: dict[str, Any], classes: str | None, words: str
