@@ -21,6 +21,22 @@ def find_photograph(name: str) -> Path:
     raise ValueError(f"{name}: expected an image file or one of the photographs {', '.join(samples)}, got neither")
 
 
+def check_picture(output: Path, width: int) -> None:
+    """Checks the arguments of a picture before the work begins.
+
+    Raises:
+        ValueError: Pillow knows no format with the suffix of `output`, its folder does not exist, or `width` is below 1.
+    """
+    from PIL import Image
+
+    if output.suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"--output: expected the suffix of a picture, such as .png, got {output}")
+    if not output.parent.is_dir():
+        raise ValueError(f"--output: expected a file in an existing folder, got {output}")
+    if width < 1:
+        raise ValueError(f"--width: expected 1 pixel or more, got {width}")
+
+
 def chosen_policy(budget: float | None, threshold: float | None) -> Budget | Threshold | None:
     """The policy that --tokens or --threshold asks for, None without both.
 

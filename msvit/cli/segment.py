@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from msvit.cli.errors import one_line_errors
-from msvit.cli.photographs import chosen_policy, find_photograph
+from msvit.cli.photographs import check_picture, chosen_policy, find_photograph
 from msvit.cli.segmenters import GATES, MODEL, from_checkpoint, from_run
 from msvit.data.decoding import MAX_PIXELS
 
@@ -88,6 +88,7 @@ def segment(
     with one_line_errors(None if run is None else "train"):
         if (checkpoint is None) == (run is None):
             raise ValueError(_NO_WEIGHTS)
+        check_picture(output, width)
         policy = chosen_policy(budget, threshold)
         paths = [find_photograph(name) for name in images]
         if run is not None:

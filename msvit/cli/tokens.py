@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from msvit.cli.errors import one_line_errors
-from msvit.cli.photographs import chosen_policy, find_photograph
+from msvit.cli.photographs import check_picture, chosen_policy, find_photograph
 from msvit.data.decoding import MAX_PIXELS
 from msvit.gates.factory import FIXED_GATE_NAMES
 
@@ -69,6 +69,7 @@ def _draw(
     from msvit_kernels import Scales
     from msvit_kernels.files import replacing
 
+    check_picture(output, width)
     if size < _COARSE or size % _COARSE:
         raise ValueError(f"--size: expected a multiple of {_COARSE} pixels, got {size}")
     scales = Scales((size // _COARSE, size // _COARSE), _COARSE // _FINE, num_prefix=0)

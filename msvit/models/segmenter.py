@@ -155,7 +155,6 @@ class Segmenter(SegmenterCheckpoints, PropertiesFirst):
         Returns:
             Logits [batch, num_classes, Hf, Wf] of the padded images.
         """
-        _check_encoder(self.encoder)
         padded = self.padded(images)
         return self.segment(padded, self.encoder.decide(padded, fine_mask))
 
@@ -166,6 +165,7 @@ class Segmenter(SegmenterCheckpoints, PropertiesFirst):
             images: [batch, 3, H, W], result of `padded`.
             decision: decision of the encoder for the same images.
         """
+        _check_encoder(self.encoder)
         tokens, layout = self.encoder.features(images, decision)
         assert isinstance(layout, MixedScaleLayout)  # there is no reducer
         tokens = self.encoder.fc_norm(tokens)  # the final norm of towers that pool before it

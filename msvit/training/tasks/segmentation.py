@@ -55,6 +55,8 @@ class Segmentation(Task):
                 raise ValueError(f"--image-size: expected square images for the digits, got {image_size}")
             split, size = ("train", config.train_size) if train else ("test", config.test_size)
             return DigitSegmentation(split, size, config.data_seed, image_size[0])
+        if not Path(config.data).is_dir():
+            raise ValueError(f"--data: expected 'digits' or a folder, got {config.data}")
         given = _read_classes(config.class_list)
         try:
             found = find_split(

@@ -76,6 +76,7 @@ def test_learned_gate_of_a_checkpoint(tmp_path):
         (("chelsea", "--gate", "checkpoint", "--checkpoint", "no.pt"), "no.pt: no such file"),
         (("chelsea", "--max-pixels", 1000), "chelsea.png: expected at most 1,000 pixels, got 451 x 300 = 135,300"),
         (("chelsea", "--width", 10), "width: expected at least"),
+        (("chelsea", "--width", 0), "--width: expected 1 pixel or more, got 0"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else None,
 )
@@ -88,12 +89,13 @@ def test_errors_are_one_line(tmp_path, options, words):
     assert not (tmp_path / "out.png").exists()
 
 
-def test_damaged_image_and_wrong_suffix(tmp_path):
+def test_damaged_image_and_wrong_output(tmp_path):
     (tmp_path / "bad.png").write_bytes(b"nothing")
     result = call("tokens", tmp_path / "bad.png", "-o", tmp_path / "out.png")
     assert (result.exit_code, "bad.png: not a readable image" in result.stderr) == (1, True)
-    result = call("tokens", "chelsea", "-o", tmp_path / "out.xyz")
-    assert (result.exit_code, "unknown file extension: .xyz" in result.stderr) == (1, True)
+    for output, words in (("out.xyz", "--output: expected the suffix"), ("no/out.png", "in an existing folder, got")):
+        result = call("tokens", "chelsea", "-o", tmp_path / output)
+        assert (result.exit_code, words in result.stderr) == (1, True)
 
 
 def test_usage_errors_exit_with_two():

@@ -93,6 +93,7 @@ def test_a_run_brings_model_gate_policy_and_names(tmp_path, monkeypatch):
         (("--window", 64, "--tokens", 20), "expected 4 (all coarse) to 16 (all fine), got 20"),
         (("--tokens", 10, "--threshold", 0.5), "expected at most one of them, got both"),
         (("--gate", "magic"), "--gate: expected one of entropy"),
+        (("--width", -5), "--width: expected 1 pixel or more, got -5"),
         (("--gate", "checkpoint"), "--checkpoint: expected a checkpoint with a gate"),
         (("--num-classes", 5), "names.txt: expected 5 names, got 3"),
         (("--num-classes", 0), "--num-classes: expected 1 or more, got 0"),
