@@ -25,7 +25,7 @@ def check_picture(output: Path, width: int) -> None:
     """Checks the arguments of a picture before the work begins.
 
     Raises:
-        ValueError: Pillow knows no format with the suffix of `output`, its folder does not exist, or `width` is below 1.
+        ValueError: the suffix of `output` is that of no picture, its folder does not exist, or `width` is below 1.
     """
     from PIL import Image
 
