@@ -1,6 +1,7 @@
 """Command lines of the benches: the parser, options that several benches have, and the console."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -42,3 +43,16 @@ def make_console() -> Console:
     console = Console(highlight=False)
     console.width = max(console.width, 150)
     return console
+
+
+def parse_methods(text: str | None, known: Sequence[str]) -> tuple[str, ...]:
+    """Names from "packed graph,dense"; all known methods if the text is None.
+
+    Raises:
+        ValueError: a name that no method has.
+    """
+    names = tuple(known) if text is None else tuple(part.strip() for part in text.split(","))
+    for name in names:
+        if name not in known:
+            raise ValueError(f"--methods: expected some of {', '.join(known)}, got {name!r}")
+    return names

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench import STARTED
-from bench.command_line import DTYPES, add_device, add_output, make_console, make_parser
+from bench.command_line import DTYPES, add_device, add_output, make_console, make_parser, parse_methods
 from bench.failures import errors_in_one_line
 from bench.machine import find_device, results_dir
 from bench.vit.forms import FORMS
@@ -68,19 +68,6 @@ def parse_batches(text: str) -> list[int]:
     return sorted(set(batches))
 
 
-def parse_methods(text: str | None) -> tuple[str, ...]:
-    """Names from "packed graph,dense"; all methods if the text is None.
-
-    Raises:
-        ValueError: a name that no method has.
-    """
-    names = METHODS if text is None else tuple(part.strip() for part in text.split(","))
-    for name in names:
-        if name not in METHODS:
-            raise ValueError(f"--methods: expected some of {', '.join(METHODS)}, got {name!r}")
-    return names
-
-
 def file_name(tokens: str, dtype_name: str) -> str:
     """Name of the CSV; the tokens are part of it unless the default range is among them."""
     name = f"latency_{dtype_name}"
@@ -96,7 +83,7 @@ def make_request(arguments: argparse.Namespace, start: float) -> Request:
         ValueError: an argument that cannot be used.
     """
     tokens, batches = parse_tokens(arguments.tokens), parse_batches(arguments.batch)
-    methods, device = parse_methods(arguments.methods), find_device(arguments.device)
+    methods, device = parse_methods(arguments.methods, METHODS), find_device(arguments.device)
     if arguments.cuda_graph and device.type != "cuda":
         raise ValueError("--cuda-graph: expected a GPU, got a CPU")
     dtype_name = arguments.dtype or ("bf16" if device.type == "cuda" else "fp32")

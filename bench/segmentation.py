@@ -20,7 +20,15 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from bench.command_line import DTYPES, add_device, add_output, make_console, make_parser, split_names
+from bench.command_line import (
+    DTYPES,
+    add_device,
+    add_output,
+    make_console,
+    make_parser,
+    parse_methods,
+    split_names,
+)
 from bench.failures import errors_in_one_line
 from bench.latency import parse_batches
 from bench.machine import facts, find_device, results_dir
@@ -70,19 +78,6 @@ def parse_models(text: str) -> tuple[str, ...]:
     return sizes
 
 
-def parse_methods(text: str | None) -> tuple[str, ...]:
-    """Names from "packed grid,dense"; all methods if the text is None.
-
-    Raises:
-        ValueError: a name that no method has.
-    """
-    names = METHODS if text is None else tuple(part.strip() for part in text.split(","))
-    for name in names:
-        if name not in METHODS:
-            raise ValueError(f"--methods: expected some of {', '.join(METHODS)}, got {name!r}")
-    return names
-
-
 @torch.inference_mode()
 def measure(arguments: argparse.Namespace, device: torch.device, dtype_name: str, console: Console) -> list[Row]:
     """CSV rows of all models and batch sizes.
@@ -94,7 +89,7 @@ def measure(arguments: argparse.Namespace, device: torch.device, dtype_name: str
     sizes, batches, names = (
         parse_models(arguments.models),
         parse_batches(arguments.batch),
-        parse_methods(arguments.methods),
+        parse_methods(arguments.methods, METHODS),
     )
     given = None if arguments.tokens is None else parse_tokens(arguments.tokens)
     side, dtype = arguments.image_size, DTYPES[dtype_name]
