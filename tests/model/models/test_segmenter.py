@@ -184,7 +184,7 @@ def test_any_gate_takes_any_size(gate: str) -> None:
 
 
 def test_compiles_whole_with_a_budget() -> None:
-    model = small_segmenter()
+    model = Segmenter(msvit.from_timm(small_vit(depth=1), 16, gate="entropy"), CLASSES, decoder_depth=1).eval()
     model.policy = Budget(20)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():

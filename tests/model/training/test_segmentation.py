@@ -115,7 +115,7 @@ def test_files_that_cannot_be_read_are_left_out(tmp_path: Path) -> None:
         ({"data": "digits", "class_list": "ade20k"}, "", "--class-list: expected only with a folder in --data"),
         ({"tokens_per_image": 20, "window": 16}, "cat\ndog", "--tokens-per-image, --window 16: .* to 4 .*, got 20"),
         ({"num_classes": 1}, "cat\ndog", "--num-classes: expected at least the 2 classes"),
-        ({"data": "nowhere"}, "cat\ndog", "--data nowhere: expected a folder with images and annotations"),
+        ({"data": "nowhere"}, "cat\ndog", "--data: expected 'digits' or a folder, got nowhere"),
     ],
     ids=["value", "one-class", "no-classes", "class-list", "digits", "window", "num-classes", "no-folder"],
 )
