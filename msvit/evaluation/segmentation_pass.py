@@ -1,5 +1,6 @@
 """The scores of a Segmenter on test images of any size, by sliding windows."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -14,8 +15,9 @@ from msvit.gates.fixed import reset_noise
 from msvit.macs import gate_macs, macs
 from msvit.models import Segmenter
 from msvit.models.modes import evaluation_mode
-from msvit.models.prediction import MAX_TOKENS, Window, batches, decided_windows, normalised_image, segment_windows
-from msvit.models.sliding_window import ViewMean, enlarged_size, make_views, resized_labels
+from msvit.models.prediction import Window, segment_images
+from msvit.models.sliding_window import enlarged_size, resized_labels
+from msvit_kernels import Scales
 
 
 @dataclass(frozen=True)
@@ -74,24 +76,10 @@ def score_segmentation(
     with evaluation_mode(model):
         for pixels, labels in images:
             with autocast():
-                means, windows = _segment(model, pixels, window, stride)
+                means, windows = segment_images(model, pixels, window, stride)
             for mean, found, label in zip(means, windows, labels, strict=True):
                 sums.add(mean.logits, found, label.to(mean.logits.device))
     return sums.compute()
-
-
-def _segment(
-    model: Segmenter, images: Sequence[Tensor] | Tensor, window: int, stride: int
-) -> tuple[list[ViewMean], list[list[Window]]]:
-    """The logits and the windows of each image."""
-    means, windows = [], []
-    for image in images:
-        mean, views = make_views(normalised_image(image, model), (1.0,), False, window, stride)
-        means.append(mean)
-        windows.append(decided_windows(model, views))
-    for batch in batches((each for found in windows for each in found), MAX_TOKENS):
-        segment_windows(model, batch)
-    return means, windows
 
 
 class _Sums:
@@ -103,7 +91,8 @@ class _Sums:
         self.iou = MeanIoU(model.num_classes).to(device)
         self.coarse = CoarseShares(model.num_classes, model.encoder.region_width).to(device)
         self.loss, self.pixels = torch.zeros(2, dtype=torch.float64, device=device)
-        self.counts = dict.fromkeys(("tokens", "fine", "regions", "macs", "windows", "images"), 0.0)
+        self.images = 0
+        self.windows: Counter[tuple[int, Scales]] = Counter()  # by the number of fine regions and the candidates
 
     def add(self, logits: Tensor, windows: Sequence[Window], label: Tensor) -> None:
         """Adds an image: logits [classes, H, W], its windows, and its label [H, W]."""
@@ -115,25 +104,22 @@ class _Sums:
         enlarged = resized_labels(label, size)
         masks = torch.stack([each.fine_mask for each in windows])
         self.coarse.update(masks, torch.stack([self._part(enlarged, *each.place) for each in windows]))
-        for each in windows:
-            self.counts["tokens"] += each.scales.patches(each.num_fine)
-            self.counts["fine"] += each.num_fine
-            self.counts["regions"] += each.scales.num_regions
-            self.counts["macs"] += window_macs(self.model, each)
-        self.counts["windows"] += len(windows)
-        self.counts["images"] += 1
+        self.windows.update((each.num_fine, each.scales) for each in windows)
+        self.images += 1
 
     def _part(self, label: Tensor, top: int, left: int) -> Tensor:
         return label[top : top + self.window, left : left + self.window]
 
     def compute(self) -> PixelScores:
         """The scores over the images of all processes."""
-        totals = torch.stack([self.loss, self.pixels, *(self.loss.new_tensor(x) for x in self.counts.values())])
+        sums = torch.tensor([self._window_sums(*kind) for kind in self.windows], dtype=torch.float64).view(-1, 5)
+        repeated = torch.tensor([*self.windows.values()], dtype=torch.float64)
+        counts = self.loss.new_tensor([*(repeated @ sums).tolist(), self.images])
+        totals = torch.cat([torch.stack([self.loss, self.pixels]), counts])
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(totals)
-        loss, pixels, *counts = totals.tolist()
-        total = dict(zip(self.counts, counts, strict=True))
-        if not total["images"] or not pixels:
+        loss, pixels, windows, tokens, fine, regions, cost, images = totals.tolist()
+        if not images or not pixels:
             raise ValueError("images: expected at least one test image with a pixel that has a class, got none")
         found = self.iou.compute()
         return PixelScores(
@@ -143,16 +129,20 @@ class _Sums:
             iou=found.iou.tolist(),
             class_accuracy=found.class_accuracy.tolist(),
             coarse_shares=self.coarse.compute().tolist(),
-            tokens_per_window=total["tokens"] / total["windows"],
-            fine_share=total["fine"] / total["regions"],
-            gmacs=total["macs"] / total["windows"] / 1e9,
-            images=int(total["images"]),
+            tokens_per_window=tokens / windows,
+            fine_share=fine / regions,
+            gmacs=cost / windows / 1e9,
+            images=int(images),
         )
 
+    def _window_sums(self, num_fine: int, scales: Scales) -> tuple[float, ...]:
+        """What a window adds to the numbers of windows, tokens, fine regions, regions and multiply-accumulates."""
+        cost = window_macs(self.model, num_fine, scales)
+        return 1, scales.patches(num_fine), num_fine, scales.num_regions, cost
 
-def window_macs(model: Segmenter, window: Window) -> float:
+
+def window_macs(model: Segmenter, num_fine: int, scales: Scales) -> float:
     """Counts the multiply-accumulates of a window of any size, with gate and decoder; `msvit.macs` assumes one size."""
-    scales = window.scales
-    count = scales.patches(window.num_fine)
+    count = scales.patches(num_fine)
     regions = scales.num_regions / model.encoder.scales.num_regions
     return macs(model.encoder, count) + model.decoder_macs(count, scales) + gate_macs(model) * regions

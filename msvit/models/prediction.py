@@ -48,23 +48,52 @@ def predict(
     """Implements `Segmenter.predict`, which describes the arguments."""
     _check_options(window, stride, scales, flip, max_tokens)
     images = _images(image, model)
-    means: list[ViewMean] = []
-
-    def windows() -> Iterator[Window]:
-        for each in images:
-            mean, views = make_views(normalised_image(each, model), scales, flip, window, stride)
-            means.append(mean)
-            yield from decided_windows(model, views)
-
     with torch.no_grad(), evaluation_mode(model):
-        for batch in batches(windows(), max_tokens):
-            segment_windows(model, batch)
+        means, _ = segment_images(model, images, window, stride, scales, flip, max_tokens)
     logits = [mean.logits for mean in means]
     if not isinstance(image, Tensor):
         return logits
     if image.ndim == 3:
         return logits[0]
     return torch.stack(logits) if logits else _weight(model).new_zeros(0, model.num_classes, *image.shape[2:])
+
+
+def segment_images(
+    model: "Segmenter",
+    images: Iterable[Tensor],
+    window: int,
+    stride: int,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    max_tokens: int = MAX_TOKENS,
+) -> tuple[list[ViewMean], list[list[Window]]]:
+    """Runs the windows of images, in batches of tokens.
+
+    Args:
+        model: a Segmenter in evaluation mode.
+        images: uint8 or normalised floats, each [3, H, W].
+        window: as in `Segmenter.predict`.
+        stride: as in `Segmenter.predict`.
+        scales: as in `Segmenter.predict`.
+        flip: as in `Segmenter.predict`.
+        max_tokens: as in `Segmenter.predict`.
+
+    Returns:
+        For each image the mean over its views, with logits, and its windows.
+    """
+    means: list[ViewMean] = []
+    found: list[list[Window]] = []
+
+    def windows() -> Iterator[Window]:
+        for image in images:
+            mean, views = make_views(normalised_image(image, model), scales, flip, window, stride)
+            means.append(mean)
+            found.append(_decided_windows(model, views))
+            yield from found[-1]
+
+    for batch in _batches(windows(), max_tokens):
+        _segment_windows(model, batch)
+    return means, found
 
 
 def window_tokens(model: "Segmenter", image: Tensor, window: int, stride: int) -> tuple[Tensor, list[int]]:
@@ -83,7 +112,7 @@ def window_tokens(model: "Segmenter", image: Tensor, window: int, stride: int) -
     side = model.encoder.region_width
     with torch.no_grad():
         _, views = make_views(normalised_image(image, model), (1.0,), False, window, stride)
-        windows = decided_windows(model, views)
+        windows = _decided_windows(model, views)
     fine_mask = windows[0].fine_mask.new_zeros(image.shape[1] // side, image.shape[2] // side)
     for each in windows:
         top, left = (start // side for start in each.place)
@@ -92,7 +121,7 @@ def window_tokens(model: "Segmenter", image: Tensor, window: int, stride: int) -
     return fine_mask, [each.scales.patches(each.num_fine) for each in windows]
 
 
-def batches(windows: Iterable[Window], max_tokens: int) -> Iterator[list[Window]]:
+def _batches(windows: Iterable[Window], max_tokens: int) -> Iterator[list[Window]]:
     """Groups windows, in order, into batches of at most `max_tokens` patch tokens; one with more is alone."""
     batch: list[Window] = []
     total = 0
@@ -107,7 +136,7 @@ def batches(windows: Iterable[Window], max_tokens: int) -> Iterator[list[Window]
         yield batch
 
 
-def decided_windows(model: "Segmenter", views: Sequence[View]) -> list[Window]:
+def _decided_windows(model: "Segmenter", views: Sequence[View]) -> list[Window]:
     """The windows of an image. The gate sees all windows of a view at once, and their tokens are read once."""
     decisions = [_decision(model, [view.crop(place) for place in view.places]) for view in views]
     places = [(view, place) for view in views for place in view.places]
@@ -121,7 +150,7 @@ def _decision(model: "Segmenter", crops: list[Tensor]) -> Decision:
     return model.encoder.decide(model.padded(torch.stack(crops)))
 
 
-def segment_windows(model: "Segmenter", batch: Sequence[Window]) -> None:
+def _segment_windows(model: "Segmenter", batch: Sequence[Window]) -> None:
     """Adds the logits of a batch of windows to their views; they are enlarged one by one, to save memory."""
     crops = torch.stack([window.view.crop(window.place) for window in batch])
     masks = torch.stack([window.fine_mask for window in batch])
