@@ -20,7 +20,10 @@ def mixed_scale_beats_plain(rows: Rows) -> list[str]:
         ("frozen-masked", ""),
         ("gbas-long", LONG),
     ):
-        curves = [(row, _plain_curve(rows, row["seed"], suffix)) for row in rows.get(name, [])]
+        curves = [
+            (row, plain_curve(rows, [plain + suffix for plain in PLAIN], row["seed"], "top1"))
+            for row in rows.get(name, [])
+        ]
         pairs = [(row, value_at_cost(curve, float(row["gmacs"]))) for row, curve in curves if len(curve) > 1]
         if outside := [row for row, expected in pairs if expected is None]:
             costs = ", ".join(f"{float(row['gmacs']):.4f} GMACs with seed {row['seed']}" for row in outside)
@@ -40,10 +43,10 @@ def mixed_scale_beats_plain(rows: Rows) -> list[str]:
     return lines
 
 
-def _plain_curve(rows: Rows, seed: str, suffix: str) -> list[tuple[float, float]]:
-    """(GMACs, top-1) of the plain models of one seed and training length, in the order of their cost."""
-    plain = [row for name in PLAIN for row in rows.get(name + suffix, []) if row["seed"] == seed]
-    return sorted((float(row["gmacs"]), float(row["top1"])) for row in plain)
+def plain_curve(rows: Rows, settings: Sequence[str], seed: str, column: str) -> list[tuple[float, float]]:
+    """(GMACs, value of the column) of the settings' models of one seed, in the order of their cost."""
+    plain = [row for name in settings for row in rows.get(name, []) if row["seed"] == seed]
+    return sorted((float(row["gmacs"]), float(row[column])) for row in plain)
 
 
 def value_at_cost(curve: Sequence[tuple[float, float]], cost: float) -> float | None:

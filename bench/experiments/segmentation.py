@@ -11,7 +11,7 @@ import torch
 from scipy.stats import t as student
 
 from bench.experiments.page import rows_by_setting, source_line, table
-from bench.experiments.plain import value_at_cost
+from bench.experiments.plain import plain_curve, value_at_cost
 from bench.experiments.settings import Setting
 from bench.experiments.spread import Rows, differences
 from bench.marked import Markers
@@ -102,12 +102,7 @@ def _comparisons(rows: Rows) -> list[str]:
     for name in _MIXED:
         pairs = []
         for row in rows.get(name, []):
-            curve = sorted(
-                (float(plain["gmacs"]), float(plain["miou"]))
-                for setting in _PLAIN
-                for plain in rows.get(setting, [])
-                if plain["seed"] == row["seed"]
-            )
+            curve = plain_curve(rows, _PLAIN, row["seed"], "miou")
             expected = value_at_cost(curve, float(row["gmacs"]))
             pairs.append(math.nan if expected is None else float(row["miou"]) - expected)
         lines.append(_line(f"`{name}` against plain models of its cost, interpolated between image sizes", pairs))
