@@ -8,6 +8,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from msvit_kernels.files import replacing
 
@@ -58,10 +59,26 @@ def plot_latency(rows: list[dict[str, Any]], path: Path) -> None:
         x=0.01,
         ha="left",
     )
+    write_png(figure, path)
+
+
+def write_png(figure: Figure, path: Path) -> None:
+    """Writes a PNG in one step, into a folder that is made if it does not exist, and frees the figure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as unfinished:
         figure.savefig(unfinished, dpi=130)
     plt.close(figure)
+
+
+def finish_axes(axes: Axes) -> None:
+    """Sets the labels and the light grid of a panel of time against tokens."""
+    axes.set_xlabel("tokens per image")
+    axes.set_ylabel("milliseconds per image")
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.grid(color="#eeeeee")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _threads(row: dict[str, Any]) -> str:
@@ -91,13 +108,7 @@ def _panel(axes: Axes, rows: list[dict[str, Any]]) -> None:
                 axes.plot(tokens, blocks, color=colour, lw=1, ls=":")
     _proportional(axes, rows)
     axes.plot([], [], color="black", lw=1, ls=":", label="transformer only")
-    axes.set_xlabel("tokens per image")
-    axes.set_ylabel("milliseconds per image")
-    axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
-    axes.grid(color="#eeeeee")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    finish_axes(axes)
 
 
 def _proportional(axes: Axes, rows: list[dict[str, Any]]) -> None:

@@ -4,13 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from msvit_kernels.files import replacing
+from bench.vit.plot import finish_axes, write_png  # it chooses the backend that needs no display
 
 # Colours as in `plot.STYLES`.
 STYLES = {
@@ -40,10 +37,7 @@ def plot_segmentation(rows: Sequence[dict[str, Any]], path: Path) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=min(5, 2 * len(groups)), frameon=False, fontsize=9)
     first = rows[0]
     figure.suptitle(f"Segmenter on {first['machine']}, {first['dtype']}: p50, with p20 to p80", fontsize=10.5)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as unfinished:
-        figure.savefig(unfinished, dpi=130)
-    plt.close(figure)
+    write_png(figure, path)
 
 
 def _panel(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
@@ -58,13 +52,7 @@ def _panel(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
         tokens, middle = [row["tokens"] for row in mine], [row["p50_ms"] for row in mine]
         axes.errorbar(tokens, middle, errors, color=colour, marker=marker, ms=5, lw=1.6, capsize=2, label=method)
     _proportional(axes, rows)
-    axes.set_xlabel("tokens per image")
-    axes.set_ylabel("milliseconds per image")
-    axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
-    axes.grid(color="#eeeeee")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    finish_axes(axes)
 
 
 def _proportional(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
